@@ -1,0 +1,9 @@
+"""The callbacks, one file each: `from lit_training.callbacks import Diagnostics`."""
+
+if __name__ != "lit_training.callbacks":
+    raise ImportError(
+        f"this folder was imported as {__name__!r}, under which every class would exist twice; "
+        "write `from lit_training.callbacks import ...` instead"
+    )
+
+__all__: list[str] = []
