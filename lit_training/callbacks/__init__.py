@@ -6,4 +6,7 @@ if __name__ != "lit_training.callbacks":
         "write `from lit_training.callbacks import ...` instead"
     )
 
-__all__: list[str] = []
+from lit_training.callbacks.harmless import DiagnosisError
+from lit_training.callbacks.init_auditor import InitAuditor
+
+__all__ = ["DiagnosisError", "InitAuditor"]

@@ -3,6 +3,7 @@
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,7 +47,8 @@ def _stats(layers: Sequence[Layer]) -> list[TensorStats]:
 
 
 def _rebuild(layer: Layer, merged: Iterator[TensorStats]) -> Layer:
-    return replace(layer, **{name: next(merged) for name in _FIELDS if getattr(layer, name) is not None})
+    fields: dict[str, Any] = {name: next(merged) for name in _FIELDS if getattr(layer, name) is not None}
+    return replace(layer, **fields)
 
 
 def _signature(layers: Sequence[Layer]) -> int:
