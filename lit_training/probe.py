@@ -14,45 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lit_training.columns import as_columns
 from lit_training.moments import Moments, merge, moments
 from lit_training.trace import ACTIVATIONS, Graph, Node, Tracer, first_operand
 
 __all__ = ["Layer", "Probe", "TensorStats", "measure"]
 
-MAX_COLUMNS = 4096
-_STRIDES = (
-    5,
-    7,
-    11,
-    13,
-    17,
-    19,
-    23,
-    29,
-    31,
-    37,
-    41,
-    43,
-    47,
-    53,
-    59,
-    61,
-    67,
-    71,
-    73,
-    79,
-    83,
-    89,
-    97,
-    101,
-    103,
-    107,
-    109,
-    113,
-    127,
-)
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
-_RECTIFIERS = ("relu", "relu6", "threshold")
 
 
 @dataclass(frozen=True)
@@ -271,8 +239,7 @@ class Probe:
 def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
     """Measure one tensor over its batch, on its device.
 
-    Everything is accumulated in float64, so that the squares of a vanished signal do not underflow. Of more than 4096 columns
-    every p-th is taken, with a prime p that does not divide the shape.
+    Everything is accumulated in float64, so that the squares of a vanished signal do not underflow.
 
     Args:
         tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
@@ -284,13 +251,11 @@ def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str
     0.707...
     """
     x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    rows = batch_size if batch_size and x.shape[0] % batch_size == 0 else x.shape[0]
-    columns = x.reshape(rows, -1)
-    if columns.shape[1] > MAX_COLUMNS:
-        columns = columns[:, :: _stride(columns.shape[1], x.shape)]
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    return TensorStats(moments(columns.double(), dim=0), low.double(), high.double(), _saturated(x, bounded_by).double())
+    return TensorStats(
+        moments(as_columns(x, batch_size).double(), dim=0), low.double(), high.double(), _saturated(x, bounded_by).double()
+    )
 
 
 def _saturated(x: Tensor, activation: str) -> Tensor:
@@ -299,12 +264,6 @@ def _saturated(x: Tensor, activation: str) -> Tensor:
     low, high = _BOUNDED[activation]
     margin = 0.01 * (high - low)
     return ((x < low + margin) | (x > high - margin)).to(x.dtype).mean()
-
-
-def _stride(columns: int, shape: Sequence[int]) -> int:
-    """Return a prime near columns / MAX_COLUMNS that divides no dimension, so that no unit is favoured."""
-    least = math.ceil(columns / MAX_COLUMNS)
-    return next((p for p in _STRIDES if p >= least and all(size % p for size in shape)), least + (least % 2 == 0))
 
 
 def _padded(value: Tensor | PackedSequence) -> Tensor:

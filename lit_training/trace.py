@@ -13,7 +13,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -130,10 +137,13 @@ class Graph:
             stack.extend(new)
         return False
 
-    def follows(self, index: int, readers: Sequence[Sequence[int]] | None = None) -> tuple[str, ...]:
+    def follows(
+        self, index: int, readers: Sequence[Sequence[int]] | None = None, *, through_normalisation: bool = True
+    ) -> tuple[str, ...]:
         """Return what acts next on a node's values: an activation's name, `"linear"`, `"product"`, `"loss"`, another operation.
 
-        Reshaping, padding, pooling, dropout, normalisation and addition are looked through. Empty if nothing reads the node.
+        Reshaping, padding, pooling, dropout and addition are looked through, and normalisation unless told otherwise. Empty if
+        nothing reads the node.
 
         >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 3))
         >>> [graph.follows(node.index) for node in graph.layers()]
@@ -148,6 +158,8 @@ class Graph:
                     continue
                 seen.add(reader)
                 verdict = self._acts(self.nodes[reader])
+                if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
+                    verdict = "normalisation"
                 if verdict is None:
                     stack.append(reader)
                 else:
@@ -212,7 +224,14 @@ class Tracer(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+        if self not in _get_current_dispatch_mode_stack():
+            return
+        above = []
+        while _get_current_dispatch_mode() is not self:  # entered after this one, and not to be left with it
+            above.append(_pop_mode())
         super().__exit__(*error)
+        for mode in reversed(above):
+            _push_mode(mode)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation as it is, then record it unless a backward pass is running."""

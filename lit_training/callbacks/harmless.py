@@ -2,41 +2,40 @@
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar, cast
+from typing import ParamSpec, TypeVar
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["DiagnosisError", "harmless"]
 
-F = TypeVar("F", bound=Callable[..., Any])
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class DiagnosisError(RuntimeError):
     """Raised on all ranks when a finding is as severe as the user's `stop_on`; nothing else of diagnosis is raised."""
 
 
-def harmless(hook: F) -> F:
-    """Turn an exception inside a callback's hook into one warning, after which the callback is `disabled` and cleaned up.
+def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
+    """Make a function return `None`, after one warning, where it would raise.
 
-    The callback has a `disabled` flag and a `release()` that undoes whatever is attached. `DiagnosisError` passes: the user asked.
+    >>> @harmless
+    ... def broken():
+    ...     raise ZeroDivisionError("by zero")
+    >>> import warnings
+    >>> with warnings.catch_warnings(record=True) as caught:
+    ...     broken()
+    >>> print(caught[0].message)
+    broken failed, training goes on: ZeroDivisionError: by zero
     """
 
-    @wraps(hook)
-    def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.disabled:
-            return None
+    @wraps(function)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> R | None:
         try:
-            return hook(self, *args, **kwargs)
-        except DiagnosisError:
-            raise
+            return function(*args, **kwargs)
         except Exception as error:
-            self.disabled = True
-            name = type(self).__name__
-            rank_zero_warn(f"{name} stopped watching, training goes on: {type(error).__name__} in {hook.__name__}: {error}")
-            try:
-                self.release()
-            except Exception as also:
-                rank_zero_warn(f"{name} could not clean up: {type(also).__name__}: {also}")
+            name = function.__qualname__.rpartition("<locals>.")[2]
+            rank_zero_warn(f"{name} failed, training goes on: {type(error).__name__}: {error}")
             return None
 
-    return cast(F, guarded)
+    return guarded

@@ -3,20 +3,19 @@
 This file only decides when to look, and makes one evidence of what all processes saw.
 """
 
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_leaves
 
+from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import DiagnosisError, harmless
+from lit_training.columns import batch_size_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.finding import Finding, save_findings
 from lit_training.diagnosis.ranks import across_ranks
@@ -37,6 +36,7 @@ class InitAuditor(Callback):
     run without it. Under several processes it reports on the joint batch, once. A resumed run is not audited again.
 
     Args:
+        expect_frozen: patterns of parameters that are meant to be frozen (`"body"` is `"body.*"`).
         select: patterns of the rules to run, e.g. `["init_*"]`; `None` runs all.
         ignore: patterns of rules not to report, or of `rule:place`, e.g. `["dead_relu", "saturation:features.*"]`.
         rules: more rules, each a function from `Evidence` to findings.
@@ -63,6 +63,7 @@ class InitAuditor(Callback):
     def __init__(
         self,
         *,
+        expect_frozen: Sequence[str] = (),
         select: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
         rules: Sequence[Check] = (),
@@ -76,10 +77,11 @@ class InitAuditor(Callback):
         self.rules = (*RULES, *own)
         self.wanted = Filter(None if select is None else _patterns(select, "select"), _patterns(ignore, "ignore"))
         self.wanted.check(self.rules)
+        self.expect_frozen = _patterns(expect_frozen, "expect_frozen")
         self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
-        self.disabled = False
+        self._observing = False
         self._probe: Probe | None = None
         self._loss: Tensor | None = None
         self._loss_scale = 1.0
@@ -98,42 +100,33 @@ class InitAuditor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
         self.release()
-        self.findings, self.report, self.disabled, self._done = [], None, False, False
+        self.findings, self.report, self._done = [], None, False
 
-    @harmless
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start observing the first batch of a run that was not resumed."""
-        if self._done or self._probe is not None:
+        if self._done or self._observing:
             return
         if trainer.global_step > 0:
             self._done = True
             return
-        if "torch._dynamo" in sys.modules:  # else nothing can be compiled; compiled code would hide the layers
-            self._attached.enter_context(torch.compiler.set_stance("force_eager"))
-        self._probe = self._attached.enter_context(Probe(pl_module, _batch_size(batch)))
+        self._observing = True
+        self._attach(pl_module, batch)
 
-    @harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, and what it is scaled by."""
-        if self._probe is None or self._loss is not None:
-            return
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self._loss = loss.detach().clone()
+        if self._observing and self._loss is None:
+            self._note_loss(trainer, loss)
 
-    @harmless
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved."""
         self._conclude(trainer)
 
-    @harmless
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
-        self._detach()
+        self._attached.close()
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
 
-    @harmless
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Conclude in any case."""
         self._conclude(trainer)
@@ -148,56 +141,58 @@ class InitAuditor(Callback):
 
     def release(self) -> None:
         """Detach from the module and forget what was observed."""
-        self._detach()
-        self._probe = self._loss = None
-
-    def _detach(self) -> None:
         self._attached.close()
+        self._probe = self._loss = None
+        self._observing = False
+
+    @harmless
+    def _attach(self, module: LightningModule, batch: Any) -> None:
+        self._attached.enter_context(eager())
+        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch)))
+
+    @harmless
+    def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        self._loss = loss.detach().clone()
 
     def _conclude(self, trainer: Trainer) -> None:
-        """Merge what all ranks saw, judge it once, and tell all ranks."""
-        if self._done or self._probe is None:
+        """Merge what all ranks saw, judge it once, and tell all ranks; what fails on one rank must not leave others waiting."""
+        if self._done or not self._observing:
             return
         self._done = True
         evidence = self._collect(trainer)
         self.release()
-        if not trainer.strategy.reduce_boolean_decision(evidence is not None):
+        if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
             return
-        assert evidence is not None
         evidence = across_ranks(evidence)
-        findings = diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else []
-        self.findings = trainer.strategy.broadcast(findings)
+        self.findings = trainer.strategy.broadcast(diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else [])
         self.report = report(evidence, self.findings)
         if trainer.is_global_zero:
             self._tell(self.report)
         self._stop_if_asked()
 
-    def _collect(self, trainer: Trainer) -> Evidence | None:
-        """Gather this rank's evidence; what fails here must not leave the other ranks waiting."""
-        probe = self._probe
-        assert probe is not None
-        try:
-            if probe.tracer.failure is not None:
-                raise probe.tracer.failure
-            accumulated = trainer.accumulate_grad_batches
-            return collect(
-                probe,
-                optimizers=trainer.optimizers,
-                loss=None if self._loss is None else self._loss * accumulated,
-                gradient_factor=accumulated / self._loss_scale / trainer.world_size,
-            )
-        except Exception as error:
-            rank_zero_warn(f"InitAuditor could not judge the first step, training goes on: {type(error).__name__}: {error}")
-            return None
+    @harmless
+    def _collect(self, trainer: Trainer) -> Evidence:
+        """Gather this rank's evidence."""
+        if self._probe is None:
+            raise RuntimeError("nothing was observed")
+        if self._probe.tracer.failure is not None:
+            raise self._probe.tracer.failure
+        accumulated = trainer.accumulate_grad_batches
+        return collect(
+            self._probe,
+            optimizers=trainer.optimizers,
+            loss=None if self._loss is None else self._loss * accumulated,
+            gradient_factor=accumulated / self._loss_scale / trainer.world_size,
+        )
 
+    @harmless
     def _tell(self, audited: AuditReport) -> None:
-        try:
-            if self.verbose:
-                show(audit_view(audited))
-            if self.save_to is not None:
-                save_findings(audited.findings, self.save_to)
-        except Exception as error:
-            rank_zero_warn(f"InitAuditor could not show its findings, training goes on: {type(error).__name__}: {error}")
+        if self.save_to is not None:
+            save_findings(audited.findings, self.save_to)
+        if self.verbose:
+            show(audit_view(audited))
 
     def _stop_if_asked(self) -> None:
         stopping = {"error": ("error",), "warning": ("error", "warning")}.get(self.stop_on or "", ())
@@ -211,7 +206,3 @@ def _patterns(value: Sequence[str], argument: str) -> tuple[str, ...]:
         raise ValueError(f"{argument} must be a list of patterns, got the string {value!r}; write [{value!r}]")
     return tuple(value)
 
-
-def _batch_size(batch: Any) -> int:
-    """Return the number of samples: the first dimension of the batch's first tensor, 0 if there is none."""
-    return next((leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0), 0)

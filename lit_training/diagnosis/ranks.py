@@ -13,7 +13,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.moments import all_reduce
 from lit_training.probe import Layer, TensorStats
 
-__all__ = ["across_ranks"]
+__all__ = ["across_ranks", "gather_packed"]
 
 
 def across_ranks(evidence: Evidence) -> Evidence:
@@ -37,6 +37,29 @@ def across_ranks(evidence: Evidence) -> Evidence:
         return evidence
     merged = iter(_merge(_stats(evidence.layers)))
     return replace(evidence, layers=tuple(_rebuild(layer, merged) for layer in evidence.layers))
+
+
+def gather_packed(tensors: Sequence[Tensor], rows: int) -> list[tuple[list[Tensor], int]]:
+    """Move small tensors to the host in one transfer, those of all processes after one collective.
+
+    Returns:
+        For each rank its tensors, shaped as this rank's, and its number of rows. Ranks whose tensors differ in structure from each
+        other keep their own only.
+    """
+    packed = torch.cat([tensor.flatten() for tensor in tensors])
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return [(_unpacked(packed.cpu(), tensors), rows)]
+    if not _same_everywhere(zlib.crc32(repr([tensor.shape for tensor in tensors]).encode()), packed.device):
+        return [(_unpacked(packed.cpu(), tensors), rows)]
+    packed = torch.cat([packed, packed.new_tensor([rows])])
+    ranks = [torch.empty_like(packed) for _ in range(dist.get_world_size())]
+    dist.all_gather(ranks, packed)
+    return [(_unpacked(rank[:-1], tensors), int(rank[-1])) for rank in torch.stack(ranks).cpu()]
+
+
+def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    parts = packed.split([tensor.numel() for tensor in like])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
 _FIELDS = ("output", "source", "activation", "gradient")
