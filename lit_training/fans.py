@@ -47,9 +47,10 @@ def fans(module: nn.Module, name: str | None = None) -> Fans:
     | MultiheadAttention, each of q, k, v | its input's dim | embed_dim |
     | LSTM, GRU, RNN and their cells, each gate | inputs, or hidden for `weight_hh` | hidden |
 
-    `torch.nn.init` differs where it only sees a shape: `fan_out` of a grouped convolution is `g` times too large there, both fans
-    of a transposed one are swapped, packed projections and gates count as one matrix, an embedding has its dimension as `fan_in`,
-    and strides do not count (a transposed convolution with kernel 4 and stride 2 has 4 terms per channel in each output, not 16).
+    `torch.nn.init` differs where it only sees a shape: `fan_out` of a grouped convolution is `g` times too large there, both
+    fans of a transposed one are swapped, packed projections and gates count as one matrix, an embedding has its dimension as
+    `fan_in`, and strides do not count (a transposed convolution with kernel 4 and stride 2 has 4 terms per channel in each
+    output, not 16).
 
     Args:
         module: a layer.
@@ -147,4 +148,3 @@ def _of_shape(weight: Tensor) -> Fans:
 
 def _ratio(a: int, b: int) -> float:
     return a // b if a % b == 0 else a / b
-
