@@ -6,8 +6,11 @@ The callbacks are in `lit_training.callbacks`; what is here works without a Trai
 from importlib.metadata import version as _version
 
 from lit_training.diagnosis import Finding
+from lit_training.fans import fans
+from lit_training.gains import gain
+from lit_training.initialization import initialize_
 from lit_training.selection import parameter_groups, select
 
-__all__ = ["Finding", "__version__", "parameter_groups", "select"]
+__all__ = ["Finding", "__version__", "fans", "gain", "initialize_", "parameter_groups", "select"]
 
 __version__ = _version("lit-training")
