@@ -47,10 +47,9 @@ class Weight:
     def _norm(self, value: Tensor) -> Tensor:
         """Return the norms that `torch.nn.utils.weight_norm` keeps in its magnitude `g`."""
         magnitude = next(iter(self.parameters.values()))
-        if magnitude.ndim == 0:
-            return torch.linalg.vector_norm(value)
-        kept = [dim for dim, size in enumerate(magnitude.shape) if size == 1]
-        return torch.linalg.vector_norm(value, dim=kept, keepdim=True)
+        kept = None if magnitude.ndim == 0 else [dim for dim, size in enumerate(magnitude.shape) if size == 1]
+        norm: Tensor = torch.linalg.vector_norm(value, dim=kept, keepdim=magnitude.ndim > 0)
+        return norm
 
 
 @dataclass(eq=False)
