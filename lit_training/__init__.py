@@ -5,8 +5,10 @@ The callbacks are in `lit_training.callbacks`; what is here works without a Trai
 
 from importlib.metadata import version as _version
 
+from lit_training.constraints import max_norm_
+from lit_training.decay_audit import DecayAudit, decay_audit
 from lit_training.selection import parameter_groups, select
 
-__all__ = ["__version__", "parameter_groups", "select"]
+__all__ = ["DecayAudit", "__version__", "decay_audit", "max_norm_", "parameter_groups", "select"]
 
 __version__ = _version("lit-training")

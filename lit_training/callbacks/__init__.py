@@ -6,4 +6,7 @@ if __name__ != "lit_training.callbacks":
         "write `from lit_training.callbacks import ...` instead"
     )
 
-__all__: list[str] = []
+from lit_training.callbacks.max_norm import MaxNorm
+from lit_training.callbacks.weight_decay import WeightDecay
+
+__all__ = ["MaxNorm", "WeightDecay"]
