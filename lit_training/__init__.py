@@ -5,12 +5,26 @@ The callbacks are in `lit_training.callbacks`; what is here works without a Trai
 
 from importlib.metadata import version as _version
 
+from lit_training.constraints import max_norm_
+from lit_training.decay_audit import DecayAudit, decay_audit
 from lit_training.diagnosis import Finding
 from lit_training.fans import fans
 from lit_training.gains import gain
 from lit_training.initialization import initialize_
 from lit_training.selection import parameter_groups, select
 
-__all__ = ["Finding", "__version__", "fans", "gain", "initialize_", "parameter_groups", "select"]
+__all__ = [
+    "DecayAudit",
+    "Finding",
+    "__version__",
+    "decay_audit",
+    "fans",
+    "gain",
+    "initialize_",
+    "max_norm_",
+    "parameter_groups",
+    "select",
+]
+
 
 __version__ = _version("lit-training")

@@ -10,5 +10,8 @@ from lit_training.callbacks.activation_monitor import ActivationMonitor
 from lit_training.callbacks.diagnostics import Diagnostics, diagnostics
 from lit_training.callbacks.harmless import DiagnosisError
 from lit_training.callbacks.init_auditor import InitAuditor
+from lit_training.callbacks.max_norm import MaxNorm
+from lit_training.callbacks.weight_decay import WeightDecay
 
-__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "diagnostics"]
+__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "MaxNorm", "WeightDecay", "diagnostics",]
+
