@@ -11,11 +11,13 @@ from lit_training.diagnosis import Finding
 from lit_training.fans import fans
 from lit_training.gains import gain
 from lit_training.initialization import initialize_
+from lit_training.module import LitModule
 from lit_training.selection import parameter_groups, select
 
 __all__ = [
     "DecayAudit",
     "Finding",
+    "LitModule",
     "__version__",
     "decay_audit",
     "fans",
