@@ -10,7 +10,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 from lit_training.selection import ParameterInfo, classify, clean_names, match
 
-__all__ = ["freeze", "frozen_tree", "release", "thaw", "train_only"]
+__all__ = ["freeze", "frozen_tree", "release", "thaw", "train_only", "trained_by"]
 
 _DROPOUT = nn.modules.dropout._DropoutNd
 
@@ -100,12 +100,8 @@ def train_only(
     ['1.bias', '1.weight']
     """
     infos, layers = classify(module), _mode_layers(module)
-    named = _named(patterns, infos, layers, "train")
-    if train_bn:
-        named |= _batch_norm(infos, layers)
-    trains = {info.name for info in infos if info.name in named and _can_train(info.parameter)}
-    if not trains:
-        raise ValueError(f"train: {patterns!r} matches no parameter that can train")
+    named = _trained_by(patterns, infos, layers, train_bn)
+    trains = trained_by(module, patterns, train_bn=train_bn)
     for info in infos:
         if info.name in trains:
             info.parameter.requires_grad_(True)
@@ -116,6 +112,22 @@ def train_only(
             _follow_parent(layer)
         else:
             _hold_in_eval(layer.module)
+    return trains
+
+
+def trained_by(module: nn.Module, patterns: str | Sequence[str], *, train_bn: bool = False) -> set[str]:
+    """Return the names of the parameters that `train_only` would train, and change nothing.
+
+    Args, raises: as `train_only`.
+
+    >>> sorted(trained_by(nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 2)), "2", train_bn=True))
+    ['1.bias', '1.weight', '2.bias', '2.weight']
+    """
+    infos = classify(module)
+    named = _trained_by(patterns, infos, _mode_layers(module), train_bn)
+    trains = {info.name for info in infos if info.name in named and _can_train(info.parameter)}
+    if not trains:
+        raise ValueError(f"train: {patterns!r} matches no parameter that can train")
     return trains
 
 
@@ -194,6 +206,12 @@ def _named(
     """Return the parameters and layers that the patterns match; a layer without parameters is matched by its own name."""
     names = {info.name: (info.name, *info.aliases) for info in infos}
     return set(match(patterns, names | {layer.name: (layer.name, f"{layer.name}.training") for layer in layers}, argument))
+
+
+def _trained_by(
+    patterns: str | Sequence[str], infos: Sequence[ParameterInfo], layers: Sequence[_ModeLayer], train_bn: bool
+) -> set[str]:
+    return _named(patterns, infos, layers, "train") | (_batch_norm(infos, layers) if train_bn else set())
 
 
 def _batch_norm(infos: Sequence[ParameterInfo], layers: Sequence[_ModeLayer]) -> set[str]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 from typing import Any, Literal
 
 from torch import nn
@@ -124,7 +124,7 @@ def as_phases(phases: Sequence[Phase | Mapping[str, Any]]) -> tuple[Phase, ...]:
             raise ValueError(f"phases: {phase.train} needs epoch=, step=, fraction= or plateau=; only the first may go without")
     for name in ("epoch", "step", "fraction"):
         times = [0, *(getattr(phase, name) for phase in checked[1:] if getattr(phase, name) is not None)]
-        if any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+        if any(later <= earlier for earlier, later in pairwise(times)):
             raise ValueError(f"phases: out of order, {name} must increase from phase to phase, got {times[1:]}")
     return checked
 

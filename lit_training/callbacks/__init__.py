@@ -6,4 +6,6 @@ if __name__ != "lit_training.callbacks":
         "write `from lit_training.callbacks import ...` instead"
     )
 
-__all__: list[str] = []
+from lit_training.callbacks.layer_freezing import LayerFreezing, Phase, declared_frozen, gradual
+
+__all__ = ["LayerFreezing", "Phase", "declared_frozen", "gradual"]
