@@ -13,13 +13,20 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _disable_current_modes,
+    _get_current_dispatch_mode,
+    _get_current_dispatch_mode_stack,
+    _pop_mode,
+    _push_mode,
+)
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_training.selection import clean_names
 
-__all__ = ["ACTIVATIONS", "LINEAR", "LOSSES", "NORMALISATIONS", "Graph", "Node", "Tracer", "trace"]
+__all__ = ["ACTIVATIONS", "LINEAR", "LOSSES", "NORMALISATIONS", "Graph", "Node", "Tracer", "first_operand", "trace"]
 
 Origin = Literal["constant", "parameter", "data"]
 
@@ -118,10 +125,25 @@ class Graph:
             stack.extend(new)
         return seen
 
-    def follows(self, index: int, readers: Sequence[Sequence[int]] | None = None) -> tuple[str, ...]:
+    def reaches_layer(self, index: int, readers: Sequence[Sequence[int]] | None = None) -> bool:
+        """Tell whether some layer reads what a node's values became."""
+        readers = self.consumers() if readers is None else readers
+        seen, stack = {index}, [index]
+        while stack:
+            new = [reader for reader in readers[stack.pop()] if reader not in seen]
+            if any(self.nodes[reader].weight for reader in new):
+                return True
+            seen.update(new)
+            stack.extend(new)
+        return False
+
+    def follows(
+        self, index: int, readers: Sequence[Sequence[int]] | None = None, *, through_normalisation: bool = True
+    ) -> tuple[str, ...]:
         """Return what acts next on a node's values: an activation's name, `"linear"`, `"product"`, `"loss"`, another operation.
 
-        Reshaping, padding, pooling, dropout, normalisation and addition are looked through. Empty if nothing reads the node.
+        Reshaping, padding, pooling, dropout and addition are looked through, and normalisation unless told otherwise. Empty if
+        nothing reads the node.
 
         >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 3))
         >>> [graph.follows(node.index) for node in graph.layers()]
@@ -136,6 +158,8 @@ class Graph:
                     continue
                 seen.add(reader)
                 verdict = self._acts(self.nodes[reader])
+                if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
+                    verdict = "normalisation"
                 if verdict is None:
                     stack.append(reader)
                 else:
@@ -159,7 +183,8 @@ class Tracer(TorchDispatchMode):
     Args:
         module: names the parameters, buffers and scopes.
         on_output: called outside autograd with each new node of origin `data`, its tensor, and the operation's tensor operands.
-        on_module: called with the qualified name, the module and its output whenever a named submodule has run.
+        on_input: called with each input leaf of the graph.
+        on_module: called with the qualified name, the module, its inputs and its output whenever a named submodule has run.
         on_gradient: called with a node and the gradient with respect to its tensor, in the backward pass, for nodes for which
             `wants_gradient` is true.
         wants_gradient: which nodes `on_gradient` is for.
@@ -172,7 +197,8 @@ class Tracer(TorchDispatchMode):
         module: nn.Module,
         *,
         on_output: Callable[[Node, Tensor, Sequence[Tensor]], None] | None = None,
-        on_module: Callable[[str, nn.Module, Any], None] | None = None,
+        on_input: Callable[[Node, Tensor], None] | None = None,
+        on_module: Callable[[str, nn.Module, Any, Any], None] | None = None,
         on_gradient: Callable[[Node, Tensor], None] | None = None,
         wants_gradient: Callable[[Node], bool] = lambda node: bool(node.weight),
     ) -> None:
@@ -180,7 +206,7 @@ class Tracer(TorchDispatchMode):
         self.graph = Graph()
         self.failure: Exception | None = None
         self.paused = False
-        self._module, self._on_output, self._on_module = module, on_output, on_module
+        self._module, self._on_output, self._on_input, self._on_module = module, on_output, on_input, on_module
         self._on_gradient, self._wants_gradient = on_gradient, wants_gradient
         self._names = {id(m): name for name, m in clean_names(module)}
         self._scopes: list[tuple[str, nn.Module]] = [("", module)]
@@ -198,7 +224,14 @@ class Tracer(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+        if self not in _get_current_dispatch_mode_stack():
+            return
+        above = []
+        while _get_current_dispatch_mode() is not self:  # entered after this one, and not to be left with it
+            above.append(_pop_mode())
         super().__exit__(*error)
+        for mode in reversed(above):
+            _push_mode(mode)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation as it is, then record it unless a backward pass is running."""
@@ -237,6 +270,8 @@ class Tracer(TorchDispatchMode):
         if node is None:
             kind, name = self._leaf(tensor)
             node = self._add(tensor, kind, (), _LEAF_ORIGIN[kind], name=name)
+            if kind == "input" and self._on_input is not None:
+                self._on_input(node, tensor)
         written, _ = self._writes.get(_storage_key(tensor), (-1, None))
         if written > node.index:  # through another view of the same memory
             node = self._add(tensor, "alias", (node.index, written), _join([node.origin, self.graph.nodes[written].origin]))
@@ -294,7 +329,7 @@ class Tracer(TorchDispatchMode):
         """Return the parameter that a linear operation multiplies data by, or `""`."""
         if op not in LINEAR:
             return ""
-        operands = [self.graph.nodes[p] for p in (parents[1:] if op in ("addmm", "baddbmm", "addmv") else parents)]
+        operands = [self.graph.nodes[p] for p in parents[first_operand(op) :]]
         weights = [node for node in operands if node.origin == "parameter"]
         if not weights or not any(node.origin == "data" for node in operands):
             return ""
@@ -307,13 +342,13 @@ class Tracer(TorchDispatchMode):
         self._scopes.append((name, module))
         self.graph.calls[name] = self.graph.calls.get(name, 0) + 1
 
-    def _leave_module(self, module: nn.Module, _: Any, output: Any) -> None:
+    def _leave_module(self, module: nn.Module, inputs: Any, output: Any) -> None:
         if len(self._scopes) > 1 and self._scopes[-1][1] is module:
             self._scopes.pop()
         name = self._names.get(id(module))
         if self._recording() and name is not None and self._on_module is not None:
             with self._guard(), torch.no_grad(), _disable_current_modes():
-                self._on_module(name, module, output)
+                self._on_module(name, module, inputs, output)
 
 
 def trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Graph, Any]:
@@ -333,6 +368,11 @@ def trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Graph, Any]:
     if tracer.failure is not None:
         raise RuntimeError(f"could not record the forward of {type(module).__name__}") from tracer.failure
     return tracer.graph, output
+
+
+def first_operand(op: str) -> int:
+    """Return where the operands of a linear operation begin: `addmm` and its like take what is added first."""
+    return 1 if op in ("addmm", "baddbmm", "addmv") else 0
 
 
 def _operation(func: Any, scalars: Sequence[float]) -> tuple[str, bool]:

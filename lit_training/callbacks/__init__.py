@@ -6,6 +6,20 @@ if __name__ != "lit_training.callbacks":
         "write `from lit_training.callbacks import ...` instead"
     )
 
+from lit_training.callbacks.activation_monitor import ActivationMonitor
+from lit_training.callbacks.diagnostics import Diagnostics, diagnostics
+from lit_training.callbacks.harmless import DiagnosisError
+from lit_training.callbacks.init_auditor import InitAuditor
 from lit_training.callbacks.layer_freezing import LayerFreezing, Phase, declared_frozen, gradual
 
-__all__ = ["LayerFreezing", "Phase", "declared_frozen", "gradual"]
+__all__ = [
+    "ActivationMonitor",
+    "DiagnosisError",
+    "Diagnostics",
+    "InitAuditor",
+    "LayerFreezing",
+    "Phase",
+    "declared_frozen",
+    "diagnostics",
+    "gradual",
+]

@@ -24,4 +24,4 @@ def keep_equal_values(callbacks: list[Callback]) -> None:
 
 
 def _average_unequal(average_fn: Callable[..., Tensor], average: Tensor, current: Tensor, count: Any) -> Tensor:
-    return torch.where(average == current, average, average_fn(average, current, count)).to(average.dtype)
+    return torch.where(average == current, average, average_fn(average, current, count).to(average.dtype))
