@@ -11,6 +11,7 @@ from lit_training.callbacks.diagnostics import Diagnostics, diagnostics
 from lit_training.callbacks.harmless import DiagnosisError
 from lit_training.callbacks.init_auditor import InitAuditor
 from lit_training.callbacks.layer_freezing import LayerFreezing, Phase, declared_frozen, gradual
+from lit_training.callbacks.rank_consistency import RankConsistency
 
 __all__ = [
     "ActivationMonitor",
@@ -19,6 +20,7 @@ __all__ = [
     "InitAuditor",
     "LayerFreezing",
     "Phase",
+    "RankConsistency",
     "declared_frozen",
     "diagnostics",
     "gradual",

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lit_training.callbacks import _freezing_checks as checks
 from lit_training.callbacks._averages import keep_equal_values
 from lit_training.callbacks._reducer import check_reducer, check_strategy, reducer_knows, rewrap
+from lit_training.callbacks.logging import log_scalars, logged_step
 from lit_training.freezing import frozen_tree, release, train_only
 from lit_training.phases import Phase, Plateau, Progress, as_phases, current_phase, differences, gradual, plain
 from lit_training.selection import classify
@@ -229,9 +230,7 @@ class LayerFreezing(Callback):
         )
         trainable = sum(p.numel() for p in pl_module.parameters() if p.requires_grad)
         scalars = {"layer_freezing/phase": float(self._phase), "layer_freezing/trainable_parameters": float(trainable)}
-        if trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
-            for logger in trainer.loggers:
-                logger.log_metrics(scalars, step=trainer.fit_loop.epoch_loop._batches_that_stepped)
+        log_scalars(trainer, scalars, logged_step(trainer))
 
     # ---- plateaus ----
 
