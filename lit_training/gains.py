@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 __all__ = ["gain"]
 
-Nonlinearity = str | nn.Module | Callable[[Tensor], Tensor]
+Nonlinearity = str | float | nn.Module | Callable[[Tensor], Tensor]
 
 _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "celu": F.celu,
@@ -34,23 +34,34 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 _GATES = {"glu": "sigmoid", "geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 _LINEAR = frozenset("linear identity bilinear softmax log_softmax conv1d conv2d conv3d".split())
-_ALIASES = {"swish": "silu", "logsigmoid": "log_sigmoid", "leakyrelu": "leaky_relu", "none": "linear"}
+_ALIASES = {
+    "softmax2d": "softmax",
+    "logsoftmax": "log_softmax",
+    "swish": "silu",
+    "logsigmoid": "log_sigmoid",
+    "leakyrelu": "leaky_relu",
+    "none": "linear",
+}
 _NAMES = sorted({*_FUNCTIONS, *_GATES, *_LINEAR, *_ALIASES, "leaky_relu", "prelu", "selu"})
 
 
 def gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
     r"""Return the factor that makes up for what a nonlinearity takes from the signal.
 
-    $g = 1 / \sqrt{E[f(z)^2]}$ with $z \sim N(0, 1)$: weights of standard deviation $g / \sqrt{fan}$ then keep the second moment of
-    what a layer passes on at 1. He et al., "Delving Deep into Rectifiers", ICCV 2015, section 2.2, for any nonlinearity. In closed
-    form for ReLU, leaky ReLU, PReLU, ELU, GELU and SELU, otherwise integrated numerically (error below 1e-6).
+    $g = 1 / \sqrt{E[f(z)^2]}$ with $z \sim N(0, 1)$: weights of standard deviation $g / \sqrt{fan}$ then keep the second
+    moment of what a layer passes on at 1. He et al., "Delving Deep into Rectifiers", ICCV 2015, section 2.2, for any
+    nonlinearity. In closed form for ReLU, leaky ReLU, PReLU, ELU, GELU and SELU, otherwise integrated numerically (error below
+    1e-6).
 
-    Differences from `torch.nn.init.calculate_gain`: SELU has 1, which its fixed point needs (Klambauer et al., NeurIPS 2017; torch:
-    3/4); tanh 1.593 and sigmoid 1.846 follow from the formula (torch: 5/3 and 1, rules of thumb). The output softmax is linear: 1.
+    Differences from `torch.nn.init.calculate_gain`: SELU has 1, which its fixed point needs (Klambauer et al., NeurIPS 2017;
+    torch: 3/4); tanh 1.593 and sigmoid 1.846 follow from the formula (torch: 5/3 and 1, rules of thumb). The output softmax is
+    linear: 1.
 
     Args:
-        nonlinearity: a name as in `torch.nn.functional` (`"relu"`, `"gelu"`, `"glu"`, `"swiglu"`, `"linear"`, ...), an activation
-            module (its own parameters count, PReLU's learnt slopes too), or any elementwise function of one tensor.
+        nonlinearity: a name as in `torch.nn.functional` (`"relu"`, `"gelu"`, `"glu"`, `"swiglu"`, `"linear"`, ...), an
+        activation
+            module (its own parameters count, PReLU's learnt slopes too), any elementwise function of one tensor, or a number,
+            which is a gain already.
         param: negative slope of `"leaky_relu"` (default .01) or `"prelu"` (default .25), alpha of `"elu"` (default 1).
 
     Returns:
@@ -58,7 +69,7 @@ def gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
 
     Raises:
         ValueError: for an unknown name (the nearest are listed), a `param` where there is none, or a function that is not
-            elementwise, not finite, or 0 everywhere.
+            elementwise, not finite, or 0 everywhere, or a gain that is not positive.
 
     >>> round(gain("relu"), 4), gain("selu"), round(gain(nn.LeakyReLU(1.0)), 4), round(gain("tanh"), 4)
     (1.4142, 1.0, 1.0, 1.5925)
@@ -69,6 +80,10 @@ def gain(nonlinearity: Nonlinearity, param: float | None = None) -> float:
         return _named(nonlinearity, param)
     if param is not None:
         raise ValueError(f"param is for a nonlinearity given by name, not for {nonlinearity!r}, which has its own")
+    if isinstance(nonlinearity, (int, float)):
+        if not 0 < nonlinearity < math.inf:
+            raise ValueError(f"a gain must be positive and finite, got {nonlinearity}")
+        return float(nonlinearity)
     if isinstance(nonlinearity, nn.Module):
         return _of_module(nonlinearity)
     return _integrate(nonlinearity)
@@ -141,7 +156,5 @@ def _integrate(function: Callable[[Tensor], Any]) -> float:
         raise ValueError(f"{function!r} is not elementwise; name what it does instead, e.g. 'swiglu' or 'linear'")
     moment = float((value.double().square() * density).sum() * (z[1] - z[0]))
     if not math.isfinite(moment) or moment <= 0:
-        raise ValueError(
-            f"{function!r} has the second moment {moment} on a standard normal input; a gain needs it finite, above 0"
-        )
+        raise ValueError(f"{function!r} has the second moment {moment} on a standard normal input, not a finite one above 0")
     return 1 / math.sqrt(moment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import prod
 
 import torch
 import torch.distributed as dist
@@ -67,9 +68,7 @@ def moments(values: Tensor, dim: int | Sequence[int] | None = None) -> Moments:
         raise TypeError(f"moments of complex values are not defined; pass values.abs() or values.real (got {values.dtype})")
     dims = _dims(dim, values.ndim)
     kept = [size for i, size in enumerate(values.shape) if i not in dims]
-    n = 1
-    for i in dims:
-        n *= values.shape[i]
+    n = prod(values.shape[i] for i in dims)
     device = torch.device("cpu") if values.device.type == "mps" else values.device
     count = torch.full((), float(n), dtype=torch.float64, device=device)
     if n == 0:

@@ -1,5 +1,6 @@
 """The rule about processes that no longer train the same model."""
 
+import math
 from collections.abc import Mapping
 
 from lit_training.diagnosis.finding import Finding
@@ -32,7 +33,7 @@ def ranks_diverged(differences: Mapping[str, float], step: int, processes: int) 
         return []
     names = list(differences)
     listed = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    apart = max(differences.values())
+    apart = max((difference for difference in differences.values() if not math.isnan(difference)), default=math.nan)
     return [
         Finding(
             "ranks_diverged",
