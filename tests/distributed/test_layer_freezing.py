@@ -90,7 +90,7 @@ def data(rank: int | None) -> DataLoader:
 def strategy_of(kind: str) -> Any:
     if kind == "fsdp2":
         return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    return DDPStrategy(process_group_backend="gloo", find_unused_parameters=kind == "ddp_unused")
+    return {"ddp": "ddp", "ddp_unused": "ddp_find_unused_parameters_true"}[kind]
 
 
 def fit(kind: str | None, callbacks: list[Callback], accumulate: int = 1, *, net: Net | None = None, **options: Any) -> Trace:
@@ -124,3 +124,60 @@ def test_ranks_are_bit_equal_at_every_step_and_equal_one_process(on_two_ranks: R
         for name, value in reference.items():
             assert torch.equal(mine[step][name], other[step][name]), (step, name)
             torch.testing.assert_close(mine[step][name], value, rtol=0.0, atol=1e-5, msg=f"{name} at batch {step}")
+
+
+class Backbone(Net):
+    """The same network with the attribute that Lightning's callback wants, and an optimiser of the head alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(self.base, self.top)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9)
+
+
+def diverged_under(callback: Callback, net: Net, folder: Path) -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
+    watch = RankConsistency()
+    net.log_value = lambda epoch, _: float(-epoch)
+    trace = fit("ddp", [callback, watch], net=net, default_root_dir=folder, enable_checkpointing=True)
+    return watch.diverged, [str(finding) for finding in watch.findings], trace.steps[-1]
+
+
+def test_rank_consistency_catches_backbone_finetuning_in_the_act(on_two_ranks: Run, tmp_path: Path) -> None:
+    def run() -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
+        return diverged_under(BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1), Backbone(), tmp_path)
+
+    check_divergence(on_two_ranks(run))
+
+
+def test_rank_consistency_catches_finetuning_scheduler_in_the_act(on_two_ranks: Run, tmp_path: Path) -> None:
+    fts = pytest.importorskip("finetuning_scheduler")
+    schedule = tmp_path / "schedule.yaml"
+    schedule.write_text(
+        "0:\n  params: ['head.weight', 'head.bias']\n  max_transition_epoch: 1\n"
+        "1:\n  params: ['base.*', 'top.*']\n  lr: 0.1\n  max_transition_epoch: 9\n"
+    )
+
+    def run() -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
+        options = {"ft_schedule": str(schedule), "epoch_transitions_only": True, "restore_best": False}
+        return diverged_under(fts.FinetuningScheduler(**options), Filtered(), tmp_path)
+
+    check_divergence(on_two_ranks(run))
+
+
+class Filtered(Net):
+    """An optimiser of what requires a gradient, as finetuning-scheduler asks for."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
+
+
+def check_divergence(ranks: list[Any]) -> None:
+    (diverged, findings, mine), (_, _, other) = ranks
+    apart = {name: float((mine[name] - other[name]).abs().max()) for name in mine if not torch.equal(mine[name], other[name])}
+    assert {name.partition(".")[0] for name in apart} == {"base", "top"}  # the head's gradients are averaged
+    assert max(apart.values()) > 1e-2
+    assert set(diverged) == set(apart)
+    assert len(findings) == 1
+    assert "ERROR ranks_diverged at base.weight: 2 processes hold different values of base.weight" in findings[0]
