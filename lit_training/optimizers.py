@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from lit_training.selection import parameter_groups
+from lit_training.groups import parameter_groups
 
 __all__ = ["OptimizerFactory", "build_optimizer", "settled_setting"]
 

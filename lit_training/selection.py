@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Literal
 
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "clean_names", "match", "parameter_groups", "select"]
+__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "clean_names", "match", "select"]
 
 Kind = Literal["weight", "bias", "norm", "embedding"]
 Patterns = str | Sequence[str] | None
@@ -176,36 +176,6 @@ def clean_names(module: nn.Module) -> list[tuple[str, nn.Module]]:
     """
     modules = dict(module.named_modules())
     return [(_clean(name, modules), part) for name, part in modules.items()]
-
-
-def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Return named optimiser groups in which only weights decay.
-
-    Biases, normalisation, embeddings, tokens and gates go into a group with `weight_decay` 0, as in the lecture: decay belongs
-    on what multiplies inputs. All parameters are returned, frozen ones too, so that groups need not change when they thaw.
-
-    Args:
-        module: any module.
-        lr: learning rate of both groups.
-        weight_decay: decay of the group named `"decay"`, in the optimiser's own convention.
-
-    Returns:
-        Groups for any `torch.optim` optimiser, named `"decay"` and `"no_decay"`; an empty group is left out.
-
-    >>> groups = parameter_groups(nn.Linear(3, 2), lr=0.1, weight_decay=0.01)
-    >>> [(group["name"], len(group["params"]), group["weight_decay"]) for group in groups]
-    [('decay', 1, 0.01), ('no_decay', 1, 0.0)]
-    """
-    infos = classify(module)
-    parts = {
-        "decay": ([info.parameter for info in infos if info.kind == "weight"], weight_decay),
-        "no_decay": ([info.parameter for info in infos if info.kind != "weight"], 0.0),
-    }
-    return [
-        {"name": name, "params": parameters, "lr": lr, "weight_decay": decay}
-        for name, (parameters, decay) in parts.items()
-        if parameters
-    ]
 
 
 def _owned_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module, str]]:

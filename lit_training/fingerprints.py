@@ -1,0 +1,99 @@
+"""Fingerprints of tensors: one number that changes with any bit, cheap enough to compare a model across processes."""
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
+from torch.nn.parameter import is_lazy
+
+from lit_training.selection import classify, clean_names
+
+__all__ = ["diverged", "fingerprint", "fingerprints", "shared_tensors"]
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_CHUNK = 2**20
+
+
+@torch.no_grad()
+def fingerprint(tensor: Tensor) -> Tensor:
+    """Return a 64-bit hash of a tensor's bits as a tensor on its device, without waiting for it.
+
+    The sum of the elements' bit patterns, each times its own odd number, modulo 2^64. A change of one element always changes
+    it (an odd factor is invertible), any other change does but for about one chance in 2^64; order counts, as does the sign of 0.
+
+    Args:
+        tensor: any shape and dtype.
+
+    Returns:
+        A scalar, int64.
+
+    >>> a = torch.arange(6.0)
+    >>> bool(fingerprint(a) == fingerprint(a.clone())), bool(fingerprint(a) == fingerprint(a.flip(0)))
+    (True, False)
+    """
+    flat = tensor.detach().contiguous().flatten()
+    flat = torch.view_as_real(flat).flatten() if flat.is_complex() else flat
+    bits = flat.view(_INTEGERS[flat.element_size()])
+    total = torch.zeros((), dtype=torch.int64, device=tensor.device)
+    odd = torch.arange(1, 2 * min(_CHUNK, max(len(bits), 1)), 2, device=tensor.device)
+    for chunk in bits.split(_CHUNK):
+        total = total * 6364136223846793005 + (chunk.to(torch.int64) * odd[: len(chunk)]).sum()
+    return total
+
+
+def shared_tensors(module: nn.Module, ignored: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return what should be the same on all processes of data-parallel training, by name.
+
+    That is all parameters and buffers but the running statistics of norms in train mode, which each process takes from its own
+    batches (DDP hands out those of rank 0 at the next forward pass; SyncBatchNorm's are joint and are returned), what is in
+    `ignored`, and what has no shape yet. Of a sharded tensor (DTensor) the local part is returned.
+
+    >>> list(shared_tensors(nn.BatchNorm1d(2))), list(shared_tensors(nn.BatchNorm1d(2).eval()))
+    (['weight', 'bias'], ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked'])
+    """
+    tensors: dict[str, Tensor] = {info.name: info.parameter for info in classify(module)}
+    for path, part in clean_names(module):
+        running = getattr(part, "running_mean", None) is not None and part.training
+        if running and not isinstance(part, nn.SyncBatchNorm):
+            continue
+        for leaf, buffer in part.named_buffers(recurse=False):
+            tensors[f"{path}.{leaf}" if path else leaf] = buffer
+    return {name: tensor for name, tensor in tensors.items() if name not in ignored and not is_lazy(tensor)}
+
+
+def fingerprints(tensors: Collection[Tensor], device: torch.device) -> Tensor:
+    """Return the fingerprint of each tensor and which shard of it this process holds: `[tensors, 2]`, int64.
+
+    >>> fingerprints([torch.zeros(3)], torch.device("cpu"))
+    tensor([[0, 0]])
+    """
+    rows = [torch.stack([fingerprint(_local(tensor)).to(device), _shard(tensor, device)]) for tensor in tensors]
+    return torch.stack(rows) if rows else torch.zeros(0, 2, dtype=torch.int64, device=device)
+
+
+def diverged(gathered: Tensor) -> list[int]:
+    """Return the indices of the tensors of which two processes hold different versions of the same shard.
+
+    Args:
+        gathered: `[processes, tensors, 2]`, the `fingerprints` of all processes.
+
+    >>> diverged(torch.tensor([[[7, 0], [1, 0], [3, 0]], [[7, 0], [2, 0], [4, 1]]]))
+    [1]
+    """
+    suspects = (gathered[..., 0] != gathered[:1, :, 0]).any(dim=0).nonzero().flatten().tolist()
+    return [i for i in suspects if len(torch.unique(gathered[:, i], dim=0)) > len(torch.unique(gathered[:, i, 1]))]
+
+
+def _local(tensor: Tensor) -> Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _shard(tensor: Tensor, device: torch.device) -> Tensor:
+    """Number the shard that this process holds; replicas have the same number."""
+    number = 0
+    if isinstance(tensor, DTensor):
+        mesh = tensor.device_mesh
+        for place, size, placement in zip(mesh.get_coordinate() or (), mesh.shape, tensor.placements, strict=False):
+            number = number * size + (0 if isinstance(placement, Replicate) else place)
+    return torch.tensor(number, device=device)
