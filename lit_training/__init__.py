@@ -5,8 +5,9 @@ The callbacks are in `lit_training.callbacks`; what is here works without a Trai
 
 from importlib.metadata import version as _version
 
+from lit_training.diagnosis import Finding
 from lit_training.selection import parameter_groups, select
 
-__all__ = ["__version__", "parameter_groups", "select"]
+__all__ = ["Finding", "__version__", "parameter_groups", "select"]
 
 __version__ = _version("lit-training")

@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "match", "parameter_groups", "select"]
+__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "clean_names", "match", "parameter_groups", "select"]
 
 Kind = Literal["weight", "bias", "norm", "embedding"]
 Patterns = str | Sequence[str] | None
@@ -166,6 +166,16 @@ def match(patterns: str | Sequence[str], names: Mapping[str, Sequence[str]] | It
         for name in hits:
             matched.setdefault(name, pattern)
     return matched
+
+
+def clean_names(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Return `module.named_modules()` with wrapper parts (`_orig_mod.`, DDP's `module.`) stripped from the names.
+
+    >>> [name for name, _ in clean_names(nn.DataParallel(nn.Sequential(nn.ReLU())))]
+    ['', '', '0']
+    """
+    modules = dict(module.named_modules())
+    return [(_clean(name, modules), part) for name, part in modules.items()]
 
 
 def parameter_groups(module: nn.Module, *, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -6,4 +6,9 @@ if __name__ != "lit_training.callbacks":
         "write `from lit_training.callbacks import ...` instead"
     )
 
-__all__: list[str] = []
+from lit_training.callbacks.activation_monitor import ActivationMonitor
+from lit_training.callbacks.diagnostics import Diagnostics, diagnostics
+from lit_training.callbacks.harmless import DiagnosisError
+from lit_training.callbacks.init_auditor import InitAuditor
+
+__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "diagnostics"]

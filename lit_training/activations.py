@@ -1,0 +1,89 @@
+"""Statistics of activations that are cheap enough to take while training: packed on the device, unpacked on the host."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_training.columns import as_columns
+
+__all__ = ["FOLLOWED", "ActivationStats", "pack", "unpack"]
+
+_RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
+_SATURATES_AT = {"tanh": math.atanh(0.98), "sigmoid": 2 * math.atanh(0.98), "hardtanh": 0.98, "hardsigmoid": 2.94}
+FOLLOWED = (*sorted(_RECTIFIERS), *sorted(_SATURATES_AT))
+
+
+@dataclass(frozen=True)
+class ActivationStats:
+    """One layer's output over a batch, before the nonlinearity.
+
+    `signal` is the std over the batch of each unit, averaged over units; `dead` the fraction of columns that the rectifier behind
+    it lets nowhere through, `saturated` the fraction of values within 1 % of the bounds of the tanh or sigmoid behind it. Both are
+    `None` where no such nonlinearity follows.
+    """
+
+    mean: float
+    variance: float
+    signal: float
+    dead: float | None = None
+    saturated: float | None = None
+
+    @property
+    def finite(self) -> bool:
+        """Whether the layer gave neither NaN nor infinity."""
+        return math.isfinite(self.mean) and math.isfinite(self.variance)
+
+
+@torch.no_grad()
+def pack(output: Tensor, batch_size: int, follows: str = "") -> Tensor:
+    """Reduce a layer's output to its column statistics, without waiting for the device.
+
+    Args:
+        output: `[batch, ...]`.
+        batch_size: number of samples.
+        follows: the nonlinearity that acts on the output next.
+
+    Returns:
+        `[parts, columns]`, float32: the mean and the summed squared deviations of each column over the batch and, where a rectifier
+        follows, its largest value, or where a bounded nonlinearity follows, its saturated fraction.
+    """
+    columns = as_columns(output, batch_size)
+    mean = columns.mean(0)
+    parts = [mean, (columns - mean).square_().sum(0)]
+    if follows in _RECTIFIERS:
+        parts.append(columns.amax(0))
+    elif follows in _SATURATES_AT:
+        parts.append((columns.abs() > _SATURATES_AT[follows]).float().mean(0))
+    return torch.stack(parts).float()
+
+
+def unpack(packed: Sequence[Tensor], rows: Sequence[int], follows: str = "") -> ActivationStats:
+    """Turn what `pack` made, one tensor for each process, into the statistics of the joint batch.
+
+    Args:
+        packed: `[parts, columns]` each, on the host.
+        rows: number of samples behind each of them.
+        follows: as in `pack`.
+
+    >>> x = torch.tensor([[1.0, -1.0], [3.0, -1.0]])
+    >>> unpack([pack(x, 2, "relu")], [2], "relu")
+    ActivationStats(mean=0.5, variance=2.75, signal=0.7071..., dead=0.5, saturated=None)
+    """
+    stacked = torch.stack([part.double() for part in packed])
+    weights = torch.tensor(rows, dtype=torch.float64)[:, None]
+    count = float(weights.sum())
+    means, deviations = stacked[:, 0], stacked[:, 1]
+    mean = (means * weights).sum(0) / count
+    within = deviations.sum(0) + (weights * (means - mean).square()).sum(0)
+    overall = mean.mean()
+    third = stacked[:, 2] if stacked.shape[1] > 2 else None
+    return ActivationStats(
+        mean=float(overall),
+        variance=float((within / count + (mean - overall).square()).mean()),
+        signal=float((within / (count - 1)).sqrt().mean()) if count > 1 else math.nan,
+        dead=float((third.amax(0) <= 0).double().mean()) if third is not None and follows in _RECTIFIERS else None,
+        saturated=float((third * weights).sum(0).mean() / count) if third is not None and follows in _SATURATES_AT else None,
+    )

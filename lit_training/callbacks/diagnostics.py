@@ -1,0 +1,138 @@
+"""Callback: everything that watches a training run, as one: the audit of the first step, and the monitors."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_training.callbacks.activation_monitor import ActivationMonitor
+from lit_training.callbacks.harmless import harmless
+from lit_training.callbacks.init_auditor import InitAuditor
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import Check, in_causal_order
+from lit_training.showing.console import show, verdict_view
+
+__all__ = ["Diagnostics", "diagnostics"]
+
+
+def diagnostics(
+    *,
+    expect_frozen: Sequence[str] = (),
+    select: Sequence[str] | None = None,
+    ignore: Sequence[str] = (),
+    stop_on: Literal["error", "warning"] | None = None,
+) -> list[Callback]:
+    """Return the callbacks that diagnose a run: `Trainer(callbacks=diagnostics())`, or `[*diagnostics(), ...]` with others.
+
+    Args: as `Diagnostics`.
+
+    >>> [type(callback).__name__ for callback in diagnostics()]
+    ['Diagnostics']
+    """
+    return [Diagnostics(expect_frozen=expect_frozen, select=select, ignore=ignore, stop_on=stop_on)]
+
+
+def _on_parts(name: str) -> Callable[..., None]:
+    """Make a hook that calls the hook of the same name on every part."""
+
+    def hook(self: "Diagnostics", *args: Any, **kwargs: Any) -> None:
+        for part in self._own:
+            getattr(part, name)(*args, **kwargs)
+
+    hook.__name__ = name
+    hook.__doc__ = f"Call `{name}` on every part."
+    return hook
+
+
+class Diagnostics(Callback):
+    """Name what is wrong with a training run, why, and what to do: before the first weight update, and while it trains.
+
+    Its parts are an `InitAuditor` and an `ActivationMonitor`. A part that the user adds to the trainer by hand is adopted: its
+    findings count here, and it does not run twice. Nothing that it does changes the training: trained weights are bit-identical to
+    those of a run without it, and an exception inside it becomes one warning.
+
+    Args:
+        expect_frozen: patterns of parameters that are meant to be frozen (`"body"` is `"body.*"`).
+        select: patterns of the rules to run; `None` runs all.
+        ignore: patterns of rules not to report, or of `rule:place`, e.g. `["dead_relu", "saturation:features.*"]`.
+        rules: more rules, each a function from `Evidence` to findings.
+        stop_on: stop training, with a `DiagnosisError` on all ranks, at a finding of this severity: `"error"`, `"warning"` (or
+            worse), or `None` for never.
+        every_n_steps: sampling interval of the monitors, as in `ActivationMonitor`.
+        save_to: file to write the findings to as JSON; `None` writes none.
+        verbose: print the audit's table before the first update and the verdict at the end.
+
+    Attributes:
+        findings: of all parts, in causal order; there after `fit`, also after one that crashed.
+
+    Raises:
+        ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> watch = Diagnostics(verbose=False)
+        >>> Trainer(max_steps=1, callbacks=[watch], barebones=True, accelerator="cpu").fit(BoringModel())
+        >>> [finding.rule for finding in watch.findings]
+        []
+    """
+
+    def __init__(
+        self,
+        *,
+        expect_frozen: Sequence[str] = (),
+        select: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        rules: Sequence[Check] = (),
+        stop_on: Literal["error", "warning"] | None = None,
+        every_n_steps: int | None = None,
+        save_to: str | Path | None = None,
+        verbose: bool = True,
+    ) -> None:
+        self.auditor = InitAuditor(
+            expect_frozen=expect_frozen,
+            select=select,
+            ignore=ignore,
+            rules=rules,
+            stop_on=stop_on,
+            save_to=save_to,
+            verbose=verbose,
+        )
+        self.activations = ActivationMonitor(every_n_steps)
+        self.verbose = verbose
+        self._own: list[Callback] = [self.auditor, self.activations]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """What all parts found, in causal order."""
+        found = [finding for finding in self.activations.findings if self.auditor.wanted.wants(finding)]
+        return in_causal_order([*self.auditor.findings, *found], self.auditor.rules)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Adopt monitors that the user added by hand."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, InitAuditor):
+                self.auditor = callback
+            elif isinstance(callback, ActivationMonitor):
+                self.activations = callback
+        self._own = [part for part in (self.auditor, self.activations) if part not in trainer.callbacks]  # type: ignore[attr-defined]
+        for part in self._own:
+            part.setup(trainer, pl_module, stage)
+
+    on_fit_start = _on_parts("on_fit_start")
+    on_train_batch_start = _on_parts("on_train_batch_start")
+    on_before_backward = _on_parts("on_before_backward")
+    on_before_optimizer_step = _on_parts("on_before_optimizer_step")
+    on_train_batch_end = _on_parts("on_train_batch_end")
+    on_train_epoch_end = _on_parts("on_train_epoch_end")
+    on_exception = _on_parts("on_exception")
+    teardown = _on_parts("teardown")
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print one verdict of a few lines."""
+        if self.verbose and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._tell()
+
+    @harmless
+    def _tell(self) -> None:
+        show(verdict_view(self.findings))

@@ -1,0 +1,208 @@
+"""Callback: audit the first real step before the first weight update. What it looks for is in `lit_training.diagnosis.rules`.
+
+This file only decides when to look, and makes one evidence of what all processes saw.
+"""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_training.callbacks.eager import eager
+from lit_training.callbacks.harmless import DiagnosisError, harmless
+from lit_training.columns import batch_size_of
+from lit_training.diagnosis.evidence import Evidence, collect
+from lit_training.diagnosis.finding import Finding, save_findings
+from lit_training.diagnosis.ranks import across_ranks
+from lit_training.diagnosis.report import AuditReport, report
+from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
+from lit_training.diagnosis.rules import RULES
+from lit_training.probe import Probe
+from lit_training.showing.console import audit_view, show
+
+__all__ = ["InitAuditor"]
+
+
+class InitAuditor(Callback):
+    """Audit the first real forward and backward, and report before the first weight update.
+
+    It observes the step that the loop takes anyway, with hooks that are gone afterwards, so it is right under DDP, FSDP2, mixed
+    precision, accumulation, manual optimisation and any `training_step`, and the trained weights are bit-identical to those of a
+    run without it. Under several processes it reports on the joint batch, once. A resumed run is not audited again.
+
+    Args:
+        expect_frozen: patterns of parameters that are meant to be frozen (`"body"` is `"body.*"`).
+        select: patterns of the rules to run, e.g. `["init_*"]`; `None` runs all.
+        ignore: patterns of rules not to report, or of `rule:place`, e.g. `["dead_relu", "saturation:features.*"]`.
+        rules: more rules, each a function from `Evidence` to findings.
+        stop_on: stop training, with a `DiagnosisError` on all ranks, at a finding of this severity: `"error"`, `"warning"` (or
+            worse), or `None` for never.
+        save_to: file to write the findings to as JSON; `None` writes none.
+        verbose: print the table and the conclusion.
+
+    Attributes:
+        findings: in causal order; the first alarm is the cause to fix first.
+        report: the whole `AuditReport`, `None` before the audit.
+
+    Raises:
+        ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
+
+    Example:
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> auditor = InitAuditor(verbose=False)
+        >>> Trainer(max_steps=1, callbacks=[auditor], barebones=True, accelerator="cpu").fit(BoringModel())
+        >>> [row.name for row in auditor.report.layers]
+        ['layer']
+    """
+
+    def __init__(
+        self,
+        *,
+        expect_frozen: Sequence[str] = (),
+        select: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        rules: Sequence[Check] = (),
+        stop_on: Literal["error", "warning"] | None = None,
+        save_to: str | Path | None = None,
+        verbose: bool = True,
+    ) -> None:
+        if stop_on not in (None, "error", "warning"):
+            raise ValueError(f"stop_on must be 'error', 'warning' or None, got {stop_on!r}")
+        own = [check if isinstance(check, Rule) else Rule(check) for check in rules]
+        self.rules = (*RULES, *own)
+        self.wanted = Filter(None if select is None else _patterns(select, "select"), _patterns(ignore, "ignore"))
+        self.wanted.check(self.rules)
+        self.expect_frozen = _patterns(expect_frozen, "expect_frozen")
+        self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
+        self.findings: list[Finding] = []
+        self.report: AuditReport | None = None
+        self._observing = False
+        self._probe: Probe | None = None
+        self._loss: Tensor | None = None
+        self._loss_scale = 1.0
+        self._attached = ExitStack()
+        self._done = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Say so if there is nothing to train."""
+        built_later = type(pl_module).configure_model is not LightningModule.configure_model
+        if stage == "fit" and not built_later and next(pl_module.parameters(), None) is None:
+            rank_zero_warn(
+                f"{type(pl_module).__name__} has no parameters, so there is nothing to train or to audit. Assign layers to "
+                "attributes in __init__; a plain list or dict hides them, nn.ModuleList and nn.ModuleDict do not."
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin anew, also when the same trainer fits twice."""
+        self.release()
+        self.findings, self.report, self._done = [], None, False
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Start observing the first batch of a run that was not resumed."""
+        if self._done or self._observing:
+            return
+        if trainer.global_step > 0:
+            self._done = True
+            return
+        self._observing = True
+        self._attach(pl_module, batch)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the loss, and what it is scaled by."""
+        if self._observing and self._loss is None:
+            self._note_loss(trainer, loss)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Conclude: gradients are complete, unscaled and reduced, and no weight has moved."""
+        self._conclude(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
+        self._attached.close()
+        if batch_idx + 1 >= trainer.accumulate_grad_batches:
+            self._conclude(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Conclude in any case."""
+        self._conclude(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing attached."""
+        self.release()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Leave nothing attached."""
+        self.release()
+
+    def release(self) -> None:
+        """Detach from the module and forget what was observed."""
+        self._attached.close()
+        self._probe = self._loss = None
+        self._observing = False
+
+    @harmless
+    def _attach(self, module: LightningModule, batch: Any) -> None:
+        self._attached.enter_context(eager())
+        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch)))
+
+    @harmless
+    def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)
+        self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+        self._loss = loss.detach().clone()
+
+    def _conclude(self, trainer: Trainer) -> None:
+        """Merge what all ranks saw, judge it once, and tell all ranks; what fails on one rank must not leave others waiting."""
+        if self._done or not self._observing:
+            return
+        self._done = True
+        evidence = self._collect(trainer)
+        self.release()
+        if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
+            return
+        evidence = across_ranks(evidence)
+        self.findings = trainer.strategy.broadcast(diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else [])
+        self.report = report(evidence, self.findings)
+        if trainer.is_global_zero:
+            self._tell(self.report)
+        self._stop_if_asked()
+
+    @harmless
+    def _collect(self, trainer: Trainer) -> Evidence:
+        """Gather this rank's evidence."""
+        if self._probe is None:
+            raise RuntimeError("nothing was observed")
+        if self._probe.tracer.failure is not None:
+            raise self._probe.tracer.failure
+        accumulated = trainer.accumulate_grad_batches
+        return collect(
+            self._probe,
+            optimizers=trainer.optimizers,
+            loss=None if self._loss is None else self._loss * accumulated,
+            gradient_factor=accumulated / self._loss_scale / trainer.world_size,
+        )
+
+    @harmless
+    def _tell(self, audited: AuditReport) -> None:
+        if self.save_to is not None:
+            save_findings(audited.findings, self.save_to)
+        if self.verbose:
+            show(audit_view(audited))
+
+    def _stop_if_asked(self) -> None:
+        stopping = {"error": ("error",), "warning": ("error", "warning")}.get(self.stop_on or "", ())
+        reason = next((finding for finding in self.findings if finding.severity in stopping), None)
+        if reason is not None:
+            raise DiagnosisError(f"stopped before the first weight update (stop_on={self.stop_on!r}): {reason}")
+
+
+def _patterns(value: Sequence[str], argument: str) -> tuple[str, ...]:
+    if isinstance(value, str):
+        raise ValueError(f"{argument} must be a list of patterns, got the string {value!r}; write [{value!r}]")
+    return tuple(value)
+

@@ -1,0 +1,82 @@
+"""A tensor as samples times columns: what statistics over the batch are taken of."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of"]
+
+MAX_COLUMNS = 4096
+_PRIMES = (
+    2,
+    3,
+    5,
+    7,
+    11,
+    13,
+    17,
+    19,
+    23,
+    29,
+    31,
+    37,
+    41,
+    43,
+    47,
+    53,
+    59,
+    61,
+    67,
+    71,
+    73,
+    79,
+    83,
+    89,
+    97,
+    101,
+    103,
+    107,
+    109,
+    113,
+    127,
+)
+
+
+def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
+    """Return a tensor as `[samples, columns]` in float32 or wider, with at most about 4096 columns.
+
+    Of more columns every p-th is taken, with a prime p that divides no dimension, so that no unit or position is favoured (a stride
+    that divides the shape is off by 35-87 %, a prime one as good as random).
+
+    Args:
+        tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
+        batch_size: number of samples; where it does not divide the tensor, the first dimension counts as the batch.
+
+    >>> as_columns(torch.zeros(6, 5), batch_size=2).shape
+    torch.Size([2, 15])
+    """
+    x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    rows = batch_size if batch_size and x.shape[0] % batch_size == 0 else x.shape[0]
+    columns = x.reshape(rows, -1)
+    if columns.shape[1] > MAX_COLUMNS:
+        columns = columns[:, :: _stride(columns.shape[1], x.shape)]
+    return columns
+
+
+def batch_size_of(batch: Any) -> int:
+    """Return the number of samples of any batch: the first dimension of its first tensor that has one, 0 without such a tensor.
+
+    >>> batch_size_of({"image": torch.zeros(8, 3), "label": torch.zeros(8)})
+    8
+    """
+    return next((leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0), 0)
+
+
+def _stride(columns: int, shape: Sequence[int]) -> int:
+    """Return the least prime that leaves at most MAX_COLUMNS columns and divides no dimension; beyond the primes, an odd number."""
+    least = math.ceil(columns / MAX_COLUMNS)
+    return next((p for p in _PRIMES if p >= least and all(size % p for size in shape)), least | 1)

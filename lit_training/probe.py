@@ -1,0 +1,274 @@
+"""What one real forward and backward looked like, layer by layer.
+
+A *layer* is an operation that multiplies data by a parameter, whichever module or function does it, and each recurrent module
+as a whole. At each layer three tensors are measured: its output (before the nonlinearity), what the nonlinearity that follows
+makes of it, and the gradient with respect to its output.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lit_training.columns import as_columns
+from lit_training.moments import Moments, merge, moments
+from lit_training.trace import ACTIVATIONS, Graph, Node, Tracer, first_operand
+
+__all__ = ["Layer", "Probe", "TensorStats", "measure"]
+
+_BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
+
+
+@dataclass(frozen=True)
+class TensorStats:
+    """Statistics of one tensor over the batch, mergeable across processes and calls.
+
+    `columns` are the moments of each position of a sample over the batch, `[columns]`; `low` and `high` the extremes of each
+    unit, `[units]`; `saturated` the fraction of elements near the bound of an activation, `[]`.
+    """
+
+    columns: Moments
+    low: Tensor
+    high: Tensor
+    saturated: Tensor
+
+    @property
+    def rows(self) -> int:
+        """Number of samples."""
+        return int(self.columns.count)
+
+    @property
+    def mean(self) -> float:
+        """Mean over all elements."""
+        return float(self.columns.mean.mean())
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over all elements."""
+        between = (self.columns.mean - self.columns.mean.mean()).square()
+        return math.sqrt(float((self.columns.variance + between).mean()))
+
+    @property
+    def rms(self) -> float:
+        """Root mean square over all elements."""
+        return math.hypot(self.std, self.mean)
+
+    @property
+    def signal(self) -> float:
+        """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
+        return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
+
+    @property
+    def largest(self) -> float:
+        """Largest absolute value."""
+        return float(torch.maximum(self.low.abs(), self.high.abs()).max())
+
+    @property
+    def finite(self) -> bool:
+        """Whether no element is NaN or infinite."""
+        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
+
+    @property
+    def constant_units(self) -> float:
+        """Fraction of units that have one and the same value everywhere."""
+        return float((self.low == self.high).double().mean())
+
+    @property
+    def silent_units(self) -> float:
+        """Fraction of units that are nowhere above zero: dead, after a rectifier."""
+        return float((self.high <= 0).double().mean())
+
+    def merge(self, other: "TensorStats") -> "TensorStats":
+        """Return the statistics of both tensors' rows together."""
+        share = other.columns.count / (self.columns.count + other.columns.count)
+        return TensorStats(
+            merge(self.columns, other.columns),
+            torch.minimum(self.low, other.low),
+            torch.maximum(self.high, other.high),
+            self.saturated * (1 - share) + other.saturated * share,
+        )
+
+    def scaled(self, factor: float) -> "TensorStats":
+        """Return the statistics of the tensor times a positive factor."""
+        count, mean, deviations = self.columns.count, self.columns.mean, self.columns.deviations
+        columns = Moments(count, mean * factor, deviations * factor**2)
+        return TensorStats(columns, self.low * factor, self.high * factor, self.saturated)
+
+
+@dataclass
+class Layer:
+    """What was seen at one layer: before the nonlinearity, after it, and in the backward pass."""
+
+    name: str
+    weight: str
+    op: str
+    shape: tuple[int, ...]
+    output: TensorStats
+    node: int | None = None
+    source: TensorStats | None = None
+    nonlinearity: str = ""
+    activation: TensorStats | None = None
+    gradient: TensorStats | None = None
+    calls: int = 1
+
+
+@dataclass
+class Probe:
+    """Measure every layer of a module while active; use once, as a context manager around one forward and its backward.
+
+    Args:
+        module: names the layers.
+        batch_size: number of samples, so that sequences are not taken for batches.
+
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
+    >>> with Probe(net, batch_size=4) as probe:
+    ...     net(torch.randn(4, 8)).sum().backward()
+    >>> [(layer.name, layer.nonlinearity) for layer in probe.layers.values()]
+    [('0', 'tanh'), ('2', '')]
+    """
+
+    module: nn.Module
+    batch_size: int
+    layers: dict[str, Layer] = field(default_factory=dict)
+    inputs: dict[int, TensorStats] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.tracer = Tracer(
+            self.module,
+            on_output=self._on_output,
+            on_input=self._on_input,
+            on_module=self._on_module,
+            on_gradient=self._on_gradient,
+        )
+        self._by_node: dict[int, Layer] = {}
+        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
+
+    @property
+    def graph(self) -> Graph:
+        """The traced operations."""
+        return self.tracer.graph
+
+    def __enter__(self) -> "Probe":
+        self.tracer.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.tracer.__exit__(*error)
+
+    def _on_input(self, node: Node, tensor: Tensor) -> None:
+        if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
+            self.inputs[node.index] = measure(tensor, self.batch_size)
+
+    def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        if node.scope in self._recurrent:
+            return
+        if node.weight:
+            self._add_layer(node, tensor, operands)
+        elif node.op in ACTIVATIONS:
+            layer = self._layer_before(node)
+            if layer is not None and layer.activation is None:
+                layer.nonlinearity = node.op
+                layer.activation = measure(tensor, self.batch_size, _unit_dim(layer.op, tensor), node.op)
+
+    def _add_layer(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        name = node.weight.removesuffix(".weight")
+        if name in self.layers:
+            self.layers[name].calls += 1
+            return
+        output = measure(tensor, self.batch_size, _unit_dim(node.op, tensor))
+        source = next(
+            (
+                measure(operand, self.batch_size, _unit_dim(node.op, operand))
+                for parent, operand in list(zip(node.parents, operands, strict=True))[first_operand(node.op) :]
+                if self.graph.nodes[parent].origin == "data" and operand.is_floating_point()
+            ),
+            None,
+        )
+        layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
+        self.layers[name] = self._by_node[node.index] = layer
+
+    def _layer_before(self, node: Node) -> Layer | None:
+        """Walk back through operations that are not layers or activations to the layer whose values arrive here."""
+        while True:
+            parents = [self.graph.nodes[p] for p in node.parents if self.graph.nodes[p].origin == "data"]
+            if not parents:
+                return None
+            node = parents[0]
+            if node.index in self._by_node:
+                return self._by_node[node.index]
+            if node.weight or node.op in ACTIVATIONS:
+                return None
+
+    def _on_module(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
+        if name not in self._recurrent:
+            return
+        if name in self.layers:
+            self.layers[name].calls += 1
+            return
+        arriving, result = (_padded(value) for value in (inputs[0], output[0]))
+        node = self.tracer.node(result)
+        layer = Layer(
+            name,
+            f"{name}.weight_ih_l0",
+            "recurrent",
+            tuple(result.shape),
+            measure(result, self.batch_size),
+            None if node is None else node.index,
+            measure(arriving, self.batch_size),
+        )
+        self.layers[name] = layer
+        if node is not None:
+            self._by_node[node.index] = layer
+        if result.requires_grad:
+            result.register_hook(lambda gradient: self._gradient_of(layer, gradient))
+
+    def _on_gradient(self, node: Node, gradient: Tensor) -> None:
+        if node.index in self._by_node:
+            self._gradient_of(self._by_node[node.index], gradient)
+
+    def _gradient_of(self, layer: Layer, gradient: Tensor) -> None:
+        if layer.gradient is None:
+            layer.gradient = measure(gradient.detach(), self.batch_size, _unit_dim(layer.op, gradient))
+
+
+@torch.no_grad()
+def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
+    """Measure one tensor over its batch, on its device.
+
+    Everything is accumulated in float64, so that the squares of a vanished signal do not underflow.
+
+    Args:
+        tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
+        batch_size: number of samples; where it does not divide the tensor, its first dimension counts as the batch.
+        unit_dim: dimension of the units (channels).
+        bounded_by: activation whose bounds count as saturation.
+
+    >>> measure(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), batch_size=2).signal
+    0.707...
+    """
+    x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
+    low, high = (x.amin(others), x.amax(others)) if others else (x, x)
+    return TensorStats(
+        moments(as_columns(x, batch_size).double(), dim=0), low.double(), high.double(), _saturated(x, bounded_by).double()
+    )
+
+
+def _saturated(x: Tensor, activation: str) -> Tensor:
+    if activation not in _BOUNDED:
+        return x.new_zeros(())
+    low, high = _BOUNDED[activation]
+    margin = 0.01 * (high - low)
+    return ((x < low + margin) | (x > high - margin)).to(x.dtype).mean()
+
+
+def _padded(value: Tensor | PackedSequence) -> Tensor:
+    return value.data if isinstance(value, PackedSequence) else value
+
+
+def _unit_dim(op: str, tensor: Tensor) -> int:
+    return 1 if "convolution" in op and tensor.ndim > 2 else -1

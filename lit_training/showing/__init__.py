@@ -1,0 +1,1 @@
+"""Showing findings and curves to people: on the console, in a report, in W&B."""
