@@ -12,11 +12,13 @@ from tests.zoo import (
     faulty_loss,
     faulty_normalisation,
     faulty_optimiser,
+    healthy_generative,
     healthy_loops,
     healthy_losses,
     healthy_numbers,
     healthy_pictures,
     healthy_sequences,
+    healthy_structures,
     healthy_transfer,
     healthy_vectors,
 )

@@ -27,12 +27,47 @@ from torch.utils.data import DataLoader, Dataset
 from tests.zoo.metrics import METRICS
 
 ROOTS = frozenset(
-    """init_vanishing init_exploding init_symmetry bad_gain bad_bias_init dead_relu saturation lr_too_high lr_too_low
-    lr_schedule clip_too_small missing_activation wrong_hidden_activation wrong_last_activation wrong_loss loss_sign
-    loss_reduction shape_broadcast unnormalised_input unnormalised_target labels_broken bad_data train_val_mismatch
-    data_not_shuffled class_imbalance batch_mixing frozen_by_accident not_in_optimizer no_update detached_subgraph
-    gradients_not_zeroed bn_eval_in_train bn_stats dropout_too_high dropout_active_in_eval bias_before_bn
-    weight_decay_too_strong overfit_no_regularisation nan_loss""".split()
+    [
+        "init_vanishing",
+        "init_exploding",
+        "init_symmetry",
+        "bad_gain",
+        "bad_bias_init",
+        "dead_relu",
+        "saturation",
+        "lr_too_high",
+        "lr_too_low",
+        "lr_schedule",
+        "clip_too_small",
+        "missing_activation",
+        "wrong_hidden_activation",
+        "wrong_last_activation",
+        "wrong_loss",
+        "loss_sign",
+        "loss_reduction",
+        "shape_broadcast",
+        "unnormalised_input",
+        "unnormalised_target",
+        "labels_broken",
+        "bad_data",
+        "train_val_mismatch",
+        "data_not_shuffled",
+        "class_imbalance",
+        "batch_mixing",
+        "frozen_by_accident",
+        "not_in_optimizer",
+        "no_update",
+        "detached_subgraph",
+        "gradients_not_zeroed",
+        "bn_eval_in_train",
+        "bn_stats",
+        "dropout_too_high",
+        "dropout_active_in_eval",
+        "bias_before_bn",
+        "weight_decay_too_strong",
+        "overfit_no_regularisation",
+        "nan_loss",
+    ]
 )
 """The ids of root causes, as in the design; each has faulty cases of its own and healthy near misses."""
 
@@ -42,7 +77,7 @@ def held_out(name: str) -> bool:
     return int(sha256(name.encode()).hexdigest(), 16) % 3 == 0
 
 
-# ------------------------------------------------------------------------------------------------------------- one case
+# ------------------------------------------------------------------------------------------ one case
 @dataclass(kw_only=True)
 class Case:
     """One training set-up: all that the diagnosis may know. The answer is in its `Entry`."""
@@ -98,7 +133,7 @@ class Supervised(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": self.make_scheduler(optimizer)}
 
 
-# ------------------------------------------------------------------------------------------------------------- training
+# ------------------------------------------------------------------------------------------ training
 def loaders(case: Case) -> tuple[DataLoader[Any], DataLoader[Any]]:
     """The training and the validation loader of a case."""
     train, val = case.data
@@ -129,7 +164,7 @@ def fit(case: Case, callbacks: Sequence[Callback] = (), max_steps: int | None = 
     return module, trainer
 
 
-# ------------------------------------------------------------------------------------------------------------- the registry
+# ------------------------------------------------------------------------------------------ the registry
 @dataclass(frozen=True, kw_only=True)
 class Entry:
     """A registered case: how to build it, and what is true of it."""

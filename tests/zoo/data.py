@@ -46,7 +46,7 @@ def rng(kind: int, seed: int) -> Generator:
     return Generator().manual_seed(100_000 * kind + seed)
 
 
-# ------------------------------------------------------------------------------------------------------------- vectors, classes
+# ------------------------------------------------------------------------------------------ vectors, classes
 def blobs(seed: int, n: int = 1536, dim: int = 8, classes: int = 4, per_class: int = 6, spread: float = 0.3) -> Split:
     """Several Gaussian clusters per class: a linear model fails."""
     g = rng(1, seed)
@@ -115,7 +115,7 @@ def pairs(seed: int, n: int = 1536, dim: int = 8) -> Split:
     return split(*views, (first % 4 == second % 4).float()[:, None])
 
 
-# ------------------------------------------------------------------------------------------------------------- images
+# ------------------------------------------------------------------------------------------ images
 def gratings(seed: int, n: int = 768, classes: int = 4, size: int = 12, channels: int = 1, noise: float = 0.6) -> Split:
     """Stripes of random phase: the class is their direction."""
     g = rng(10, seed)
@@ -155,7 +155,7 @@ def bars(seed: int, n: int = 768, size: int = 8) -> Split:
     return split(x, x)
 
 
-# ------------------------------------------------------------------------------------------------------------- sequences
+# ------------------------------------------------------------------------------------------ sequences
 def waves(seed: int, n: int = 1024, length: int = 32, classes: int = 3) -> Split:
     """Noisy sine waves `[n, 1, length]`: the class is the frequency."""
     g = rng(20, seed)
@@ -214,7 +214,7 @@ def mirrored(seed: int, n: int = 1024, length: int = 6, vocabulary: int = 8) -> 
     return split(x, x.flip(1))
 
 
-# ------------------------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 def surface(seed: int, n: int = 1536, dim: int = 8, noise: float = 0.1) -> Split:
     """A smooth non-linear function of a few inputs, standardised, `[n, 1]`."""
     g = rng(30, seed)

@@ -16,7 +16,7 @@ def swap(model: nn.Module, old: type[nn.Module] | tuple[type[nn.Module], ...], n
                 setattr(module, name, new)
 
 
-# ------------------------------------------------------------------------------------------------------------- missing
+# ------------------------------------------------------------------------------------------ missing
 @faulty("missing_activation", twin="h_mlp_sgd", source="DeepCrime: remove the activation functions")
 def f_no_activation(case: Case) -> None:
     case.model = nn.Sequential(*(layer for layer in case.model if isinstance(layer, nn.Linear)))  # type: ignore[union-attr]
@@ -42,7 +42,7 @@ def f_batch_norm_no_activation(case: Case) -> None:
     swap(case.model, nn.ReLU, nn.Identity())
 
 
-# ------------------------------------------------------------------------------------------------------------- hidden
+# ------------------------------------------------------------------------------------------ hidden
 @faulty("wrong_hidden_activation", "init_vanishing", twin="h_mlp_sgd", source="DeepFD: softmax between hidden layers")
 def f_softmax_hidden(case: Case) -> None:
     swap(case.model, nn.ReLU, nn.Softmax(dim=1))
@@ -92,7 +92,7 @@ def f_conv_softmax_hidden(case: Case) -> None:
     swap(case.model, nn.ReLU, nn.Softmax(dim=1))
 
 
-# ------------------------------------------------------------------------------------------------------------- last
+# ------------------------------------------------------------------------------------------ last
 @faulty(
     "wrong_last_activation",
     "wrong_loss",

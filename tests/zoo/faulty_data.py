@@ -10,7 +10,7 @@ from tests.zoo.nets import sgd
 INPUT, TARGET = 0, -1
 
 
-# ------------------------------------------------------------------------------------------------------------- scale of inputs
+# ------------------------------------------------------------------------------------------ scale of inputs
 @faulty(
     "unnormalised_input", "init_exploding", "dead_relu", twin="h_conv", source="Stack Overflow 55328966: pixels of 0 to 255"
 )
@@ -43,7 +43,7 @@ def f_metres_into_tanh(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: 400 * x)
 
 
-# ------------------------------------------------------------------------------------------------------------- scale of targets
+# ------------------------------------------------------------------------------------------ scale of targets
 @faulty(
     "unnormalised_target",
     "nan_loss",
@@ -82,7 +82,7 @@ def f_large_targets_l1(case: Case) -> None:
     case.data = data.replace(case.data, TARGET, lambda y: 10_000 + 500 * y)
 
 
-# ------------------------------------------------------------------------------------------------------------- labels
+# ------------------------------------------------------------------------------------------ labels
 @faulty("labels_broken", twin="h_mlp_sgd", source="label column read from the wrong place: all training labels 0")
 def f_all_labels_zero(case: Case) -> None:
     case.data = data.replace(case.data, TARGET, torch.zeros_like, val=False)
@@ -116,7 +116,7 @@ def f_nearly_all_ignored(case: Case) -> None:
     case.data = data.replace(case.data, TARGET, ignore, val=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- bad values
+# ------------------------------------------------------------------------------------------ bad values
 @faulty("bad_data", "nan_loss", twin="h_mlp_sgd", source="TheDeepChecker: a few missing values are NaN")
 def f_nan_values(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: x.masked_fill(torch.rand(x.shape) < 0.01, float("nan")), val=False)
@@ -147,7 +147,7 @@ def f_sentinel_values(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: x.masked_fill(torch.rand(x.shape) < 0.08, -999.0))
 
 
-# ------------------------------------------------------------------------------------------------------------- validation
+# ------------------------------------------------------------------------------------------ validation
 @faulty("train_val_mismatch", twin="h_conv_bn", source="validation pictures not normalised")
 def f_val_not_normalised(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: 127 + 50 * x, train=False)
@@ -172,7 +172,7 @@ def f_val_other_units(case: Case) -> None:
     case.data = data.replace(case.data, TARGET, lambda y: 1.8 * y + 32, train=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- order, balance
+# ------------------------------------------------------------------------------------------ order, balance
 @faulty("data_not_shuffled", twin="h_mlp_sgd", source="Karpathy: data sorted by class, shuffle=False")
 def f_sorted_by_class(case: Case) -> None:
     case.data, case.shuffle = data.reorder(case.data, lambda y: y), False

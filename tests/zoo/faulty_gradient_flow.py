@@ -1,4 +1,4 @@
-"""Faulty: gradients that do not get where they should: frozen, detached, not registered, not in the optimiser; mixed samples."""
+"""Faulty: gradients that do not get where they should (frozen, detached, not in the optimiser), and samples that mix."""
 
 import copy
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.nets import Recurrent, mlp, trainable, weighted
 
 
-# ------------------------------------------------------------------------------------------------------------- frozen
+# ------------------------------------------------------------------------------------------ frozen
 @faulty(
     "frozen_by_accident",
     twin="h_narrow_deep",
@@ -58,7 +58,7 @@ def f_frozen_random_embedding(case: Case) -> None:
     case.model.embed = nn.EmbeddingBag.from_pretrained(random, mode="mean")
 
 
-# ------------------------------------------------------------------------------------------------------------- optimiser
+# ------------------------------------------------------------------------------------------ optimiser
 @faulty("not_in_optimizer", twin="h_narrow_deep", source="only the head's parameters given to the optimiser", margin=0.15)
 def f_only_head_optimised(case: Case) -> None:
     head = weighted(case.model)[-1]
@@ -103,7 +103,7 @@ def f_loose_tensor(case: Case) -> None:
     case.model.prototypes = loose
 
 
-# ------------------------------------------------------------------------------------------------------------- no update
+# ------------------------------------------------------------------------------------------ no update
 class StepForgotten(Supervised):
     """Manual optimisation: backward, but no step."""
 
@@ -168,7 +168,7 @@ def f_reloaded_every_step(case: Case) -> None:
     case.module = Refilled
 
 
-# ------------------------------------------------------------------------------------------------------------- detached
+# ------------------------------------------------------------------------------------------ detached
 class Cut(nn.Module):
     """Two parts with a cut between them."""
 
@@ -220,7 +220,7 @@ def f_argmax_inside(case: Case) -> None:
     case.model = HardChoice(mlp([64, 64, 12]), mlp([12, 64, 10]))
 
 
-# ------------------------------------------------------------------------------------------------------------- mixing
+# ------------------------------------------------------------------------------------------ mixing
 @faulty("batch_mixing", twin="h_lstm", source="PyTorch forum classic: LSTM without batch_first")
 def f_lstm_time_first(case: Case) -> None:
     case.model = Recurrent(batch_first=False)

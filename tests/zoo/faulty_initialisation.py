@@ -9,7 +9,7 @@ from tests.zoo.case import Case, faulty
 from tests.zoo.nets import he, init_weights, normal, sgd, weighted
 
 
-# ------------------------------------------------------------------------------------------------------------- symmetry
+# ------------------------------------------------------------------------------------------ symmetry
 @faulty("init_symmetry", "init_vanishing", twin="h_brisk_sgd", source="DeepCrime: weights initialised to zeros")
 def f_all_zero(case: Case) -> None:
     init_weights(case.model, nn.init.zeros_)
@@ -43,7 +43,7 @@ def f_ones_kernels_bn(case: Case) -> None:
         nn.init.ones_(layer.weight)
 
 
-# ------------------------------------------------------------------------------------------------------------- vanishing
+# ------------------------------------------------------------------------------------------ vanishing
 @faulty("init_vanishing", "bad_gain", twin="h_deep_he", source="He et al. 2015: N(0, 0.01) in a deep ReLU net")
 def f_deep_small_normal(case: Case) -> None:
     init_weights(case.model, normal(0.01))
@@ -81,7 +81,7 @@ def f_regression_tiny_weights(case: Case) -> None:
     case.optimizer = sgd(0.03)
 
 
-# ------------------------------------------------------------------------------------------------------------- exploding
+# ------------------------------------------------------------------------------------------ exploding
 @faulty("init_exploding", "bad_gain", twin="h_deep_he", source="AUTOTRAINER: weights of unit variance in a deep net")
 def f_deep_unit_normal(case: Case) -> None:
     init_weights(case.model, normal(1.0))
@@ -121,7 +121,7 @@ def f_huge_head(case: Case) -> None:
         weighted(case.model)[-1].weight.mul_(100)
 
 
-# ------------------------------------------------------------------------------------------------------------- gain
+# ------------------------------------------------------------------------------------------ gain
 @faulty(
     "bad_gain",
     "init_vanishing",
@@ -164,7 +164,7 @@ def f_selu_default_init(case: Case) -> None:
     init_weights(case.model, lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5) * 2))
 
 
-# ------------------------------------------------------------------------------------------------------------- biases
+# ------------------------------------------------------------------------------------------ biases
 @faulty(
     "bad_bias_init", "dead_relu", twin="h_digits_sgd", source="TheDeepChecker: hidden biases far below zero switch ReLU off"
 )
@@ -192,7 +192,7 @@ def f_certain_head_bias(case: Case) -> None:
     nn.init.constant_(weighted(case.model)[-1].bias, 40.0)
 
 
-# ------------------------------------------------------------------------------------------------------------- dead, saturated
+# ------------------------------------------------------------------------------------------ dead, saturated
 @faulty(
     "dead_relu",
     "bad_bias_init",

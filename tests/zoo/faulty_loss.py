@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, faulty
-from tests.zoo.nets import Lambda, sgd
+from tests.zoo.nets import sgd
 
 
-# ------------------------------------------------------------------------------------------------------------- wrong
+# ------------------------------------------------------------------------------------------ wrong
 @faulty(
     "wrong_loss",
     "wrong_last_activation",
@@ -74,7 +74,7 @@ def f_mse_of_class_numbers(case: Case) -> None:
     case.loss = SoftDot()
 
 
-# ------------------------------------------------------------------------------------------------------------- sign
+# ------------------------------------------------------------------------------------------ sign
 @faulty("loss_sign", twin="h_patient_sgd", source="the minus of the log-likelihood twice: -cross_entropy")
 def f_negated_cross_entropy(case: Case) -> None:
     case.loss = lambda output, target: -F.cross_entropy(output, target)
@@ -101,7 +101,7 @@ def f_mean_log_probability(case: Case) -> None:
     case.loss = lambda output, target: output.gather(1, target[:, None]).mean()
 
 
-# ------------------------------------------------------------------------------------------------------------- reduction
+# ------------------------------------------------------------------------------------------ reduction
 @faulty(
     "loss_reduction", "lr_too_high", "nan_loss", twin="h_regression_sgd", source="reduction='sum' with a rate made for the mean"
 )
@@ -130,7 +130,7 @@ def f_autoencoder_sum(case: Case) -> None:
     case.loss = lambda output, target: (output - target).square().sum()
 
 
-# ------------------------------------------------------------------------------------------------------------- shapes
+# ------------------------------------------------------------------------------------------ shapes
 @faulty(
     "shape_broadcast", twin="h_regression_squeezed", source="PyTorch forum classic: (N, 1) against (N,) broadcasts to (N, N)"
 )
@@ -162,7 +162,7 @@ def f_broadcast_inline(case: Case) -> None:
     case.module = Inline
 
 
-# ------------------------------------------------------------------------------------------------------------- values
+# ------------------------------------------------------------------------------------------ values
 @faulty(
     "nan_loss",
     "wrong_loss",

@@ -16,7 +16,7 @@ def per_step(scheduler: LRScheduler) -> dict[str, Any]:
     return {"scheduler": scheduler, "interval": "step"}
 
 
-# ------------------------------------------------------------------------------------------------------------- too high
+# ------------------------------------------------------------------------------------------ too high
 @faulty("lr_too_high", "nan_loss", twin="h_mlp_sgd", source="DeepFD: rate far out of range, classification")
 def f_sgd_rate_ten(case: Case) -> None:
     case.optimizer = sgd(10.0)
@@ -49,7 +49,7 @@ def f_momentum_too_high(case: Case) -> None:
     case.optimizer = sgd(0.05, momentum=0.999)
 
 
-# ------------------------------------------------------------------------------------------------------------- too low
+# ------------------------------------------------------------------------------------------ too low
 @faulty("lr_too_low", twin="h_patient_sgd", source="TheDeepChecker: 1e-6 with SGD")
 def f_sgd_rate_millionth(case: Case) -> None:
     case.optimizer = sgd(1e-6)
@@ -75,7 +75,7 @@ def f_lstm_rate_too_low(case: Case) -> None:
     case.optimizer = adam(3e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------- schedule
+# ------------------------------------------------------------------------------------------ schedule
 @faulty("lr_schedule", "lr_too_low", twin="h_patient_sgd", source="a schedule made for epochs stepped at every batch")
 def f_step_decay_per_batch(case: Case) -> None:
     case.scheduler = lambda optimizer: per_step(StepLR(optimizer, 5, gamma=0.1))
@@ -132,7 +132,7 @@ def f_cosine_ends_early(case: Case) -> None:
     case.scheduler = schedule
 
 
-# ------------------------------------------------------------------------------------------------------------- clipping
+# ------------------------------------------------------------------------------------------ clipping
 @faulty("clip_too_small", "lr_too_low", twin="h_mlp_sgd", source="gradient_clip_val=1e-4 under SGD")
 def f_clip_norm_tiny(case: Case) -> None:
     case.trainer = {"gradient_clip_val": 1e-4}
@@ -159,7 +159,7 @@ def f_clip_in_hook(case: Case) -> None:
     case.module = ClipsHard
 
 
-# ------------------------------------------------------------------------------------------------------------- decay
+# ------------------------------------------------------------------------------------------ decay
 @faulty("weight_decay_too_strong", twin="h_digits_sgd", source="weight decay of 0.5 with SGD: weights shrink to nothing")
 def f_sgd_decay_half(case: Case) -> None:
     case.optimizer = sgd(0.05, weight_decay=0.5)
@@ -188,7 +188,7 @@ def f_lstm_decay(case: Case) -> None:
     case.optimizer = adam(6e-3, weight_decay=0.3)
 
 
-# ------------------------------------------------------------------------------------------------------------- piling up
+# ------------------------------------------------------------------------------------------ piling up
 class NeverZeroed(Supervised):
     """Gradients are never set back."""
 
@@ -240,7 +240,7 @@ def f_zeroed_per_epoch(case: Case) -> None:
     case.module = ZeroedPerEpoch
 
 
-# ------------------------------------------------------------------------------------------------------------- too little data
+# ------------------------------------------------------------------------------------------ too little data
 def starve(case: Case, rows: int, noise: float) -> None:
     """Keep the first rows, and replace a share of their labels by random ones."""
     x, y = case.data[0][:rows]

@@ -129,3 +129,9 @@ def h_raw_inside_standardised(seed: int) -> Case:
 @healthy("weight_decay_too_strong", source="AdamW with decay 0.05")
 def h_regression_decay(seed: int) -> Case:
     return Case(seed=seed, model=mlp([8, 64, 64, 1]), data=data.surface(seed), optimizer=adamw(5e-3, weight_decay=0.05), **MSE)
+
+
+@healthy("dropout_too_high", "dropout_active_in_eval", source="two fifths of a wide regression net dropped")
+def h_regression_dropout(seed: int) -> Case:
+    model = mlp([8, 192, 192, 1], dropout=0.4)
+    return Case(seed=seed, model=model, data=data.surface(seed), optimizer=adam(4e-3), **MSE)

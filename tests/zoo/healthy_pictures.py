@@ -86,9 +86,15 @@ class SqueezeExcite(nn.Module):
 @healthy("saturation", "wrong_hidden_activation", source="squeeze-and-excitation: sigmoid gates inside a conv net")
 def h_squeeze_excite(seed: int) -> Case:
     model = nn.Sequential(
-        *conv_block(1, 12, nn.BatchNorm2d, nn.ReLU), SqueezeExcite(12), nn.MaxPool2d(2), *conv_block(12, 16, nn.BatchNorm2d, nn.ReLU),
-        SqueezeExcite(16), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 4),
-    )  # fmt: skip
+        *conv_block(1, 12, nn.BatchNorm2d, nn.ReLU),
+        SqueezeExcite(12),
+        nn.MaxPool2d(2),
+        *conv_block(12, 16, nn.BatchNorm2d, nn.ReLU),
+        SqueezeExcite(16),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    )
     return Case(seed=seed, model=model, data=data.stamps(seed), optimizer=adam(5e-3), max_steps=160, **CE)
 
 
@@ -134,9 +140,15 @@ def h_global_pool_head(seed: int) -> Case:
 @healthy("class_imbalance", "shape_broadcast", source="Ronneberger et al. 2015: pixel-wise BCE, few pixels are foreground")
 def h_unet(seed: int) -> Case:
     return Case(
-        seed=seed, model=UNet(), data=data.masks(seed), optimizer=adam(5e-3), max_steps=100, batch_size=16,
-        loss=F.binary_cross_entropy_with_logits, metric="jaccard",
-    )  # fmt: skip
+        seed=seed,
+        model=UNet(),
+        data=data.masks(seed),
+        optimizer=adam(5e-3),
+        max_steps=100,
+        batch_size=16,
+        loss=F.binary_cross_entropy_with_logits,
+        metric="jaccard",
+    )
 
 
 def dice_loss(output: Tensor, target: Tensor) -> Tensor:
@@ -162,9 +174,15 @@ def h_dice(seed: int) -> Case:
 @healthy("dropout_active_in_eval", source="channel dropout between convolutions, off in evaluation")
 def h_dropout2d(seed: int) -> Case:
     model = nn.Sequential(
-        *conv_block(1, 16, None, nn.ReLU), nn.MaxPool2d(2), nn.Dropout2d(0.2), *conv_block(16, 24, None, nn.ReLU), nn.MaxPool2d(2), nn.Flatten(),
-        nn.Dropout(0.3), nn.Linear(216, 4),
-    )  # fmt: skip
+        *conv_block(1, 16, None, nn.ReLU),
+        nn.MaxPool2d(2),
+        nn.Dropout2d(0.4),
+        *conv_block(16, 24, None, nn.ReLU),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.6),
+        nn.Linear(216, 4),
+    )
     return Case(seed=seed, model=model, data=data.gratings(seed), optimizer=adam(3e-3), **CE)
 
 
@@ -207,9 +225,17 @@ def h_stochastic_depth(seed: int) -> Case:
 @healthy("saturation", "dead_relu", source="LeNet: tanh convolutions with average pooling")
 def h_lenet_tanh(seed: int) -> Case:
     model = nn.Sequential(
-        nn.Conv2d(1, 8, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(8, 16, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2),
-        nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10),
-    )  # fmt: skip
+        nn.Conv2d(1, 8, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.Tanh(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(64, 32),
+        nn.Tanh(),
+        nn.Linear(32, 10),
+    )
     return Case(seed=seed, model=model, data=data.digits(seed, flat=False), optimizer=sgd(0.1), **CE)
 
 
@@ -251,6 +277,12 @@ def h_conv_multi_label(seed: int) -> Case:
 @healthy("missing_activation", source="average pooling and strided convolutions with ReLU between")
 def h_conv_average(seed: int) -> Case:
     model = nn.Sequential(
-        nn.Conv2d(1, 12, 3, stride=2, padding=1), nn.ReLU(), nn.Conv2d(12, 16, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(144, 4),
-    )  # fmt: skip
+        nn.Conv2d(1, 12, 3, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(12, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(144, 4),
+    )
     return Case(seed=seed, model=init_weights(model, he), data=data.gratings(seed), optimizer=adam(4e-3), **CE)

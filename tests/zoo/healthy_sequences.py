@@ -204,3 +204,10 @@ def h_lstm_long(seed: int) -> Case:
 @healthy("init_vanishing", source="embeddings of three numbers each, averaged")
 def h_narrow_embedding(seed: int) -> Case:
     return Case(seed=seed, model=WordBag(width=3), data=data.words(seed), optimizer=adam(2e-2), **CE)
+
+
+@healthy("dropout_too_high", "dropout_active_in_eval", source="the adding problem with dropout in front of the head")
+def h_gru_dropout(seed: int) -> Case:
+    model = Recurrent(nn.GRU, features=2, hidden=48, outputs=1)
+    model.head = nn.Sequential(nn.Dropout(0.7), nn.Linear(48, 1))
+    return Case(seed=seed, model=model, data=data.marked_sum(seed), optimizer=adam(1e-2), max_steps=300, **MSE)

@@ -1,5 +1,7 @@
 """Healthy: classifiers of vectors, with every usual activation, depth and initialisation."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -207,7 +209,7 @@ class Gated(nn.Module):
 
     def __init__(self, sizes: list[int], classes: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, 2 * b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+        self.layers = nn.ModuleList(nn.Linear(a, 2 * b) for a, b in pairwise(sizes))
         self.head = nn.Linear(sizes[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:

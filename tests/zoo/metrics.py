@@ -67,6 +67,15 @@ def r2(output: Tensor, target: Tensor) -> Tensor:
     return (1 - (output - target).square().mean() / spread).clamp_min(-1)
 
 
+def decoded(output: Tensor, target: Tensor) -> Tensor:
+    """Share of symbols that a greedy CTC decoding (repeats merged, blank 0 dropped) puts in their place."""
+    hits = 0
+    for path, truth in zip(output.argmax(2), target, strict=True):
+        symbols = [s for s in path.unique_consecutive().tolist() if s]
+        hits += sum(a == b for a, b in zip(symbols, truth.tolist(), strict=False))
+    return torch.tensor(hits / target.numel())
+
+
 def best_direction(target: Tensor) -> float:
     """Mean cosine with the one direction that suits all targets best."""
     unit = F.normalize(target, dim=1)
@@ -80,12 +89,14 @@ METRICS = {
     "probability_accuracy": Metric(probability_accuracy, binary_majority),
     "mean_r2": Metric(lambda output, target: r2(output[0], target), lambda target: 0.0),
     "log_r2": Metric(lambda output, target: r2(output.exp(), target), lambda target: 0.0),
+    "first_binary_accuracy": Metric(lambda output, target: binary_accuracy(output[0], target), binary_majority),
     "cosine": Metric(lambda output, target: F.cosine_similarity(output, target, dim=1).mean(), best_direction),
     "balanced_binary": Metric(balanced_binary, lambda target: 0.5),
     "one_hot_accuracy": Metric(
         lambda output, target: accuracy(output, target.argmax(1)), lambda target: majority(target.argmax(1))
     ),
     "hazard_r2": Metric(lambda output, target: r2(output, target[:, 2]), lambda target: 0.0),
+    "decoded": Metric(decoded, lambda target: 0.25),
     "jaccard": Metric(jaccard, lambda target: (target > 0.5).float().mean().item()),
     "r2": Metric(r2, lambda target: 0.0),
 }

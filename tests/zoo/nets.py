@@ -1,6 +1,7 @@
 """Networks, optimisers and small helpers that the cases are assembled from."""
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ Activation = Callable[[], nn.Module]
 WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-# ------------------------------------------------------------------------------------------------------------- recipes
+# ------------------------------------------------------------------------------------------ recipes
 def sgd(lr: float, momentum: float = 0.9, **settings: Any) -> Callable[[nn.Module], Optimizer]:
     return lambda model: torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, **settings)
 
@@ -73,7 +74,7 @@ class Lambda(nn.Module):
         return self.function(x)
 
 
-# ------------------------------------------------------------------------------------------------------------- vectors
+# ------------------------------------------------------------------------------------------ vectors
 def mlp(
     sizes: Sequence[int],
     act: Activation | None = nn.ReLU,
@@ -84,7 +85,7 @@ def mlp(
 ) -> nn.Sequential:
     """Linear layers, each but the last followed by norm, activation and dropout as far as they are wanted."""
     layers: list[nn.Module] = []
-    for i, (a, b) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(sizes)):
         layers.append(nn.Linear(a, b, bias=bias or i == len(sizes) - 2))
         if i < len(sizes) - 2:
             layers += [norm(b)] if norm else []
@@ -122,7 +123,7 @@ class ResidualMLP(nn.Module):
         return self.head(self.norm(x))
 
 
-# ------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------ pictures
 def conv_block(
     a: int, b: int, norm: Callable[[int], nn.Module] | None, act: Activation | None, bias: bool = True
 ) -> list[nn.Module]:
@@ -205,7 +206,7 @@ class UNet(nn.Module):
         return self.out(torch.cat([skip, self.up(self.bottom(skip))], 1))
 
 
-# ------------------------------------------------------------------------------------------------------------- sequences
+# ------------------------------------------------------------------------------------------ sequences
 class Recurrent(nn.Module):
     """A recurrent cell whose last output feeds a linear head."""
 

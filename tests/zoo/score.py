@@ -1,6 +1,6 @@
 """Examine the diagnosis on the zoo.
 
-    python -m tests.zoo.score [--part tune|heldout|all] [--seeds 0 1 2] [--ids bad_gain ...] [--names 'f_*'] [--jobs 2] [--json out.json]
+    python -m tests.zoo.score [--part tune|heldout|all] [--seeds 0 1 2] [--ids ID ...] [--names 'f_*'] [--jobs 2] [--json FILE]
 
 detection     some error or warning on a faulty case
 root cause    some error or warning whose rule is an accepted root
@@ -8,8 +8,8 @@ root cause@1  the most severe finding (the first among equals) is an accepted ro
 notes         on a fault that is only worth a note: a finding of any severity has the right rule
 false alarms  some error or warning on a healthy case, or one with another rule on a case that is worth a note
 
-The tuned and the held-out part are always reported apart, and of the held-out part only the rates, so that nobody tunes on what it
-misses; `--show-heldout` lists its misses too. A crash counts as a miss on a faulty case and as a false alarm on a healthy one.
+The tuned and the held-out part are always reported apart, and of the held-out part only the rates, so that nobody tunes on
+what it misses; `--show-heldout` lists its misses too. A crash is a miss on a faulty case and a false alarm on a healthy one.
 """
 
 import argparse
@@ -132,7 +132,7 @@ def chosen(part: str, ids: Sequence[str], globs: Sequence[str]) -> list[str]:
     return [name for name, entry in CASES.items() if wanted(entry)]
 
 
-# ------------------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------ the report
 def percent(hits: int, total: int) -> str:
     return f"{hits:4d}/{total:<4d} {100 * hits / total:5.1f} %" if total else "   -"
 
