@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, faulty
-from tests.zoo.nets import sgd
 
 INPUT, TARGET = 0, -1
 
@@ -75,6 +74,7 @@ def f_unequal_targets(case: Case) -> None:
 
 @faulty(
     "unnormalised_target",
+    "lr_too_low",
     twin="h_absolute_error",
     source="targets around 10000 under an absolute error: steps too small to get there",
 )
@@ -186,7 +186,11 @@ def f_sorted_by_target(case: Case) -> None:
 @faulty("data_not_shuffled", twin="h_conv", source="an image folder read class by class")
 def f_folder_order(case: Case) -> None:
     case.data, case.shuffle = data.reorder(case.data, lambda y: -y), False
-    case.optimizer = sgd(0.05)
+
+
+@faulty("data_not_shuffled", twin="h_conv1d", source="recordings stored one class after the other", margin=0.15)
+def f_waves_by_class(case: Case) -> None:
+    case.data, case.shuffle = data.reorder(case.data, lambda y: y), False
 
 
 @faulty("class_imbalance", twin="h_weighted_ce", source="six positives in a hundred, plain cross-entropy", margin=0.1)
@@ -208,4 +212,11 @@ def f_rare_positives(case: Case) -> None:
 def f_two_classes_dominate(case: Case) -> None:
     x, y = case.data[0].tensors  # type: ignore[attr-defined]
     keep = (y < 2) | (torch.rand(len(y)) < 0.04)
+    case.data = (type(case.data[0])(x[keep], y[keep]), case.data[1])  # type: ignore[call-arg]
+
+
+@faulty("class_imbalance", twin="h_mlp_sgd", source="of three classes one sample in thirty was kept", margin=0.1)
+def f_ninety_percent_one_class(case: Case) -> None:
+    x, y = case.data[0].tensors  # type: ignore[attr-defined]
+    keep = (y == 0) | (torch.rand(len(y)) < 1 / 30)
     case.data = (type(case.data[0])(x[keep], y[keep]), case.data[1])  # type: ignore[call-arg]

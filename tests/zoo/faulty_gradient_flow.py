@@ -36,15 +36,10 @@ def f_frozen_weights_scattered(case: Case) -> None:
 
 
 @faulty(
-    "frozen_by_accident",
-    "no_update",
-    twin="h_frozen_backbone",
-    source="PyTorch forum 84911: everything is frozen but the norms, also the new head",
+    "frozen_by_accident", twin="h_frozen_backbone", source="the filter that freezes the body matches the new head's weight too"
 )
 def f_frozen_head(case: Case) -> None:
-    for name, p in case.model.named_parameters():
-        p.requires_grad_("head" not in name and ("weight" in name and p.ndim == 1))
-    case.optimizer = trainable(torch.optim.Adam, lr=1e-4)
+    case.model.head.weight.requires_grad_(False)  # type: ignore[union-attr, operator]
 
 
 @faulty(
@@ -65,12 +60,10 @@ def f_only_head_optimised(case: Case) -> None:
     case.optimizer = lambda model: torch.optim.SGD(head.parameters(), lr=0.02, momentum=0.9)
 
 
-@faulty("not_in_optimizer", "no_update", twin="h_conv_bn", source="the head replaced after the optimiser was built")
+@faulty("not_in_optimizer", "no_update", twin="h_frozen_backbone", source="the head replaced after the optimiser was built")
 def f_head_replaced_later(case: Case) -> None:
-    old = case.model[-1]  # type: ignore[index]
-    case.model[-1] = nn.Linear(old.in_features, old.out_features)  # type: ignore[operator]
-    rest = [p for name, p in case.model.named_parameters() if name.startswith("0.")]
-    case.optimizer = lambda model: torch.optim.SGD([*rest, *old.parameters()], lr=0.05, momentum=0.9)
+    replaced = nn.Linear(case.model.head.in_features, 4)  # type: ignore[union-attr, arg-type]
+    case.optimizer = lambda model: torch.optim.Adam(replaced.parameters(), lr=1e-2)
 
 
 class PlainList(nn.Module):
@@ -166,6 +159,48 @@ class Refilled(Supervised):
 @faulty("no_update", twin="h_digits_sgd", source="a checkpoint loaded in every step instead of once")
 def f_reloaded_every_step(case: Case) -> None:
     case.module = Refilled
+
+
+class StepsScratch(Supervised):
+    """Manual optimisation that steps an optimiser made on the spot, of copies of the parameters."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        self.optimizers().zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        copies = [p.detach().clone().requires_grad_() for p in self.model.parameters()]
+        for copied, p in zip(copies, self.model.parameters(), strict=True):
+            copied.grad = p.grad
+        torch.optim.SGD(copies, lr=0.05).step()
+
+
+@faulty(
+    "no_update", "not_in_optimizer", twin="h_manual_optimisation", source="another optimiser is stepped, which holds copies"
+)
+def f_scratch_optimiser_stepped(case: Case) -> None:
+    case.module = StepsScratch
+    case.trainer = {"max_epochs": 4, "max_steps": -1}
+
+
+class NewLeaf(Supervised):
+    """The loss is taken out of its graph and made to require a gradient again."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        loss: Tensor = super().training_step(batch, batch_idx)
+        return torch.tensor(loss.item(), requires_grad=True)
+
+
+@faulty(
+    "no_update",
+    "detached_subgraph",
+    twin="h_digits_sgd",
+    source="PyTorch forum classic: torch.tensor(loss, requires_grad=True)",
+)
+def f_loss_as_new_tensor(case: Case) -> None:
+    case.module = NewLeaf
 
 
 # ------------------------------------------------------------------------------------------ detached

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, faulty
-from tests.zoo.nets import he, init_weights, normal, sgd, weighted
+from tests.zoo.nets import he, init_weights, normal, weighted
 
 
 # ------------------------------------------------------------------------------------------ symmetry
@@ -72,13 +72,11 @@ def f_deep_conv_small(case: Case) -> None:
 @faulty(
     "init_vanishing",
     "bad_gain",
-    "wrong_hidden_activation",
-    twin="h_regression",
-    source="tiny weights in every layer of a regression net: SGD-like crawl out of zero",
+    twin="h_regression_sgd",
+    source="tiny weights in every layer of a regression net: a saddle at zero",
 )
 def f_regression_tiny_weights(case: Case) -> None:
     init_weights(case.model, normal(1e-4))
-    case.optimizer = sgd(0.03)
 
 
 # ------------------------------------------------------------------------------------------ exploding
@@ -108,6 +106,16 @@ def f_residual_unscaled(case: Case) -> None:
 @faulty("init_exploding", "bad_gain", twin="h_conv", source="kernels of unit variance in a plain conv net")
 def f_conv_unit_normal(case: Case) -> None:
     init_weights(case.model, normal(1.0))
+
+
+@faulty("init_exploding", "bad_gain", twin="h_deep_he", source="orthogonal weights with a gain of 6 per layer")
+def f_oversized_orthogonal(case: Case) -> None:
+    init_weights(case.model, lambda w: nn.init.orthogonal_(w, gain=6.0))
+
+
+@faulty("init_exploding", "bad_gain", twin="h_autoencoder_sgd", source="an autoencoder's weights twelve times too large")
+def f_exploding_autoencoder(case: Case) -> None:
+    init_weights(case.model, lambda w: nn.init.xavier_normal_(w, gain=12.0))
 
 
 @faulty(
@@ -154,14 +162,13 @@ def f_tanh_gain_five(case: Case) -> None:
 
 @faulty(
     "bad_gain",
-    "init_exploding",
     "init_vanishing",
     twin="h_deep_selu_sgd",
-    source="Klambauer et al. 2017: SELU needs LeCun's init; torch's default is a third of it",
-    margin=0.1,
+    source="Klambauer et al. 2017: SELU needs LeCun's init; torch's default has a third of its variance",
 )
 def f_selu_default_init(case: Case) -> None:
-    init_weights(case.model, lambda w: nn.init.kaiming_uniform_(w, a=math.sqrt(5) * 2))
+    for layer in weighted(case.model):
+        layer.reset_parameters()
 
 
 # ------------------------------------------------------------------------------------------ biases
@@ -231,6 +238,28 @@ class Negated(nn.Module):
 )
 def f_double_negation(case: Case) -> None:
     case.model[1] = Negated()  # type: ignore[operator]
+
+
+@faulty(
+    "dead_relu",
+    "wrong_hidden_activation",
+    "init_vanishing",
+    twin="h_digits_sgd",
+    source="log-sigmoid is never positive, and a ReLU follows",
+)
+def f_always_negative_into_relu(case: Case) -> None:
+    case.model[1] = nn.Sequential(nn.LogSigmoid(), nn.ReLU())  # type: ignore[operator]
+
+
+@faulty(
+    "dead_relu",
+    "bad_bias_init",
+    twin="h_conv_average",
+    source="biases of the convolutions loaded from another net, far below zero",
+)
+def f_conv_bias_far_below(case: Case) -> None:
+    for layer in weighted(case.model)[:-1]:
+        nn.init.constant_(layer.bias, -12.0)
 
 
 @faulty(

@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, faulty
-from tests.zoo.nets import sgd
 
 
 # ------------------------------------------------------------------------------------------ wrong
@@ -162,6 +161,17 @@ def f_broadcast_inline(case: Case) -> None:
     case.module = Inline
 
 
+@faulty("shape_broadcast", twin="h_huber_outliers", source="Huber loss of (N, 1) and (N,)")
+def f_huber_all_against_all(case: Case) -> None:
+    case.data = data.replace(case.data, 1, lambda y: y[:, 0])
+
+
+@faulty("shape_broadcast", twin="h_picture_regression", source="a map of 1 x 1 against a column: (N, 1, 1, 1) and (N, 1)")
+def f_broadcast_conv(case: Case) -> None:
+    case.model = case.model[:-1]  # type: ignore[index]
+    case.loss = lambda output, target: (output - target).square().mean()
+
+
 # ------------------------------------------------------------------------------------------ values
 @faulty(
     "nan_loss",
@@ -184,9 +194,8 @@ def f_sqrt_at_zero(case: Case) -> None:
 def f_log_of_zero(case: Case) -> None:
     case.model.append(nn.Hardsigmoid())  # type: ignore[operator]
     case.loss = lambda p, target: -(target * p.log() + (1 - target) * (1 - p).log()).mean()
-    case.optimizer = sgd(1.0)
 
 
-@faulty("nan_loss", twin="h_brisk_sgd", source="softmax by hand: exp overflows", margin=0.2)
+@faulty("nan_loss", twin="h_brisk_sgd", source="softmax at a low temperature by hand: exp overflows", margin=0.2)
 def f_exp_overflow(case: Case) -> None:
     case.loss = lambda z, y: -((40 * z).exp() / (40 * z).exp().sum(1, keepdim=True)).log().gather(1, y[:, None]).mean()

@@ -143,6 +143,13 @@ def f_clip_value_tiny(case: Case) -> None:
     case.trainer = {"gradient_clip_val": 1e-6, "gradient_clip_algorithm": "value"}
 
 
+@faulty(
+    "clip_too_small", "lr_too_low", twin="h_conv", source="a clipping norm of 1e-4 copied from a script that summed its loss"
+)
+def f_clip_copied(case: Case) -> None:
+    case.trainer = {"gradient_clip_val": 1e-4}
+
+
 class ClipsHard(Supervised):
     """Clips in the hook that Lightning offers, with a bound of its own."""
 
@@ -180,7 +187,6 @@ class PenalisedTooMuch(Supervised):
 @faulty("weight_decay_too_strong", twin="h_mlp_sgd", source="an L2 penalty in the loss that outweighs it")
 def f_penalty_outweighs(case: Case) -> None:
     case.module = PenalisedTooMuch
-    case.optimizer = sgd(0.02)
 
 
 @faulty("weight_decay_too_strong", twin="h_lstm", source="Adam's coupled decay of 0.3 in a recurrent net")
@@ -207,10 +213,14 @@ def f_never_zeroed_regression(case: Case) -> None:
     case.module = NeverZeroed
 
 
-@faulty("gradients_not_zeroed", twin="h_conv", source="gradients not reset, conv net")
+@faulty("gradients_not_zeroed", twin="h_deep_bn_conv", source="gradients not reset, ten convolutions with batch norm")
 def f_never_zeroed_conv(case: Case) -> None:
     case.module = NeverZeroed
-    case.optimizer = sgd(0.1)
+
+
+@faulty("gradients_not_zeroed", twin="h_digits_sgd", source="gradients not reset, plain MLP")
+def f_adding_up_gradients(case: Case) -> None:
+    case.module = NeverZeroed
 
 
 class ManualWithoutZero(Manual):
@@ -224,7 +234,6 @@ class ManualWithoutZero(Manual):
 @faulty("gradients_not_zeroed", twin="h_manual_optimisation", source="manual optimisation without zero_grad")
 def f_manual_never_zeroed(case: Case) -> None:
     case.module = ManualWithoutZero
-    case.optimizer = sgd(0.2)
 
 
 class ZeroedPerEpoch(Supervised):

@@ -135,14 +135,10 @@ def h_alternating(seed: int) -> Case:
     )
 
 
-class ClosureWith(Supervised):
-    """Nothing special: LBFGS calls its closure several times a step."""
-
-
 @healthy("no_update", "lr_too_high", source="LBFGS on full batches: several passes a step")
 def h_lbfgs(seed: int) -> Case:
     return Case(
-        seed=seed, model=mlp([64, 10]), data=data.digits(seed), batch_size=960, max_steps=6, module=ClosureWith,
+        seed=seed, model=mlp([64, 10]), data=data.digits(seed), batch_size=960, max_steps=6,
         optimizer=lambda model: torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=8), **CE,
     )  # fmt: skip
 
@@ -352,8 +348,8 @@ def h_slow_drift(seed: int) -> Case:
     )
 
 
-@healthy("class_imbalance", "data_not_shuffled", source="rare classes drawn evenly by a batch of both kinds in turn")
-def h_alternating_classes(seed: int) -> Case:
+@healthy("data_not_shuffled", source="not shuffled, the rows interleaved with a stride of seven")
+def h_interleaved_rows(seed: int) -> Case:
     split = data.reorder(data.blobs(seed), lambda y: torch.arange(len(y)) % 7)
     return Case(seed=seed, model=mlp([8, 64, 64, 4]), data=split, optimizer=sgd(0.05), shuffle=False, **CE)
 

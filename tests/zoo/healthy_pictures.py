@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, healthy
-from tests.zoo.nets import BCE, CE, ResNet, UNet, adam, adamw, conv_block, convnet, he, init_weights, plain_deep, sgd
+from tests.zoo.nets import BCE, CE, MSE, ResNet, UNet, adam, adamw, conv_block, convnet, he, init_weights, plain_deep, sgd
 
 
 @healthy("bad_gain", source="control: plain conv net, default init")
@@ -286,3 +286,17 @@ def h_conv_average(seed: int) -> Case:
         nn.Linear(144, 4),
     )
     return Case(seed=seed, model=init_weights(model, he), data=data.gratings(seed), optimizer=adam(4e-3), **CE)
+
+
+@healthy("shape_broadcast", "wrong_loss", source="how bright and striped a picture is: one number from global pooling")
+def h_picture_regression(seed: int) -> Case:
+    split = data.replace(data.masks(seed, n=768), 1, lambda y: (y.mean((1, 2, 3))[:, None] - 0.14) / 0.08)
+    model = nn.Sequential(
+        *conv_block(1, 12, None, nn.ReLU),
+        nn.MaxPool2d(2),
+        *conv_block(12, 16, None, nn.ReLU),
+        nn.Conv2d(16, 1, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    )
+    return Case(seed=seed, model=model, data=split, optimizer=adam(5e-3), **MSE)

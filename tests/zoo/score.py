@@ -14,10 +14,12 @@ what it misses; `--show-heldout` lists its misses too. A crash is a miss on a fa
 
 import argparse
 import json
+import os
 import signal
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
 from functools import partial
@@ -106,7 +108,8 @@ def examine(name: str, seed: int, diagnose: Callable[[Case], Answer] = diagnose)
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(TIME_LIMIT)
     try:
-        answer = diagnose(entry.build(seed))
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            answer = diagnose(entry.build(seed))
     except (Exception, SystemExit) as error:
         crash = f"{type(error).__name__}: {error}"[:300]
     finally:
