@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.columns import as_columns
 from lit_training.moments import Moments, merge, moments
-from lit_training.trace import ACTIVATIONS, Graph, Node, Tracer, first_operand
+from lit_training.trace import ACTIVATIONS, LOSSES, Graph, Node, Tracer, first_operand
 
-__all__ = ["Layer", "Probe", "TensorStats", "measure"]
+__all__ = ["Layer", "LossCall", "Probe", "TensorStats", "measure"]
 
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
 
@@ -116,6 +116,23 @@ class Layer:
     calls: int = 1
 
 
+@dataclass(frozen=True)
+class LossCall:
+    """One of torch's losses as it was called: what it compared, and what came out.
+
+    `prediction` and `target` are graph nodes; `low` and `high` the extremes of each; `scale` the mean over the batch of
+    `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if a scalar.
+    """
+
+    op: str
+    prediction: int
+    target: int
+    prediction_range: tuple[float, float]
+    target_range: tuple[float, float]
+    scale: float
+    value: float | None
+
+
 @dataclass
 class Probe:
     """Measure every layer of a module while active; use once, as a context manager around one forward and its backward.
@@ -135,6 +152,7 @@ class Probe:
     batch_size: int
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[int, TensorStats] = field(default_factory=dict)
+    losses: list[LossCall] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tracer = Tracer(
@@ -166,7 +184,9 @@ class Probe:
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if node.scope in self._recurrent:
             return
-        if node.weight:
+        if node.op in LOSSES and len(operands) > 1:
+            self._add_loss(node, tensor, operands)
+        elif node.weight:
             self._add_layer(node, tensor, operands)
         elif node.op in ACTIVATIONS:
             layer = self._layer_before(node)
@@ -190,6 +210,22 @@ class Probe:
         )
         layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
         self.layers[name] = self._by_node[node.index] = layer
+
+    def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        if self.losses and self.losses[-1].prediction == node.parents[0]:
+            return  # a second output of the same operation
+        prediction, target = operands[0].detach(), operands[1].detach()
+        log_sum = prediction.logsumexp(1).mean() if "nll" in node.op and prediction.ndim > 1 else prediction.new_zeros(())
+        call = LossCall(
+            node.op,
+            node.parents[0],
+            node.parents[1],
+            (float(prediction.amin()), float(prediction.amax())),
+            (float(target.amin()), float(target.amax())),
+            float(log_sum),
+            float(tensor) if tensor.ndim == 0 else None,
+        )
+        self.losses.append(call)
 
     def _layer_before(self, node: Node) -> Layer | None:
         """Walk back through operations that are not layers or activations to the layer whose values arrive here."""

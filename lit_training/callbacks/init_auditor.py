@@ -185,6 +185,7 @@ class InitAuditor(Callback):
             optimizers=trainer.optimizers,
             loss=None if self._loss is None else self._loss * accumulated,
             gradient_factor=accumulated / self._loss_scale / trainer.world_size,
+            expect_frozen=self.expect_frozen,
         )
 
     @harmless

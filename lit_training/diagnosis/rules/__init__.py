@@ -1,8 +1,25 @@
 """All rules in causal order: of two alarms, the one whose rule stands first here is the cause to fix first."""
 
 from lit_training.diagnosis.rule import Rule
+from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
 from lit_training.diagnosis.rules.initialisation import init_exploding, init_symmetry, init_vanishing
+from lit_training.diagnosis.rules.loss import loss_sign, shape_broadcast, wrong_last_activation, wrong_loss
+from lit_training.diagnosis.rules.structure import bn_eval_in_train, frozen_by_accident, missing_activation, not_in_optimizer
 
 __all__ = ["RULES"]
 
-RULES: tuple[Rule, ...] = (init_symmetry, init_exploding, init_vanishing)
+RULES: tuple[Rule, ...] = (
+    bad_data,
+    unnormalised_input,
+    shape_broadcast,
+    loss_sign,
+    wrong_loss,
+    wrong_last_activation,
+    not_in_optimizer,
+    frozen_by_accident,
+    bn_eval_in_train,
+    missing_activation,
+    init_symmetry,
+    init_exploding,
+    init_vanishing,
+)

@@ -1,0 +1,70 @@
+"""Rules about what enters the network."""
+
+import math
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+
+__all__ = ["bad_data", "unnormalised_input"]
+
+LARGE = 20.0
+OFFSET = 5.0
+
+
+@rule(explains=["nan_loss", "exploding_gradient"])
+def bad_data(evidence: Evidence) -> Iterator[Finding]:
+    """The first batch holds NaN or infinite inputs.
+
+    Measured on every floating-point tensor of the batch that the forward read. One such value makes the loss NaN, and the update
+    then makes every weight NaN.
+
+    What to do: find the sample (`torch.isfinite`), and drop or impute it.
+    """
+    broken = sum(not stats.finite for stats in evidence.inputs)
+    if broken:
+        message = f"{broken} tensor(s) of the first batch hold NaN or infinity."
+        yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
+
+
+@rule(
+    explains=[
+        "bad_initial_loss",
+        "loss_diverging",
+        "dead_relu",
+        "exploding_gradient",
+        "nan_loss",
+        "saturation",
+        "oscillating_loss",
+    ]
+)
+def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
+    """The inputs reach the first layer at a scale, or with an offset, that initialisation is not made for.
+
+    Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square is
+    over 20, or the mean is more than 5 standard deviations from zero. Initialisation assumes inputs of variance 1 (Glorot and
+    Bengio 2010); the gradient of the first layer grows with their scale, and an offset makes all its columns move together
+    (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a root mean square of 100 and more.
+
+    Not an alarm: integers for an embedding; inputs in 0...1, which are off but train.
+
+    What to do: standardise with the training data's mean and std.
+    """
+    for layer in evidence.layers:
+        stats = layer.source
+        if stats is None or layer.node is None or not stats.finite or _has_layer_before(evidence, layer.node):
+            continue
+        offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
+        if stats.rms > LARGE or (offset > OFFSET and stats.rms > 2):
+            message = (
+                f"The inputs have mean {stats.mean:.3g} and std {stats.std:.3g} where {layer.name} reads them, not 0 and 1."
+            )
+            advice = "Standardise: x = (x - mean) / std, with the training data's statistics."
+            evidence_numbers = {"mean": stats.mean, "std": stats.std}
+            yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, evidence_numbers)
+            return
+
+
+def _has_layer_before(evidence: Evidence, node: int) -> bool:
+    return any(evidence.graph.nodes[i].weight for i in evidence.graph.ancestors(node) if i != node)
