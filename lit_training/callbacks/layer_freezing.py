@@ -67,7 +67,7 @@ class LayerFreezing(Callback):
     Raises:
         ValueError: in `__init__`, for a malformed list of phases; when `fit` starts, for a pattern without a match, a phase that
             trains nothing, phases out of order, a parameter that a phase trains but no optimiser has, a `fraction` of a run
-            without end, a second `LayerFreezing`, DDP with `static_graph=True`, FSDP1 and other engines that own the parameters,
+            without end, DDP with `static_graph=True`, FSDP1 and other engines that own the parameters,
             `StochasticWeightAveraging` where it would reset frozen batch norm; in training, for a plateau metric that is not
             logged; on resume, if the checkpoint was trained with other phases.
         RuntimeError: if DDP does not synchronise exactly what trains, because someone else froze or thawed.
@@ -115,8 +115,6 @@ class LayerFreezing(Callback):
         if not self._fitting:
             return
         check_strategy(trainer.strategy)
-        if sum(isinstance(callback, LayerFreezing) for callback in _callbacks(trainer)) > 1:
-            raise ValueError("LayerFreezing: each one freezes what it does not train; use a single one with all the phases")
         if trainer.global_step == 0 and trainer.current_epoch == 0:
             self._begin()
             self.changes = []
