@@ -5,25 +5,33 @@ The callbacks are in `lit_training.callbacks`; what is here works without a Trai
 
 from importlib.metadata import version as _version
 
+from lit_training.constraints import max_norm_
+from lit_training.decay_audit import DecayAudit, decay_audit
 from lit_training.diagnosis import Finding
 from lit_training.fans import fans
 from lit_training.freezing import freeze, frozen_tree, thaw
 from lit_training.gains import gain
 from lit_training.groups import parameter_groups
 from lit_training.initialization import initialize_
+from lit_training.module import LitModule
 from lit_training.selection import select
 
 __all__ = [
+    "DecayAudit",
     "Finding",
+    "LitModule",
     "__version__",
+    "decay_audit",
     "fans",
     "freeze",
     "frozen_tree",
     "gain",
     "initialize_",
+    "max_norm_",
     "parameter_groups",
     "select",
     "thaw",
 ]
+
 
 __version__ = _version("lit-training")

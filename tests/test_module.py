@@ -1,0 +1,135 @@
+"""`LitModule`: what it trains, what a subclass has to override, and what bad input says."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training import LitModule
+
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def classes(n: int = 64) -> TensorDataset:
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(n, 4, generator=g)
+    return TensorDataset(x, (x[:, 0] > 0).long())
+
+
+def fit(module: pl.LightningModule, data: Any, **kwargs: Any) -> pl.Trainer:
+    trainer = pl.Trainer(**QUIET | {"max_epochs": 2} | kwargs)
+    trainer.fit(module, DataLoader(data, batch_size=16), DataLoader(data, batch_size=16))
+    return trainer
+
+
+def test_a_run_equals_the_plain_torch_loop_to_the_last_bit() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    plain.load_state_dict(network.state_dict())
+    fit(LitModule(network, lr=0.1, momentum=0.9, weight_decay=0.01), classes())
+    velocity = {name: torch.zeros_like(p) for name, p in plain.named_parameters()}
+    for _ in range(2):
+        for x, y in DataLoader(classes(), batch_size=16):
+            loss = nn.functional.cross_entropy(plain(x), y)
+            gradients = torch.autograd.grad(loss, list(plain.parameters()))
+            with torch.no_grad():
+                for (name, p), gradient in zip(plain.named_parameters(), gradients, strict=True):
+                    if name.endswith("weight"):
+                        gradient = gradient.add(p, alpha=0.01)
+                    velocity[name].mul_(0.9).add_(gradient)
+                    p.add_(velocity[name], alpha=-0.1)
+    for (name, trained), expected in zip(network.named_parameters(), plain.parameters(), strict=True):
+        assert torch.equal(trained, expected), name
+
+
+def test_accuracy_is_that_of_all_samples() -> None:
+    module = LitModule(nn.Linear(4, 2), lr=0.5)
+    trainer = fit(module, classes(50))
+    x, y = classes(50).tensors
+    expected = (module(x).argmax(1) == y).float().mean()
+    assert trainer.callback_metrics["val_accuracy"].item() == pytest.approx(expected.item())
+
+
+class DictNet(LitModule):
+    def __init__(self) -> None:
+        super().__init__(loss="mse")
+        self.layer = nn.Linear(3, 1)
+
+    def forward(self, signal: Tensor) -> Tensor:
+        return self.layer(signal)
+
+
+class TwoLosses(LitModule):
+    def __init__(self) -> None:
+        super().__init__(lr=0.1)
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+    def compute_loss(self, outputs: Tensor, target: Tensor) -> Tensor:
+        return super().compute_loss(outputs, target) + 0.1 * outputs.square().mean()
+
+
+def test_a_subclass_with_dict_batches_and_a_regression_trains() -> None:
+    data = [{"signal": torch.ones(3) * i / 16, "target": torch.tensor([i / 8])} for i in range(32)]
+    trainer = fit(DictNet(), data, max_epochs=30)
+    assert trainer.callback_metrics["val_r2"] > 0.5
+
+
+def test_a_subclass_with_a_loss_of_its_own_trains() -> None:
+    assert fit(TwoLosses(), classes(), max_epochs=5).callback_metrics["val_accuracy"] > 0.8
+
+
+def test_an_optimiser_class_gets_named_groups_and_the_modules_rate() -> None:
+    optimizer = LitModule(nn.Linear(2, 2), optimizer=torch.optim.AdamW, lr=3e-4, weight_decay=0.1).configure_optimizers()
+    assert isinstance(optimizer, torch.optim.AdamW)
+    assert [(g["name"], g["lr"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        ("decay", 3e-4, 0.1),
+        ("no_decay", 3e-4, 0.0),
+    ]
+
+
+def test_a_checkpoint_loads_with_the_network_given(tmp_path: Any) -> None:
+    module = LitModule(nn.Linear(4, 2))
+    trainer = fit(module, classes())
+    trainer.save_checkpoint(tmp_path / "run.ckpt")
+    loaded = LitModule.load_from_checkpoint(tmp_path / "run.ckpt", network=nn.Linear(4, 2), weights_only=True)
+    assert torch.equal(loaded.network.weight, module.network.weight)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda: LitModule(nn.Linear(2, 2), loss="cros_entropy"), "nearest: .*cross_entropy", id="loss"),
+        pytest.param(lambda: LitModule(nn.Linear(2, 2), metrics="accuracy"), "must be torchmetrics", id="metrics"),
+        pytest.param(lambda: LitModule(nn.Linear(2, 2), lr=-1), "lr must be 0 or more, got -1", id="lr"),
+        pytest.param(lambda: LitModule()(torch.zeros(1)), "has no network: pass one", id="network"),
+    ],
+)
+def test_bad_arguments_say_what_to_write(make: Any, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("loss", "target", "message"),
+    [
+        pytest.param("mse", torch.zeros(8), r"target.unsqueeze\(1\)", id="broadcast"),
+        pytest.param("cross_entropy", torch.full((8,), 3), "target.0. is class 3, but the outputs have 1 class", id="range"),
+        pytest.param("cross_entropy", torch.zeros(8), "needs class indices of dtype int64", id="dtype"),
+    ],
+)
+def test_a_target_that_does_not_fit_says_where(loss: str, target: Tensor, message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        fit(LitModule(nn.Linear(3, 1), loss=loss), TensorDataset(torch.zeros(8, 3), target))

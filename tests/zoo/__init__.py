@@ -1,0 +1,27 @@
+"""The zoo: faulty and healthy training set-ups, an exam for the diagnosis that its rules never see while they are written.
+
+`CASES` holds them all by name. `python -m tests.zoo.score` examines the diagnosis, `python -m tests.zoo.hurts` the zoo itself.
+"""
+
+# ruff: noqa: F401 - the families register their cases
+from tests.zoo import (
+    faulty_activation,
+    faulty_data,
+    faulty_gradient_flow,
+    faulty_initialisation,
+    faulty_loss,
+    faulty_normalisation,
+    faulty_optimiser,
+    healthy_generative,
+    healthy_loops,
+    healthy_losses,
+    healthy_numbers,
+    healthy_pictures,
+    healthy_sequences,
+    healthy_structures,
+    healthy_transfer,
+    healthy_vectors,
+)
+from tests.zoo.case import CASES
+
+__all__ = ["CASES"]
