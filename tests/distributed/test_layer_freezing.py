@@ -10,8 +10,10 @@ import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BackboneFinetuning
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -315,3 +317,50 @@ def test_resuming_in_mid_epoch_within_a_later_phase_equals_the_uninterrupted_run
     for straight, resumed in on_two_ranks(run):
         for name, value in straight.items():
             assert torch.equal(value, resumed[name]), name
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_rank_consistency_is_silent_on_a_healthy_run_with_batch_norm_and_dropout(on_two_ranks: Run, kind: str) -> None:
+    def run() -> tuple[list[str], bool]:
+        net = Net()
+        net.top = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
+        net.shard = kind == "fsdp2"
+        watch = RankConsistency(every=1)
+        fit(kind, [LayerFreezing(PHASES), watch], net=net)
+        return [str(finding) for finding in watch.findings], watch._checked_step == 24
+
+    assert on_two_ranks(run) == [([], True)] * 2
+
+
+def test_rank_consistency_names_a_buffer_and_a_parameter_that_one_rank_changed_alone(on_two_ranks: Run) -> None:
+    class Alone(Callback):
+        @torch.no_grad()
+        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+            if trainer.global_rank == 1 and trainer.global_step == 3:
+                pl_module.head.bias[1] += 2**-20
+                pl_module.mean += 1
+
+    def run() -> tuple[dict[str, float], list[int]]:
+        net = Net()
+        net.register_buffer("mean", torch.zeros(2, dtype=torch.int64))
+        watch = RankConsistency(every=2)
+        fit("ddp", [watch, Alone()], net=net, strategy=DDPStrategy(broadcast_buffers=False))
+        return watch.diverged, [finding.step for finding in watch.findings]
+
+    for diverged, steps in on_two_ranks(run):
+        assert set(diverged) == {"head.bias", "mean"}
+        assert diverged["mean"] == 1.0
+        assert 0 < diverged["head.bias"] < 1e-3
+        assert steps == [4]
+
+
+def test_gradients_as_views_of_buckets_survive_a_change(on_two_ranks: Run) -> None:
+    def run() -> dict[str, Tensor]:
+        strategy = DDPStrategy(gradient_as_bucket_view=True, bucket_cap_mb=1e-4)
+        return fit("ddp", [LayerFreezing(PHASES)], strategy=strategy).steps[-1]
+
+    mine, other = on_two_ranks(run)
+    expected = fit(None, [LayerFreezing(PHASES)]).steps[-1]
+    for name, value in expected.items():
+        assert torch.equal(mine[name], other[name])
+        torch.testing.assert_close(mine[name], value, rtol=0.0, atol=1e-5)
