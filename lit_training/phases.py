@@ -61,7 +61,7 @@ class Phase:
         given = [f"{name}={value!r}" for name, value in self._triggers().items()]
         if len(given) > 1:
             raise ValueError(
-                f"Phase({list(patterns)}): begins by one of epoch, step, fraction, plateau, got {', '.join(given)}"
+                f"Phase({list(patterns)}): give only one of epoch, step, fraction and plateau, got {', '.join(given)}"
             )
         for name in ("epoch", "step"):
             value = getattr(self, name)

@@ -1,9 +1,7 @@
-"""What must hold before a run with `LayerFreezing` begins, and what resuming under FSDP2 needs to know."""
+"""What must hold before a run with `LayerFreezing` begins."""
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -15,7 +13,7 @@ from lit_training.freezing import trained_by
 from lit_training.phases import Phase
 from lit_training.selection import classify
 
-__all__ = ["check_length", "check_optimizers", "check_swa", "saved_callback_state", "trained_in"]
+__all__ = ["check_length", "check_optimizers", "check_swa", "trained_in"]
 
 
 def trained_in(module: LightningModule, phases: Sequence[Phase]) -> list[set[str]]:
@@ -100,11 +98,3 @@ def check_length(trainer: Trainer, module: LightningModule, phases: Sequence[Pha
         if start >= end and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             rank_zero_warn(f"LayerFreezing: the phase at {phase.trigger} never begins, the run ends after {end:.0f} steps")
         latest, before = start, phase
-
-
-def saved_callback_state(path: str | Path, state_key: str) -> Mapping[str, Any] | None:
-    """Read one callback's state from a checkpoint file, or from the folder of a sharded checkpoint."""
-    file = Path(path) / "meta.pt" if Path(path).is_dir() else Path(path)
-    checkpoint = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    state: Mapping[str, Any] | None = checkpoint.get("callbacks", {}).get(state_key)
-    return state

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from lit_training.callbacks import _freezing_checks as checks
 from lit_training.callbacks._averages import keep_equal_values
 from lit_training.callbacks._reducer import check_reducer, check_strategy, reducer_knows, rewrap
+from lit_training.callbacks._reload import reload_optimizers
 from lit_training.callbacks.logging import log_scalars, logged_step
 from lit_training.freezing import frozen_tree, release, train_only
 from lit_training.phases import Phase, Plateau, Progress, as_phases, current_phase, differences, gradual, plain
@@ -66,7 +67,7 @@ class LayerFreezing(Callback):
     Raises:
         ValueError: in `__init__`, for a malformed list of phases; when `fit` starts, for a pattern without a match, a phase that
             trains nothing, phases out of order, a parameter that a phase trains but no optimiser has, a `fraction` of a run
-            without end, a second `LayerFreezing`, DDP with `static_graph=True`, FSDP1 and other engines that own the parameters,
+            without end, DDP with `static_graph=True`, FSDP1 and other engines that own the parameters,
             `StochasticWeightAveraging` where it would reset frozen batch norm; in training, for a plateau metric that is not
             logged; on resume, if the checkpoint was trained with other phases.
         RuntimeError: if DDP does not synchronise exactly what trains, because someone else froze or thawed.
@@ -92,6 +93,7 @@ class LayerFreezing(Callback):
         self._plateau = Plateau()
         self._best: dict[str, Tensor] = {}
         self._validated: dict[str, float] = {}
+        self._ever_trained: set[str] = set()
         self._resumed = False
         self._first_epoch = 0
 
@@ -113,8 +115,6 @@ class LayerFreezing(Callback):
         if not self._fitting:
             return
         check_strategy(trainer.strategy)
-        if sum(isinstance(callback, LayerFreezing) for callback in _callbacks(trainer)) > 1:
-            raise ValueError("LayerFreezing: each one freezes what it does not train; use a single one with all the phases")
         if trainer.global_step == 0 and trainer.current_epoch == 0:
             self._begin()
             self.changes = []
@@ -131,10 +131,6 @@ class LayerFreezing(Callback):
         checks.check_optimizers(trainer, pl_module, trained)
         checks.check_swa(trainer, pl_module, self.phases[-1], trained[-1])
         keep_equal_values(_callbacks(trainer))
-        if trainer.strategy.restore_checkpoint_after_setup and trainer.ckpt_path:
-            # FSDP2 loads optimizer state only for what trains at that moment, and loads it before any callback's state
-            state = checks.saved_callback_state(trainer.ckpt_path, self.state_key)
-            self._phase = state["phase"] if state else self._phase
         self._apply(trainer, pl_module)
         release(pl_module)
 
@@ -142,13 +138,16 @@ class LayerFreezing(Callback):
         """Apply the phase that the run starts or resumes in."""
         checks.check_length(trainer, pl_module, self.phases)
         self._first_epoch = trainer.current_epoch
+        if self._resumed and self._ever_trained != self._trained:
+            reload_optimizers(trainer, pl_module, self._ever_trained)
         self._apply(trainer, pl_module)
         self._announce(trainer, pl_module, thawed=self._trained, frozen=frozenset())
         self._update(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the phases that are due at an epoch."""
+        """Begin the phases that are due at an epoch, and see that nobody else froze or thawed."""
         self._update(trainer, pl_module)
+        check_reducer(trainer.strategy, pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin the phases that are due within an epoch, where no gradient is being accumulated."""
@@ -222,6 +221,7 @@ class LayerFreezing(Callback):
         self._names, self._trained = frozenset(info.name for info in classify(pl_module)), frozenset(trains)
 
     def _announce(self, trainer: Trainer, pl_module: LightningModule, thawed: frozenset[str], frozen: frozenset[str]) -> None:
+        self._ever_trained |= self._trained
         self.changes.append(PhaseChange(trainer.global_step, self._phase, thawed, frozen))
         phase = self.phases[self._phase]
         rank_zero_info(
@@ -269,6 +269,7 @@ class LayerFreezing(Callback):
             "plateau": asdict(self._plateau),
             "validated": dict(self._validated),
             "best": self._best,
+            "ever_trained": sorted(self._ever_trained),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -286,6 +287,7 @@ class LayerFreezing(Callback):
         self._plateau = Plateau(**state_dict["plateau"])
         self._validated = dict(state_dict["validated"])
         self._best = dict(state_dict["best"])
+        self._ever_trained = set(state_dict["ever_trained"])
         self._resumed = True
 
 
