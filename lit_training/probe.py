@@ -140,6 +140,7 @@ class Probe:
     Args:
         module: names the layers.
         batch_size: number of samples, so that sequences are not taken for batches.
+        batch: what the loader handed out, so that its tensors are known.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
     >>> with Probe(net, batch_size=4) as probe:
@@ -150,9 +151,11 @@ class Probe:
 
     module: nn.Module
     batch_size: int
+    batch: Any = ()
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
+    differentiated: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tracer = Tracer(
@@ -161,7 +164,9 @@ class Probe:
             on_input=self._on_input,
             on_module=self._on_module,
             on_gradient=self._on_gradient,
+            batch=self.batch,
         )
+        self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
@@ -176,6 +181,10 @@ class Probe:
 
     def __exit__(self, *error: Any) -> None:
         self.tracer.__exit__(*error)
+
+    def differentiate(self, loss: Tensor) -> None:
+        """Note a loss that is about to be differentiated."""
+        self.differentiated.append(self.tracer.read(loss).index)
 
     def _on_input(self, node: Node, tensor: Tensor) -> None:
         if tensor.is_floating_point() and tensor.numel() and tensor.ndim:

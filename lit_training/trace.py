@@ -188,6 +188,7 @@ class Tracer(TorchDispatchMode):
         on_gradient: called with a node and the gradient with respect to its tensor, in the backward pass, for nodes for which
             `wants_gradient` is true.
         wants_gradient: which nodes `on_gradient` is for.
+        batch: tensors that are known to be data; their nodes are named `"batch"`.
 
     An exception while recording ends the recording, not the forward; it is then in `.failure`.
     """
@@ -201,6 +202,7 @@ class Tracer(TorchDispatchMode):
         on_module: Callable[[str, nn.Module, Any, Any], None] | None = None,
         on_gradient: Callable[[Node, Tensor], None] | None = None,
         wants_gradient: Callable[[Node], bool] = lambda node: bool(node.weight),
+        batch: Any = (),
     ) -> None:
         super().__init__()
         self.graph = Graph()
@@ -211,7 +213,8 @@ class Tracer(TorchDispatchMode):
         self._names = {id(m): name for name, m in clean_names(module)}
         self._scopes: list[tuple[str, nn.Module]] = [("", module)]
         self._node_of: Any = WeakTensorKeyDictionary()
-        self._leaves: dict[int, tuple[str, str]] = {}
+        self._batch = _tensors(batch)
+        self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self._batch}
         self._writes: dict[int, tuple[int, object]] = {}
         self._stack = ExitStack()
         self._find_leaves(module)
@@ -245,6 +248,15 @@ class Tracer(TorchDispatchMode):
         """Return the node of a tensor that the forward made or read, if it is known."""
         index = self._node_of.get(tensor)
         return None if index is None else self.graph.nodes[index]
+
+    def read(self, tensor: Tensor) -> Node:
+        """Return the node of a tensor, which becomes a leaf if no recorded operation made it."""
+        return self.graph.nodes[self._read(tensor)]
+
+    def leaves(self, op: str) -> list[tuple[Node, Tensor]]:
+        """Return the leaves of a kind whose tensors are still alive, in the order in which they were read."""
+        found = [(self.graph.nodes[index], tensor) for tensor, index in list(self._node_of.items())]
+        return sorted(((node, t) for node, t in found if node.op == op), key=lambda pair: pair[0].index)
 
     def _record(self, func: Any, arguments: Any, out: Any) -> None:
         outputs = _tensors(out)

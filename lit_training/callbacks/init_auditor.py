@@ -5,6 +5,7 @@ This file only decides when to look, and makes one evidence of what all processe
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,8 @@ from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import DiagnosisError, harmless
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.evidence import Evidence, collect
-from lit_training.diagnosis.finding import Finding, save_findings
+from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
+from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
@@ -27,6 +29,9 @@ from lit_training.showing.console import audit_view, show
 
 __all__ = ["InitAuditor"]
 
+LOOK_AGAIN = 4
+PATIENCE = 256
+
 
 class InitAuditor(Callback):
     """Audit the first real forward and backward, and report before the first weight update.
@@ -34,6 +39,9 @@ class InitAuditor(Callback):
     It observes the step that the loop takes anyway, with hooks that are gone afterwards, so it is right under DDP, FSDP2, mixed
     precision, accumulation, manual optimisation and any `training_step`, and the trained weights are bit-identical to those of a
     run without it. Under several processes it reports on the joint batch, once. A resumed run is not audited again.
+
+    What starts at zero by design looks dead at first, so it looks again before the fourth update (where there is none, at the end
+    of the epoch or after 256 batches): do weights move, do gradients arrive, are they set back between steps?
 
     Args:
         expect_frozen: patterns of parameters that are meant to be frozen (`"body"` is `"body.*"`).
@@ -87,6 +95,9 @@ class InitAuditor(Callback):
         self._loss_scale = 1.0
         self._attached = ExitStack()
         self._done = False
+        self._evidence: Evidence | None = None
+        self._first: FirstSteps | None = None
+        self._updates = self._batches = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say so if there is nothing to train."""
@@ -101,6 +112,7 @@ class InitAuditor(Callback):
         """Begin anew, also when the same trainer fits twice."""
         self.release()
         self.findings, self.report, self._done = [], None, False
+        self._updates = self._batches = 0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start observing the first batch of a run that was not resumed."""
@@ -114,22 +126,31 @@ class InitAuditor(Callback):
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, and what it is scaled by."""
-        if self._observing and self._loss is None:
+        if self._observing:
             self._note_loss(trainer, loss)
+        self._before_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Conclude: gradients are complete, unscaled and reduced, and no weight has moved."""
-        self._conclude(trainer)
+        """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
+        self._conclude(trainer, optimizer)
+        self._before_step(optimizer)
+        self._updates += 1
+        if self._updates == LOOK_AGAIN * max(len(trainer.optimizers), 1):
+            self._look_again(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
         self._attached.close()
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
+        self._batches += 1
+        if self._batches == PATIENCE:
+            self._look_again(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Conclude in any case."""
         self._conclude(trainer)
+        self._look_again(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing attached."""
@@ -141,6 +162,10 @@ class InitAuditor(Callback):
 
     def release(self) -> None:
         """Detach from the module and forget what was observed."""
+        self._detach()
+        self._evidence = self._first = None
+
+    def _detach(self) -> None:
         self._attached.close()
         self._probe = self._loss = None
         self._observing = False
@@ -148,32 +173,75 @@ class InitAuditor(Callback):
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:
         self._attached.enter_context(eager())
-        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch)))
+        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
 
     @harmless
     def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
-        scaler = getattr(trainer.precision_plugin, "scaler", None)
-        self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
-        self._loss = loss.detach().clone()
+        if self._probe is not None:
+            self._probe.differentiate(loss)
+        if self._loss is None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._loss = loss.detach().clone()
 
-    def _conclude(self, trainer: Trainer) -> None:
+    @harmless
+    def _before_backward(self) -> None:
+        if self._first is not None:
+            self._first.before_backward()
+
+    @harmless
+    def _before_step(self, optimizer: Optimizer) -> None:
+        if self._first is not None:
+            self._first.before_step(optimizer)
+
+    def _conclude(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
         """Merge what all ranks saw, judge it once, and tell all ranks; what fails on one rank must not leave others waiting."""
         if self._done or not self._observing:
             return
         self._done = True
-        evidence = self._collect(trainer)
-        self.release()
+        evidence = self._collect(trainer, optimizer)
+        self._detach()
         if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
             return
-        evidence = across_ranks(evidence)
-        self.findings = trainer.strategy.broadcast(diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else [])
-        self.report = report(evidence, self.findings)
-        if trainer.is_global_zero:
+        evidence = self._evidence = across_ranks(evidence)
+        self._judge(trainer, evidence)
+        if trainer.is_global_zero and self.report is not None:
             self._tell(self.report)
         self._stop_if_asked()
+        self._follow(trainer)
+
+    def _look_again(self, trainer: Trainer) -> None:
+        """Judge once more, with what the first updates showed; what fails on one rank must not leave others waiting."""
+        if self._evidence is None:
+            return
+        evidence, first = self._evidence, self._first
+        self.release()
+        later = None if first is None else self._later(first)
+        if not trainer.strategy.reduce_boolean_decision(later is not None):
+            return
+        before = {(finding.rule, finding.where) for finding in self.findings if is_alarm(finding)}
+        self._judge(trainer, replace(evidence, later=later))
+        new = [finding for finding in self.findings if is_alarm(finding) and (finding.rule, finding.where) not in before]
+        if trainer.is_global_zero and new and self.report is not None:
+            self._tell(self.report)
+        if new:
+            self._stop_if_asked()
+
+    def _judge(self, trainer: Trainer, evidence: Evidence) -> None:
+        self.findings = trainer.strategy.broadcast(diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else [])
+        self.report = report(evidence, self.findings)
 
     @harmless
-    def _collect(self, trainer: Trainer) -> Evidence:
+    def _follow(self, trainer: Trainer) -> None:
+        self._first = FirstSteps(trainer.lightning_module, trainer.optimizers)
+
+    @harmless
+    def _later(self, first: FirstSteps) -> Later:
+        first.note_gradients()
+        return first.conclude(self._batches)
+
+    @harmless
+    def _collect(self, trainer: Trainer, optimizer: Optimizer | None) -> Evidence:
         """Gather this rank's evidence."""
         if self._probe is None:
             raise RuntimeError("nothing was observed")
@@ -186,6 +254,8 @@ class InitAuditor(Callback):
             loss=None if self._loss is None else self._loss * accumulated,
             gradient_factor=accumulated / self._loss_scale / trainer.world_size,
             expect_frozen=self.expect_frozen,
+            stepping=optimizer,
+            scheduled=bool(trainer.lr_scheduler_configs),
         )
 
     @harmless
@@ -199,7 +269,7 @@ class InitAuditor(Callback):
         stopping = {"error": ("error",), "warning": ("error", "warning")}.get(self.stop_on or "", ())
         reason = next((finding for finding in self.findings if finding.severity in stopping), None)
         if reason is not None:
-            raise DiagnosisError(f"stopped before the first weight update (stop_on={self.stop_on!r}): {reason}")
+            raise DiagnosisError(f"stopped by stop_on={self.stop_on!r}: {reason}")
 
 
 def _patterns(value: Sequence[str], argument: str) -> tuple[str, ...]:

@@ -3,8 +3,15 @@
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
 from lit_training.diagnosis.rules.initialisation import init_exploding, init_symmetry, init_vanishing
+from lit_training.diagnosis.rules.learning import (
+    detached_subgraph,
+    frozen_by_accident,
+    gradients_not_zeroed,
+    no_update,
+    not_in_optimizer,
+)
 from lit_training.diagnosis.rules.loss import loss_sign, shape_broadcast, wrong_last_activation, wrong_loss
-from lit_training.diagnosis.rules.structure import bn_eval_in_train, frozen_by_accident, missing_activation, not_in_optimizer
+from lit_training.diagnosis.rules.structure import bn_eval_in_train, missing_activation
 
 __all__ = ["RULES"]
 
@@ -17,6 +24,9 @@ RULES: tuple[Rule, ...] = (
     wrong_last_activation,
     not_in_optimizer,
     frozen_by_accident,
+    detached_subgraph,
+    no_update,
+    gradients_not_zeroed,
     bn_eval_in_train,
     missing_activation,
     init_symmetry,

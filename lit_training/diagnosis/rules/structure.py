@@ -1,4 +1,4 @@
-"""Rules about which parts learn: frozen, forgotten and idle parameters, and layers that act as one."""
+"""Rules about how layers are put together: idle batch norm, and layers that act as one."""
 
 from collections.abc import Iterator
 
@@ -6,44 +6,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 
-__all__ = ["bn_eval_in_train", "frozen_by_accident", "missing_activation", "not_in_optimizer"]
-
-
-@rule(explains=["no_update", "slow_convergence", "frozen_by_accident"])
-def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
-    """A parameter gets a gradient, but no optimiser holds it, so it never moves.
-
-    Measured at the first optimiser step, over all optimisers. Typical causes: the optimiser was built from part of the module, or
-    before a layer was replaced (PyTorch forum 84911).
-
-    What to do: pass `self.parameters()` in `configure_optimizers`; freeze with `requires_grad_(False)` what is not to move.
-    """
-    lost = [f for f in evidence.parameters.values() if f.optimized is False and f.requires_grad and f.gradient is not None]
-    if lost and not all(facts.expected_frozen for facts in lost):
-        message = f"{len(lost)} parameter(s) get gradients but are in no optimiser, {lost[0].name} first."
-        advice = "Give the optimiser self.parameters(), or freeze them: requires_grad_(False)."
-        yield Finding("not_in_optimizer", "error", lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})
-
-
-@rule(explains=["no_update", "slow_convergence"])
-def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
-    """Weights that were never trained are frozen, and nobody declared it.
-
-    Measured: `requires_grad` is False, the parameter matches no pattern of `expect_frozen`, and the weight is uniform up to
-    1/sqrt(fan_in), which is how torch draws a fresh layer: there is nothing in it to preserve.
-
-    Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing.
-
-    What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
-    """
-    frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    if frozen:
-        first = frozen[0]
-        message = (
-            f"{len(frozen)} frozen weight(s) look freshly initialised, {first.name} first: there is nothing in them to keep."
-        )
-        advice = f"Train them: {first.name}.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
-        yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
+__all__ = ["bn_eval_in_train", "missing_activation"]
 
 
 @rule(explains=["slow_convergence", "bn_stats", "train_val_gap", "exploding_gradient"])

@@ -1,0 +1,83 @@
+"""Where gradients flow in a traced forward, and what cuts them off."""
+
+from collections.abc import Iterable, Sequence
+
+from lit_training.trace import Graph, Node
+
+__all__ = ["cut_after", "reached_by_gradient", "used_by"]
+
+_NO_GRADIENT = frozenset(
+    "argmax argmin sort topk gt ge lt le eq ne nonzero bucketize _to_copy one_hot bernoulli multinomial".split()
+)
+
+
+def reached_by_gradient(graph: Graph, losses: Iterable[int]) -> set[int]:
+    """Return the nodes that the backward pass from some losses arrives at."""
+    return _back(graph, losses, only_gradient=True)
+
+
+def used_by(graph: Graph, losses: Iterable[int]) -> set[int]:
+    """Return the nodes that some losses were computed from, with or without a gradient."""
+    return _back(graph, losses, only_gradient=False)
+
+
+def _back(graph: Graph, losses: Iterable[int], *, only_gradient: bool) -> set[int]:
+    seen = set(losses)
+    stack = list(seen)
+    while stack:
+        for parent in graph.nodes[stack.pop()].parents:
+            if parent not in seen and (graph.nodes[parent].requires_grad or not only_gradient):
+                seen.add(parent)
+                stack.append(parent)
+    return seen
+
+
+def cut_after(graph: Graph, index: int, used: set[int]) -> tuple[Node, str] | None:
+    """Return the operation that ends the gradients' way between a node and the losses that use it, and what it is in words.
+
+    >>> from lit_training.trace import trace
+    >>> import torch
+    >>> layer = torch.nn.Linear(3, 2)
+    >>> graph, _ = trace(layer, torch.zeros(4, 3))
+    >>> cut_after(graph, 4, {4}) is None
+    True
+    """
+    node = graph.nodes[index]
+    readers = graph.consumers()
+    if index not in used:
+        return _returned(graph, index, used, readers)
+    if not node.grad_mode:
+        return node, "runs under torch.no_grad()"
+    seen, stack = {index}, [index]
+    while stack:
+        current = stack.pop(0)
+        for reader in (graph.nodes[r] for r in readers[current]):
+            if reader.index in seen or reader.index not in used:
+                continue
+            if reader.requires_grad is False or not reader.grad_mode:
+                return reader, _words(reader)
+            seen.add(reader.index)
+            stack.append(reader.index)
+    return None
+
+
+def _returned(graph: Graph, index: int, used: set[int], readers: Sequence[Sequence[int]]) -> tuple[Node, str] | None:
+    """Find the new tensor as which a node's values came back, if they left torch on the way: it has the shape of a dead end."""
+    seen, stack = {index}, [index]
+    while stack:
+        new = [reader for reader in readers[stack.pop()] if reader not in seen]
+        seen.update(new)
+        stack.extend(new)
+    ends = {graph.nodes[i].shape for i in seen if not readers[i]}
+    for leaf in (graph.nodes[i] for i in sorted(used) if i > index):
+        if leaf.op == "input" and not leaf.name and leaf.shape in ends and leaf.shape and leaf.dtype.is_floating_point:
+            return leaf, "leaves torch and comes back as a new tensor (numpy, tolist, torch.tensor)"
+    return None
+
+
+def _words(node: Node) -> str:
+    if not node.grad_mode:
+        return "is read under torch.no_grad()"
+    if node.op in _NO_GRADIENT:
+        return f"goes through {node.op}, which has no gradient"
+    return "is cut off by .detach()" if node.op in ("detach", "alias") else f"loses its gradient at {node.op}"

@@ -1,0 +1,57 @@
+"""Does a weight look as it was drawn, or has it been trained?"""
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["looks_fresh"]
+
+_MOST = 256
+_ENTRIES = 48
+
+
+@torch.no_grad()
+def looks_fresh(weight: Tensor) -> bool:
+    """Tell whether a weight is random and nothing else: independent entries of one distribution, or an orthogonal matrix.
+
+    Training leaves directions in a weight that randomness does not have. So a weight is called fresh if it passes all of:
+    uniform, normal or truncated normal entries by their kurtosis (1.8 to 3; within four standard errors); a largest singular
+    value no further than 5 % beyond the edge of the Marchenko-Pastur law (1967), sqrt(rows) + sqrt(columns) times the entries'
+    root mean square (Martin and Mahoney 2021 measure that trained layers leave it); and unit norms as equal as those of
+    independent entries. Orthogonal matrices have equal singular values instead. Of large weights a block of 256 x 256 is tested.
+
+    Args:
+        weight: two or more dimensions; others, small ones (below 48 entries) and sharded ones count as not fresh.
+
+    >>> looks_fresh(torch.nn.Linear(64, 64).weight), looks_fresh(torch.ones(64, 64))
+    (True, False)
+    """
+    if weight.ndim < 2 or weight.numel() < _ENTRIES or weight.is_sparse or hasattr(weight, "full_tensor"):
+        return False
+    matrix = weight.detach().flatten(1)[:_MOST, :_MOST].double().cpu()
+    scale = float(matrix.square().mean().sqrt())
+    if not 0 < scale < math.inf or min(matrix.shape) < 2:
+        return False
+    matrix = matrix / scale
+    singular = torch.linalg.svdvals(matrix)
+    whole = matrix.numel() == weight.numel()
+    if whole and float(singular[0]) < 1.001 * float(singular[-1]):
+        return True
+    return _independent(matrix, float(singular[0]))
+
+
+def _independent(matrix: Tensor, largest: float) -> bool:
+    """Judge a matrix of root mean square 1."""
+    n = matrix.numel()
+    kurtosis = float(matrix.pow(4).mean())
+    edge = sum(math.sqrt(size) for size in matrix.shape)
+    slack = 0.05 * edge + 2 * edge ** (-1 / 3)  # fluctuations of the edge (Tracy and Widom 1994) are of the second order
+    if not 1.8 - 4 * math.sqrt(4 / n) < kurtosis < 3 + 4 * math.sqrt(24 / n) or largest > edge + slack:
+        return False
+    for dim, size in ((0, matrix.shape[0]), (1, matrix.shape[1])):
+        mean_squares = matrix.square().mean(dim)
+        expected = (kurtosis - 1) / size
+        if float(mean_squares.var()) > expected * (1 + 5 * math.sqrt(2 / len(mean_squares))):
+            return False
+    return True

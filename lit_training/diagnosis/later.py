@@ -1,0 +1,122 @@
+"""What only the first few steps show: does anything move, do gradients arrive after all, are they set back in between?"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_training.diagnosis.parameters import to_host, whole
+from lit_training.fingerprints import fingerprint
+from lit_training.selection import classify
+
+__all__ = ["FirstSteps", "Later"]
+
+
+@dataclass(frozen=True)
+class Later:
+    """The first few steps, up to the gradients of the last one.
+
+    `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
+    start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps whose
+    gradients were added to those of the step before, `zeroed` those whose were not; `rate` is the largest learning rate so far.
+    """
+
+    steps: int
+    batches: int
+    moved: Mapping[str, bool]
+    gradients: Mapping[str, float | None]
+    carried: int = 0
+    zeroed: int = 0
+    rate: float = 0.0
+
+
+class FirstSteps:
+    """Follow the first updates of a training; call its methods as their names say, then `conclude()`.
+
+    It reads gradients and hashes weights, and changes nothing.
+
+    >>> layer = nn.Linear(2, 1)
+    >>> sgd = torch.optim.SGD(layer.parameters(), lr=0.1)
+    >>> first = FirstSteps(layer, [sgd])
+    >>> for _ in range(3):
+    ...     loss = layer(torch.ones(4, 2)).sum()
+    ...     first.before_backward(); loss.backward(); first.before_step(sgd); sgd.step()
+    >>> later = first.conclude()
+    >>> later.carried, later.moved["weight"]
+    (2, True)
+    """
+
+    def __init__(self, module: nn.Module, optimizers: Sequence[Optimizer]) -> None:
+        self._optimizers = list(optimizers)
+        held = {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}
+        self._parameters = {
+            info.name: info.parameter
+            for info in classify(module)
+            if id(info.parameter) in held and not nn.parameter.is_lazy(info.parameter)
+        }
+        self._start = self._hashes()
+        self._gradients: dict[str, float | None] = dict.fromkeys(self._parameters)
+        self._pending: dict[int, bool | None] = {}
+        self._counts: dict[int, int] = {}
+        self._carried = self._zeroed = 0
+        self._rate = 0.0
+
+    @property
+    def steps(self) -> int:
+        """Updates that some optimiser was about to do."""
+        return max(self._counts.values(), default=0)
+
+    def before_backward(self) -> None:
+        """Note of optimisers that have stepped whether their gradients were set back."""
+        for optimizer in self._optimizers:
+            if self._pending.get(id(optimizer), True) is not True:
+                self._pending[id(optimizer)] = _is_zeroed(optimizer)
+
+    def before_step(self, optimizer: Optimizer) -> None:
+        """Note the gradients that an optimiser is about to use."""
+        zeroed = self._pending.get(id(optimizer))
+        if zeroed is not None:
+            self._zeroed += zeroed
+            self._carried += not zeroed
+        self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
+        self._rate = max([self._rate, *(float(group.get("lr", 1.0)) for group in optimizer.param_groups)])
+        self.note_gradients()
+        self._pending[id(optimizer)] = None
+
+    def note_gradients(self) -> None:
+        """Keep the largest gradient that each parameter has had."""
+        names = [name for name, p in self._parameters.items() if p.grad is not None]
+        norms = to_host(_gradient_norm(self._parameters[name]) for name in names)
+        for name, norm in zip(names, norms, strict=True):
+            self._gradients[name] = max(self._gradients[name] or 0.0, norm)
+
+    def conclude(self, batches: int = 0) -> Later:
+        """Compare the weights with those at the start."""
+        moved = {name: now != self._start[name] for name, now in self._hashes().items()}
+        steps = max(self.steps - 1, 0)
+        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate)
+
+    def _hashes(self) -> dict[str, int]:
+        local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]
+        values = [fingerprint(p) for p in local]
+        numbers = torch.stack([v.to(values[0].device) for v in values]).tolist() if values else []
+        return dict(zip(self._parameters, numbers, strict=True))
+
+
+@torch.no_grad()
+def _is_zeroed(optimizer: Optimizer) -> bool:
+    """Tell whether the gradients of an optimiser are gone."""
+    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    if not gradients:
+        return True
+    largest = max(gradients, key=lambda g: g.numel())
+    return not bool(whole((largest.coalesce().values() if largest.is_sparse else largest).abs().sum()) > 0)
+
+
+@torch.no_grad()
+def _gradient_norm(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    return whole((gradient.coalesce().values() if gradient.is_sparse else gradient).float().norm())

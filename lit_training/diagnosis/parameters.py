@@ -1,0 +1,152 @@
+"""What is known of every parameter once a backward pass has run."""
+
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_training.diagnosis.freshness import looks_fresh
+from lit_training.selection import Kind, classify, match
+from lit_training.trace import Tracer
+
+__all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "parameter_facts", "to_host", "whole"]
+
+
+@dataclass(frozen=True)
+class ParameterFacts:
+    """One parameter after a backward pass: `gradient` is its gradient's norm, `None` where there is no gradient.
+
+    `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a frozen
+    or gradient-less weight looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the user declared it frozen,
+    `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the optimiser that is about
+    to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first dimension) have the same
+    weights, and the same gradients; `low` and `high` are its extremes.
+    """
+
+    name: str
+    kind: Kind
+    shape: tuple[int, ...]
+    requires_grad: bool
+    optimized: bool | None
+    norm: float
+    gradient: float | None
+    fresh: bool
+    expected_frozen: bool
+    equal_units: bool
+    equal_gradients: bool
+    stepping: bool = True
+    low: float = 0.0
+    high: float = 0.0
+
+
+@dataclass(frozen=True)
+class LooseTensor:
+    """A tensor that the forward read, that got a gradient, and that no module owns and no optimiser holds."""
+
+    shape: tuple[int, ...]
+    scope: str
+    is_parameter: bool
+    first_reader: int
+
+
+@torch.no_grad()
+def parameter_facts(
+    module: nn.Module,
+    optimizers: Sequence[Optimizer] | None,
+    expect_frozen: Sequence[str] = (),
+    *,
+    trainable: Collection[int] = (),
+    stepping: Optimizer | None = None,
+) -> dict[str, ParameterFacts]:
+    """Return the facts of every parameter, in the order of registration.
+
+    Args:
+        module: whose parameters.
+        optimizers: all of the training's, `None` if there is none to ask.
+        expect_frozen: patterns of parameters that are meant to be frozen.
+        trainable: ids of parameters that required a gradient before the step.
+        stepping: the optimiser that is about to step; `None` for all.
+    """
+    infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
+    held = None if optimizers is None else _held(optimizers)
+    moving = None if stepping is None else _held([stepping])
+    expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
+    parameters = [info.parameter for info in infos]
+    with_gradient = [p.grad for p in parameters if p.grad is not None]
+    gradients = iter(zip(to_host(map(_norm, with_gradient)), to_host(map(_equal_units, with_gradient)), strict=True))
+    measured = zip(*(to_host(map(f, parameters)) for f in (_norm, _equal_units, _low, _high)), strict=True)
+    facts = {}
+    for info, (norm, units, low, high) in zip(infos, measured, strict=True):
+        p = info.parameter
+        requires_grad = p.requires_grad or id(p) in trainable
+        gradient, equal = next(gradients) if p.grad is not None else (None, False)
+        facts[info.name] = ParameterFacts(
+            name=info.name,
+            kind=info.kind,
+            shape=tuple(p.shape),
+            requires_grad=requires_grad,
+            optimized=None if held is None else id(p) in held,
+            norm=norm,
+            gradient=gradient,
+            fresh=(not requires_grad or gradient is None) and info.kind in ("weight", "embedding") and looks_fresh(p),
+            expected_frozen=info.name in expected,
+            equal_units=bool(units),
+            equal_gradients=bool(equal),
+            stepping=moving is None or id(p) in moving,
+            low=low,
+            high=high,
+        )
+    return facts
+
+
+def loose_tensors(tracer: Tracer, optimizers: Sequence[Optimizer] | None) -> tuple[LooseTensor, ...]:
+    """Return the leaves of the forward that learn nothing because nobody owns them."""
+    held = _held(optimizers or ())
+    readers = tracer.graph.consumers()
+    loose = []
+    for node, tensor in tracer.leaves("unregistered"):
+        if id(tensor) not in held and tensor.grad is not None and readers[node.index]:
+            first = readers[node.index][0]
+            is_parameter = isinstance(tensor, nn.Parameter)
+            loose.append(LooseTensor(node.shape, tracer.graph.nodes[first].scope, is_parameter, first))
+    return tuple(loose)
+
+
+def _held(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def _norm(tensor: Tensor) -> Tensor:
+    values = tensor.coalesce().values() if tensor.is_sparse else tensor.detach()
+    return whole(values.float().norm())
+
+
+def _low(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach().amin()) if tensor.numel() else torch.zeros(())
+
+
+def _high(tensor: Tensor) -> Tensor:
+    return whole(tensor.detach().amax()) if tensor.numel() else torch.zeros(())
+
+
+def _equal_units(tensor: Tensor) -> Tensor:
+    """Return whether all slices along the first dimension are equal up to rounding."""
+    if tensor.is_sparse or tensor.ndim < 2 or tensor.shape[0] < 2 or not tensor.numel():
+        return torch.zeros((), device=tensor.device)
+    first = tensor[:1]
+    tolerance = 1e-5 * whole(first.abs().amax())
+    return (whole((tensor - first).abs().amax()) <= tolerance).float()
+
+
+def whole(value: Tensor) -> Tensor:
+    """Return the full value of a reduced DTensor, whose `item()` would silently be the local part."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value
+
+
+def to_host(values: Iterable[Tensor]) -> list[Any]:
+    """Move many scalars in one transfer."""
+    values = [value.detach().float() for value in values]
+    return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []

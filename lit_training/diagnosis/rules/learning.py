@@ -1,0 +1,225 @@
+"""Rules about which parameters learn: forgotten, frozen, cut off, never stepped, and gradients that pile up."""
+
+from collections.abc import Iterator, Sequence
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
+from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.rule import rule
+from lit_training.probe import Layer
+
+__all__ = ["detached_subgraph", "frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer"]
+
+CARRIED = 2
+
+
+@rule(explains=["no_update", "slow_convergence", "frozen_by_accident", "vanishing_gradient"])
+def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
+    """Something gets a gradient, but no optimiser holds it, so it never moves.
+
+    What it means: backward computes a gradient for it, and `step()` does not know it. The rest of the network trains around a
+    part that stays as it was drawn; the loss falls, only not as far as it could. Typical causes: the optimiser was built from
+    part of the module, or before a layer was replaced (PyTorch forum 84911); layers kept in a plain list or dict, which
+    `parameters()` does not see; `torch.randn(..., requires_grad=True)` where `nn.Parameter` was meant.
+
+    How it is measured: at the first optimiser step, over all optimisers: parameters of the module with a gradient that no
+    optimiser holds; and leaves of the traced forward that got a gradient and are no parameter of any module.
+
+    Threshold: none.
+
+    Not an alarm: parameters without a gradient; parameters declared with `expect_frozen`; tensors with one row per sample, such as
+    inputs whose gradient is wanted (saliency, gradient penalties).
+
+    What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap tensors
+    in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
+    """
+    lost = [f for f in evidence.parameters.values() if f.optimized is False and f.requires_grad and f.gradient is not None]
+    if lost and not all(facts.expected_frozen for facts in lost):
+        message = f"{len(lost)} parameter(s) get gradients but are in no optimiser, {lost[0].name} first."
+        advice = "Give the optimiser self.parameters(), or freeze them: requires_grad_(False)."
+        yield Finding("not_in_optimizer", "error", lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})
+    loose = [t for t in evidence.loose if t.is_parameter or t.shape[:1] != (evidence.batch_size,)]
+    loose = [t for t in loose if t.shape or len(evidence.loose) > 1]
+    if loose:
+        layers = any(t.is_parameter for t in loose)
+        what = "weight(s) of layers that no module owns" if layers else "tensor(s) that no module owns"
+        shapes = ", ".join(str(list(t.shape)) for t in loose[:3])
+        message = f"{len(loose)} {what} (shapes {shapes}) get gradients but are in no optimiser."
+        advice = (
+            "Keep layers in nn.ModuleList or nn.ModuleDict, not in a list or dict."
+            if layers
+            else "Write self.name = nn.Parameter(tensor), not tensor.requires_grad_()."
+        )
+        yield Finding("not_in_optimizer", "error", loose[0].scope, evidence.step, message, advice, {"tensors": len(loose)})
+
+
+@rule(explains=["no_update", "slow_convergence"])
+def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
+    """Weights that were never trained are frozen, and nobody declared it.
+
+    What it means: the network computes with random features that can never improve. Freezing is for weights that are worth
+    keeping. Typical causes: a freezing loop left over from a fine-tuning script, a name test that matches too much,
+    `nn.Embedding.from_pretrained` (which freezes by default) of random vectors, a new head caught by the filter for the old body.
+
+    How it is measured: `requires_grad` is False before the step (so that what GAN-like loops toggle does not count), the parameter
+    matches no pattern of `expect_frozen`, the forward used it, and the weight still looks as it was drawn: entries distributed as
+    independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal (`freshness.looks_fresh`).
+
+    Threshold: the edge of the Marchenko-Pastur law plus 5 %; layers of trained networks have singular values well outside
+    (Martin and Mahoney, JMLR 2021).
+
+    Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
+    normalisation.
+
+    What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
+    """
+    frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
+    if frozen:
+        first = frozen[0]
+        message = (
+            f"{len(frozen)} frozen weight(s) look freshly initialised, {first.name} first: there is nothing in them to keep."
+        )
+        advice = f"Train them: {first.name}.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
+        yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
+
+
+@rule(explains=["no_update", "slow_convergence", "vanishing_gradient", "not_in_optimizer"])
+def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
+    """The loss uses a layer, but its gradient cannot get back to it.
+
+    What it means: everything before the cut stays as it was drawn, and what follows learns from random features. Typical causes:
+    a `.detach()` or `torch.no_grad()` left in from debugging, a trip through numpy, an argmax or one-hot in the middle of the
+    network, a loss wrapped in `torch.tensor(loss, requires_grad=True)`.
+
+    How it is measured: on the traced operations of the real step. A trainable weight that the stepping optimiser holds has no
+    gradient although the differentiated loss was computed from its layer; the first operation on the way at which values go on
+    and gradients do not is named. If the loss itself has no parameter behind it, the whole network is cut off.
+
+    Threshold: none.
+
+    Not an alarm: layers whose outputs the loss does not use (stochastic depth, unused heads, experts without samples); teachers
+    and target networks (a trained twin of the same names and shapes exists); weights that look trained, as a frozen encoder
+    under `no_grad` has; the other network's turn in GAN-like loops; weights that also have a way without the cut.
+
+    What to do: remove the cut; freeze openly with `requires_grad_(False)` where it was meant; make discrete choices differentiable
+    (straight-through, softmax, Gumbel-softmax).
+    """
+    losses = evidence.differentiated
+    if not losses:
+        return
+    graph = evidence.graph
+    used = used_by(graph, losses)
+    learns = any(graph.nodes[i].op in ("parameter", "unregistered") and graph.nodes[i].shape for i in used)
+    if not learns and evidence.layers and any(f.optimized and f.requires_grad for f in evidence.parameters.values()):
+        message = "The loss is a new tensor without a history: none of the parameters gets a gradient."
+        advice = "Return the loss itself; torch.tensor(loss, requires_grad=True) cuts it off from the network."
+        yield Finding("detached_subgraph", "error", "", evidence.step, message, advice)
+        return
+    reached = reached_by_gradient(graph, losses)
+    lost = [layer for layer in evidence.layers if _lacks_gradient(evidence, layer) and layer.node not in reached]
+    for layer in lost:
+        cut = cut_after(graph, layer.node or 0, used)
+        if cut is None or not _matters(evidence, lost, deliberate=cut[0].op in ("detach", "alias") or not cut[0].grad_mode):
+            continue
+        message = f"{len(lost)} layer(s), {layer.name} first, get no gradient: what they compute {cut[1]}."
+        advice = "Remove that cut, or freeze them openly: requires_grad_(False)."
+        yield Finding("detached_subgraph", "error", layer.name, evidence.step, message, advice, {"layers": len(lost)})
+        return
+
+
+def _lacks_gradient(evidence: Evidence, layer: Layer) -> bool:
+    facts = evidence.parameters.get(layer.weight)
+    if facts is None or layer.node is None or facts.expected_frozen or not (facts.requires_grad and facts.stepping):
+        return False
+    return facts.gradient is None and facts.optimized is not False
+
+
+def _matters(evidence: Evidence, lost: Sequence[Layer], *, deliberate: bool) -> bool:
+    """Tell whether missing gradients are a mistake: not for teachers, nor for trained weights behind a deliberate cut."""
+    facts = [evidence.parameters[layer.weight] for layer in lost]
+    taught = [f for f in evidence.parameters.values() if f.gradient is not None]
+    if all(any(_twins(f, other) for other in taught) for f in facts):
+        return False
+    return not deliberate or any(f.fresh for f in facts)
+
+
+def _twins(a: ParameterFacts, b: ParameterFacts) -> bool:
+    """Tell whether two parameters have one shape, and names that differ in their first part that differs only."""
+    left, right = a.name.split("."), b.name.split(".")
+    different = [x != y for x, y in zip(left, right, strict=False)]
+    return a.shape == b.shape and len(left) == len(right) and sum(different) == 1 and not different[-1]
+
+
+@rule(explains=["slow_convergence"])
+def no_update(evidence: Evidence) -> Iterator[Finding]:
+    """Nothing moves: the weights are the same to the bit after several steps, or no step ever uses a gradient.
+
+    What it means: the loop runs, and nothing learns. Typical causes: `optimizer.step()` forgotten in manual optimisation,
+    `zero_grad()` between `backward()` and `step()`, an optimiser that holds a copy of the model, a checkpoint loaded in every step,
+    a learning rate of 0.
+
+    How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch, or
+    after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first step:
+    the backward pass went through the layers, but no parameter has a gradient when the optimiser steps.
+
+    Threshold: none; a single changed bit is an update.
+
+    Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen parts.
+
+    What to do: `zero_grad()`, `backward()`, `step()`, in this order, with an optimiser of `self.parameters()`.
+    """
+    trainable = [f for f in evidence.parameters.values() if f.requires_grad and f.optimized is not False and f.stepping]
+    went_through = any(layer.gradient is not None and layer.gradient.largest > 0 for layer in evidence.layers)
+    if trainable and went_through and not any(f.gradient for f in trainable) and evidence.stepping:
+        message = "Backward ran, but no parameter has a gradient when the optimiser steps: they were cleared in between."
+        yield Finding(
+            "no_update", "error", "", evidence.step, message, "Call zero_grad() before backward(), not before step()."
+        )
+        return
+    later = evidence.later
+    if later is None or any(later.moved.values()) or not any(later.gradients.values()):
+        return
+    if later.steps == 0 and later.batches > 1:
+        message = f"No optimiser step was taken in {later.batches} batches, although gradients arrive."
+        yield Finding(
+            "no_update", "error", "", evidence.step, message, "Call optimizer.step() after backward in training_step."
+        )
+    elif later.steps > 0 and later.rate == 0 and not evidence.scheduled:
+        message = (
+            f"All weights are as at the start after {later.steps} steps: the learning rate is 0, and no schedule raises it."
+        )
+        yield Finding("no_update", "error", "", evidence.step, message, "Give the optimiser a rate above 0.", {"lr": 0.0})
+    elif later.steps > 0 and later.rate > 0:
+        message = (
+            f"All weights are the same to the bit after {later.steps} steps at lr {later.rate:.2g}, although gradients arrive."
+        )
+        advice = "Look for a second copy of the model in the optimiser, or for code that restores the weights in every step."
+        yield Finding("no_update", "error", "", evidence.step, message, advice, {"lr": later.rate})
+
+
+@rule(explains=["oscillating_loss", "loss_diverging", "exploding_gradient", "nan_loss", "lr_too_high"])
+def gradients_not_zeroed(evidence: Evidence) -> Iterator[Finding]:
+    """Gradients are never set back, so each step follows the sum of all gradients so far.
+
+    What it means: it acts like momentum of 1, which does not forget: training oscillates or diverges (Humbatova et al. 2020,
+    taxonomy "missing zero_grad"). Typical causes: `optimizer_zero_grad` overridden and empty, `zero_grad()` lost from a manual
+    loop, or called once per epoch.
+
+    How it is measured: after an optimiser's step, its gradients are looked at before every backward pass until its next step. If
+    they were there each time, they were carried over.
+
+    Threshold: carried over at 2 consecutive steps, and set back at none.
+
+    Not an alarm: accumulation over batches (no step lies in between); gradients that another network's backward pass leaves
+    behind in a GAN, as long as they are cleared before their owner's turn.
+
+    What to do: `optimizer.zero_grad()` before each `backward()`.
+    """
+    later = evidence.later
+    if later is not None and later.carried >= CARRIED and later.zeroed == 0:
+        message = (
+            f"Gradients were carried over at {later.carried} steps of {later.carried}: each step adds all gradients before it."
+        )
+        advice = "Call optimizer.zero_grad() before backward(); do not override optimizer_zero_grad with nothing."
+        yield Finding("gradients_not_zeroed", "error", "", evidence.step, message, advice, {"carried": later.carried})
