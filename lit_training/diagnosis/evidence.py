@@ -25,6 +25,7 @@ class Evidence:
         inputs: statistics of the floating-point tensors that entered the forward.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
+        label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -42,6 +43,7 @@ class Evidence:
     inputs: tuple[TensorStats, ...] = ()
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
+    label_sums: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -92,6 +94,7 @@ def collect(
         inputs=tuple(probe.inputs.values()),
         parameters=parameter_facts(probe.module, optimizers, expect_frozen, trainable=probe.trainable, stepping=stepping),
         losses=tuple(probe.losses),
+        label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),

@@ -10,7 +10,8 @@ from lit_training.diagnosis.rules.learning import (
     no_update,
     not_in_optimizer,
 )
-from lit_training.diagnosis.rules.loss import loss_sign, shape_broadcast, wrong_last_activation, wrong_loss
+from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
+from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
 from lit_training.diagnosis.rules.structure import bn_eval_in_train, missing_activation
 
 __all__ = ["RULES"]
@@ -19,9 +20,10 @@ RULES: tuple[Rule, ...] = (
     bad_data,
     unnormalised_input,
     shape_broadcast,
-    loss_sign,
     wrong_loss,
     wrong_last_activation,
+    loss_sign,
+    loss_reduction,
     not_in_optimizer,
     frozen_by_accident,
     detached_subgraph,
