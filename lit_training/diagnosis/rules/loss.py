@@ -6,7 +6,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import producer
 from lit_training.diagnosis.rule import rule
-from lit_training.trace import Graph, Node
+from lit_training.trace import Node
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
@@ -104,7 +104,9 @@ def _single_class(evidence: Evidence) -> _Verdict:
 def _several_labels(evidence: Evidence) -> _Verdict:
     for sums in evidence.label_sums:
         if abs(sums.mean - 1) > 0.05:
-            message = f"cross_entropy gets target rows that sum to {sums.mean:.2g} on average, not 1: labels that do not exclude others."
+            message = (
+                f"cross_entropy gets target rows that sum to {sums.mean:.2g} on average, not 1: several labels per sample."
+            )
             return "", message, "Use binary_cross_entropy_with_logits, which asks about each label on its own."
     return None
 
