@@ -17,11 +17,11 @@ _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "r
 def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     """The network ends in an activation that its loss applies again, or that cannot produce the targets.
 
-    Measured on the traced operations of the real step: what produced the tensor that the loss received, looking through reshaping
-    only. Cross-entropy and BCE-with-logits take logits; a softmax or sigmoid before them bounds the logits to 0...1, so that the
-    loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU or tanh bounds them too. A regression whose
-    output passes a bounded activation cannot reach targets outside of its range; that is an alarm only if the first batch holds
-    such targets by more than a tenth of the targets' spread.
+    Measured on the traced operations of the real step: what produced the tensor that the loss received, looking through
+    reshaping only. Cross-entropy and BCE-with-logits take logits; a softmax or sigmoid before them bounds the logits to 0...1,
+    so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU or tanh bounds them too. A
+    regression whose output passes a bounded activation cannot reach targets outside of its range; that is an alarm only if the
+    first batch holds such targets by more than a tenth of the targets' spread.
 
     Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range.
 
@@ -57,17 +57,17 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     What it means: the number that is minimised is not the one that was meant, and often it can be made small without learning.
 
     How it is measured, on the traced operations of the real step:
-    `nll_loss` of something else than log-probabilities: the mean over the batch of log(sum(exp(prediction))) over the classes is
-    0 for log-probabilities; further from 0 than 0.01 is an alarm. Raw logits make this loss unbounded from below, probabilities
-    give no gradient where it is needed.
+    `nll_loss` of something else than log-probabilities: the mean over the batch of log(sum(exp(prediction))) over the classes
+    is 0 for log-probabilities; further from 0 than 0.01 is an alarm. Raw logits make this loss unbounded from below,
+    probabilities give no gradient where it is needed.
     Cross-entropy, or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0.
-    Cross-entropy of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other.
-    `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
+    Cross-entropy of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each
+    other. `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
 
     Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own.
 
-    What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude each
-    other; `kl_div` on `log_softmax`.
+    What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
+    each other; `kl_div` on `log_softmax`.
     """
     found = _nll_of_others(evidence) or _single_class(evidence) or _several_labels(evidence) or _kl_of_probabilities(evidence)
     if found:

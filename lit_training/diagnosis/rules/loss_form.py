@@ -19,15 +19,17 @@ SIGNIFICANT = 4.0
 def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     """Training climbs: a step against the gradient takes the outputs away from their targets.
 
-    What it means: the better the network was, the larger this loss. Typical causes: a log-likelihood, a similarity or minus a loss
-    returned as the loss; `maximize=True` in the optimiser.
+    What it means: the better the network was, the larger this loss. Typical causes: a log-likelihood, a similarity or minus a
+    loss returned as the loss; `maximize=True` in the optimiser.
 
     How it is measured: the cosine between minus the gradient at the output of the network and the way to the targets, both
-    centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and for
-    every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network does not
-    read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is never negative.
+    centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and
+    for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network does not
+    read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is never
+    negative.
 
-    Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of samples).
+    Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
+    samples).
 
     Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
     inside the network; batches with several tensors beside the inputs, as with rewards, weights or noise.
@@ -58,18 +60,19 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
 def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     """The loss is summed over the batch with a learning rate made for its mean, or averaged twice.
 
-    What it means: with plain gradient descent the step grows with the number of samples in the batch, and the rate that a tutorial
-    gives for the mean is too high by the batch size. A mean that is divided by the batch size once more makes it too low.
+    What it means: with plain gradient descent the step grows with the number of samples in the batch, and the rate that a
+    tutorial gives for the mean is too high by the batch size. A mean that is divided by the batch size once more makes it too
+    low.
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
     divides is an alarm if some weight is held by SGD and its first update is longer than half the weight itself. A mean that is
     divided by exactly the batch size (4 or more) is one under SGD.
 
-    Threshold: over healthy set-ups with SGD the longest first update of any weight is 0.25 of its weight; a step that replaces half
-    of a weight is no small correction, and momentum then adds ten of them.
+    Threshold: over healthy set-ups with SGD the longest first update of any weight is 0.25 of its weight; a step that replaces
+    half of a weight is no small correction, and momentum then adds ten of them.
 
-    Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam and
-    others that divide by the gradient's size.
+    Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
+    and others that divide by the gradient's size.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -116,10 +119,10 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     graph = evidence.graph
     made = _behind_layers(graph)
     for call in evidence.losses:
-        operands = [_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target)]
+        prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
-        if "nll" not in call.op and _broadcasts(*operands, size):
-            yield _broadcast(evidence, *operands)
+        if "nll" not in call.op and _broadcasts(prediction, target, size):
+            yield _broadcast(evidence, prediction, target)
             return
     for node in graph.nodes:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
