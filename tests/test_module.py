@@ -133,3 +133,80 @@ def test_bad_arguments_say_what_to_write(make: Any, message: str) -> None:
 def test_a_target_that_does_not_fit_says_where(loss: str, target: Tensor, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         fit(LitModule(nn.Linear(3, 1), loss=loss), TensorDataset(torch.zeros(8, 3), target))
+
+
+class Rows:
+    """A loader that knows where it was, as torchdata's `StatefulDataLoader`."""
+
+    def __init__(self) -> None:
+        self.batches, self.next = list(DataLoader(classes(), batch_size=8)), 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Any:
+        start, self.next = self.next, 0
+        for i in range(start, len(self.batches)):
+            self.next = i + 1
+            yield self.batches[i]
+        self.next = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"next": self.next}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.next = state["next"]
+
+
+class Killed(pl.Callback):
+    """Saves in mid-epoch and stops the run as a crash would."""
+
+    def __init__(self, path: Any, step: int) -> None:
+        self.path, self.step = path, step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            raise RuntimeError("killed")
+
+
+@pytest.mark.parametrize("step", [3, 11])
+def test_resuming_in_mid_epoch_equals_the_uninterrupted_run(tmp_path: Any, step: int) -> None:
+    def module() -> LitModule:
+        torch.manual_seed(0)
+        schedule = lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)  # noqa: E731
+        return LitModule(nn.Linear(4, 2), lr=0.3, lr_scheduler=schedule)
+
+    def run(net: LitModule, *callbacks: pl.Callback, path: Any = None) -> dict[str, float]:
+        trainer = pl.Trainer(**QUIET | {"max_epochs": 3, "callbacks": list(callbacks)})
+        trainer.fit(net, Rows(), ckpt_path=path, weights_only=True if path else None)
+        return {name: value.item() for name, value in trainer.callback_metrics.items()} | {
+            "lr": trainer.optimizers[0].param_groups[0]["lr"]
+        }
+
+    whole, resumed = module(), module()
+    expected = run(whole)
+    with pytest.raises(RuntimeError, match="killed"):
+        run(module(), Killed(tmp_path / "mid.ckpt", step))
+    result = run(resumed, path=tmp_path / "mid.ckpt")
+    assert result == expected
+    assert torch.equal(whole.network.weight, resumed.network.weight)
+
+
+def test_the_metrics_of_an_interrupted_epoch_count_all_its_samples(tmp_path: Any) -> None:
+    def run(*callbacks: pl.Callback, path: Any = None) -> float:
+        torch.manual_seed(0)
+        trainer = pl.Trainer(**QUIET | {"max_epochs": 1, "callbacks": list(callbacks)})
+        trainer.fit(LitModule(nn.Linear(4, 2), lr=0.3), Rows(), ckpt_path=path)
+        return trainer.callback_metrics["train_accuracy"].item()
+
+    with pytest.raises(RuntimeError, match="killed"):
+        run(Killed(tmp_path / "mid.ckpt", 3))
+    assert run(path=tmp_path / "mid.ckpt") == run()
+
+
+def test_lower_layers_learn_more_slowly_with_layer_decay() -> None:
+    net = nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), nn.Linear(4, 2))
+    groups = LitModule(net, lr=0.1, layer_decay=0.5).configure_optimizers().param_groups
+    assert min(group["lr"] for group in groups) < 0.1
+    assert max(group["lr"] for group in groups) == 0.1
