@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_training.batches import batch_size, call, split_batch
 from lit_training.losses import LossFunction, check_target, check_values, loss_function, loss_spec
@@ -34,11 +35,14 @@ class LitModule(LightningModule):
         momentum: of SGD; .9, the lecture's value. Not used with another `optimizer`.
         weight_decay: on weights only, in the optimiser's convention (`select` tells which). 5e-4, as in AlexNet.
         optimizer: an optimiser class or a callable that takes parameter groups; `None` is SGD with momentum.
-        lr_scheduler: a callable that takes the optimiser; `None` keeps the rate constant. It is stepped every epoch.
+        lr_scheduler: a callable that takes the optimiser; `None` keeps the rate constant. It is stepped every epoch,
+            `ReduceLROnPlateau` on `val_loss`.
         normalize: standardises the first input of `forward`: a fitted `Standardize`, or `"fit"` to fit one to the training data
             before training (a checkpoint brings its own); `None` takes inputs as they are.
         layer_decay: factor in (0, 1] between the rates of adjacent layers, for fine-tuning (`parameter_groups`); `None` gives all
             the same rate.
+
+    Plain arguments, also those of a subclass, are its hyper-parameters: saved in checkpoints and logged.
 
     Logs:
         `train_loss` at each logged step; `train_NAME`, `val_loss`, `val_NAME`, `test_loss`, `test_NAME` for each metric at the end
@@ -66,11 +70,14 @@ class LitModule(LightningModule):
         momentum: float = 0.9,
         weight_decay: float = WEIGHT_DECAY,
         optimizer: OptimizerFactory | None = None,
-        lr_scheduler: Callable[[Optimizer], Any] | None = None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         normalize: Standardize | Literal["fit"] | None = None,
         layer_decay: float | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["network"])
+        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+            del self.hparams[name]  # a checkpoint has to load with weights_only=True
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
@@ -89,6 +96,8 @@ class LitModule(LightningModule):
         if normalize is not None:
             self._normalize = Standardize() if normalize == "fit" else normalize
             self.register_forward_pre_hook(_standardized, with_kwargs=True)
+
+    log = torch.compiler.disable(LightningModule.log)  # it inspects signatures, which dynamo cannot
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network; override it in a subclass that builds its own layers."""
@@ -140,7 +149,9 @@ class LitModule(LightningModule):
         )
         if self._lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._lr_scheduler(optimizer)}
+        scheduler = self._lr_scheduler(optimizer)
+        monitor = {"monitor": "val_loss"} if isinstance(scheduler, ReduceLROnPlateau) else {}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **monitor}}
 
     def on_fit_start(self) -> None:
         """Fit what standardises the inputs, unless it is fitted or a checkpoint will bring it."""
@@ -155,7 +166,17 @@ class LitModule(LightningModule):
             checkpoint["lit_training_metrics"] = self._stages["train"].state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the metrics of the epoch that was under way, once among all ranks."""
+        """Restore the metrics of the epoch that was under way, once among all ranks.
+
+        Raises:
+            TypeError: if the checkpoint has a network and this module none.
+        """
+        has_network = any(name.startswith("network.") for name in checkpoint["state_dict"])
+        if has_network and not isinstance(getattr(self, "network", None), nn.Module):
+            name = type(self).__name__
+            raise TypeError(
+                f"the network is not in a checkpoint, only its weights: {name}.load_from_checkpoint(path, network=...)"
+            )
         if self._trainer is not None and self._trainer.is_global_zero:
             self._resumed = checkpoint.get("lit_training_metrics", {})
 
@@ -221,3 +242,11 @@ def _standardized(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
         return (module._normalize(args[0]), *args[1:]), kwargs  # type: ignore[operator]
     first = next(iter(kwargs))
     return args, {**kwargs, first: module._normalize(kwargs[first])}  # type: ignore[operator]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return value is None or type(value) in (bool, int, float, str)

@@ -66,7 +66,7 @@ def test_fitting_leaves_every_generator_and_the_running_loader_as_they_were():
     generator = torch.Generator().manual_seed(1)
     loader = DataLoader(Noisy(), batch_size=5, shuffle=True, generator=generator)
     before = torch.get_rng_state(), random.getstate(), generator.get_state()
-    expected = np.random.RandomState(4).rand()  # noqa: NPY002
+    expected = np.random.RandomState(4).rand()
     np.random.seed(4)  # noqa: NPY002
     Standardize.fit(loader)
     assert torch.equal(before[0], torch.get_rng_state())
