@@ -14,12 +14,14 @@ from lit_training.gains import gain
 from lit_training.groups import parameter_groups
 from lit_training.initialization import initialize_
 from lit_training.module import LitModule
+from lit_training.preprocessing import Standardize
 from lit_training.selection import select
 
 __all__ = [
     "DecayAudit",
     "Finding",
     "LitModule",
+    "Standardize",
     "__version__",
     "decay_audit",
     "fans",

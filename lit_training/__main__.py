@@ -1,4 +1,4 @@
-"""Command line: `python -m lit_training explain [RULE]`."""
+"""Command line: `python -m lit_training explain [RULE]`, and `fit`, `validate`, `test`, `predict` with LightningCLI's YAML."""
 
 import argparse
 import sys
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 
 from lit_training.diagnosis.rules import RULES
+
+_TRAINER = ("fit", "validate", "test", "predict")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,11 +17,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     no rule is called 'init_vanish'; nearest: init_vanishing, ...
     2
     """
-    parser = argparse.ArgumentParser(prog="python -m lit_training", description="Explain what lit-training's diagnosis says.")
+    parser = argparse.ArgumentParser(
+        prog="python -m lit_training", description="Explain what the diagnosis says, or train from YAML."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     explain = commands.add_parser("explain", help="explain a rule, or list all rules")
     explain.add_argument("rule", nargs="?", help="the rule's id, as in a finding")
-    return _explain(parser.parse_args(arguments).rule)
+    for name in _TRAINER:
+        commands.add_parser(name, help=f"LightningCLI: `{name} --config run.yaml`, `{name} --help`", add_help=False)
+    known, rest = parser.parse_known_args(arguments)
+    return _explain(known.rule) if known.command == "explain" else _train([known.command, *rest])
+
+
+def _train(arguments: Sequence[str]) -> int:
+    try:
+        import jsonargparse  # noqa: F401
+    except ImportError:
+        print("training from YAML needs jsonargparse: pip install 'lit-training[cli]'", file=sys.stderr)
+        return 2
+    from lightning.pytorch.cli import LightningCLI
+
+    sys.path.insert(0, "")  # classes of the folder one is in can be named
+    LightningCLI(args=list(arguments), save_config_kwargs={"overwrite": True})
+    return 0
 
 
 def _explain(rule_id: str | None) -> int:

@@ -1,17 +1,19 @@
 """`LitModule`: a base class with loss, metrics per stage, and the lecture's update, of which a user overrides what differs."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_training.batches import batch_size, call, split_batch
 from lit_training.losses import LossFunction, check_target, check_values, loss_function, loss_spec
 from lit_training.metrics import Metrics, StageMetrics, default_metrics, metric_inputs, named_metrics
 from lit_training.optimizers import OptimizerFactory, build_optimizer, settled_setting
+from lit_training.preprocessing import Standardize, first_tensor
 
 __all__ = ["LitModule"]
 
@@ -33,7 +35,14 @@ class LitModule(LightningModule):
         momentum: of SGD; .9, the lecture's value. Not used with another `optimizer`.
         weight_decay: on weights only, in the optimiser's convention (`select` tells which). 5e-4, as in AlexNet.
         optimizer: an optimiser class or a callable that takes parameter groups; `None` is SGD with momentum.
-        lr_scheduler: a callable that takes the optimiser; `None` keeps the rate constant. It is stepped every epoch.
+        lr_scheduler: a callable that takes the optimiser; `None` keeps the rate constant. It is stepped every epoch,
+            `ReduceLROnPlateau` on `val_loss`.
+        normalize: standardises the first input of `forward`: a fitted `Standardize`, or `"fit"` to fit one to the training data
+            before training (a checkpoint brings its own); `None` takes inputs as they are.
+        layer_decay: factor in (0, 1] between the rates of adjacent layers, for fine-tuning (`parameter_groups`); `None` gives all
+            the same rate.
+
+    Plain arguments, also those of a subclass, are its hyper-parameters: saved in checkpoints and logged.
 
     Logs:
         `train_loss` at each logged step; `train_NAME`, `val_loss`, `val_NAME`, `test_loss`, `test_NAME` for each metric at the end
@@ -61,12 +70,19 @@ class LitModule(LightningModule):
         momentum: float = 0.9,
         weight_decay: float = WEIGHT_DECAY,
         optimizer: OptimizerFactory | None = None,
-        lr_scheduler: Callable[[Optimizer], Any] | None = None,
+        lr_scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        normalize: Standardize | Literal["fit"] | None = None,
+        layer_decay: float | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(ignore=["network"])
+        for name in [name for name, value in self.hparams.items() if not _is_plain(value)]:
+            del self.hparams[name]  # a checkpoint has to load with weights_only=True
         for name, value in (("lr", lr), ("momentum", momentum), ("weight_decay", weight_decay)):
             if not value >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {value!r}")
+        if not (normalize is None or normalize == "fit" or isinstance(normalize, Standardize)):
+            raise TypeError(f"normalize must be a Standardize module, 'fit' or None, got {normalize!r}")
         if network is not None:
             self.network = network
         self.lr, self.momentum, self.weight_decay = lr, momentum, weight_decay
@@ -75,6 +91,13 @@ class LitModule(LightningModule):
         self._metrics = None if metrics is None else named_metrics(metrics)
         self._optimizer, self._lr_scheduler = optimizer, lr_scheduler
         self._stages: dict[str, StageMetrics] = {}
+        self._resumed: dict[str, Any] = {}
+        self.layer_decay = layer_decay
+        if normalize is not None:
+            self._normalize = Standardize() if normalize == "fit" else normalize
+            self.register_forward_pre_hook(_standardized, with_kwargs=True)
+
+    log = torch.compiler.disable(LightningModule.log)  # it inspects signatures, which dynamo cannot
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the network; override it in a subclass that builds its own layers."""
@@ -122,14 +145,45 @@ class LitModule(LightningModule):
             weight_decay=settled_setting(factory, "weight_decay", self.weight_decay, WEIGHT_DECAY)
             if self._optimizer
             else self.weight_decay,
+            layer_decay=self.layer_decay,
         )
         if self._lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self._lr_scheduler(optimizer)}
+        scheduler = self._lr_scheduler(optimizer)
+        monitor = {"monitor": "val_loss"} if isinstance(scheduler, ReduceLROnPlateau) else {}
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, **monitor}}
+
+    def on_fit_start(self) -> None:
+        """Fit what standardises the inputs, unless it is fitted or a checkpoint will bring it."""
+        standardize = getattr(self, "_normalize", None)
+        if standardize is not None and not standardize.fitted and self.trainer.ckpt_path is None:
+            loader = self.trainer.fit_loop._data_source.dataloader()
+            standardize.fit_(loader, inputs=lambda batch: first_tensor(self.unpack(batch)[0]))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Save the metrics of the epoch that is under way."""
+        if "train" in self._stages:
+            checkpoint["lit_training_metrics"] = self._stages["train"].state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore the metrics of the epoch that was under way, once among all ranks.
+
+        Raises:
+            TypeError: if the checkpoint has a network and this module none.
+        """
+        has_network = any(name.startswith("network.") for name in checkpoint["state_dict"])
+        if has_network and not isinstance(getattr(self, "network", None), nn.Module):
+            name = type(self).__name__
+            raise TypeError(
+                f"the network is not in a checkpoint, only its weights: {name}.load_from_checkpoint(path, network=...)"
+            )
+        if self._trainer is not None and self._trainer.is_global_zero:
+            self._resumed = checkpoint.get("lit_training_metrics", {})
 
     def on_train_epoch_start(self) -> None:
         """Begin the epoch's metrics anew."""
         self._stages.pop("train", None)
+        self._resumed = {}
 
     def on_validation_epoch_start(self) -> None:
         """Begin the epoch's metrics anew."""
@@ -164,6 +218,8 @@ class LitModule(LightningModule):
         if stage not in self._stages:
             chosen = default_metrics(self._loss_spec, outputs) if self._metrics is None else self._metrics
             self._stages[stage] = StageMetrics(chosen)
+            if stage == "train" and self._resumed:
+                self._stages[stage].load_state_dict(self._resumed)
         self._stages[stage].update(loss, batch_size(inputs), *metric_inputs(self._loss_spec, outputs, target))
         return loss
 
@@ -173,3 +229,24 @@ class LitModule(LightningModule):
         for name, metric in self._stages[stage].items():
             if (stage, name) != ("train", "loss"):  # logged at its steps
                 self.log(f"{stage}_{name}", metric.compute(), prog_bar=stage == "val")
+
+
+def _standardized(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Standardise the first argument of `forward`.
+
+    DDP calls the module with a batch, while Lightning has its steps stand in for `forward` (`wrapped_forward`).
+    """
+    if getattr(module.forward, "__name__", "") == "wrapped_forward":
+        return args, kwargs
+    if args:
+        return (module._normalize(args[0]), *args[1:]), kwargs  # type: ignore[operator]
+    first = next(iter(kwargs))
+    return args, {**kwargs, first: module._normalize(kwargs[first])}  # type: ignore[operator]
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, (*value, *value.values())))
+    return value is None or type(value) in (bool, int, float, str)

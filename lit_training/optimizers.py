@@ -18,14 +18,18 @@ __all__ = ["OptimizerFactory", "build_optimizer", "settled_setting"]
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 
 
-def build_optimizer(module: nn.Module, factory: OptimizerFactory, *, lr: float, weight_decay: float) -> Optimizer:
+def build_optimizer(
+    module: nn.Module, factory: OptimizerFactory, *, lr: float, weight_decay: float, layer_decay: float | None = None
+) -> Optimizer:
     """Build an optimiser over the groups of `parameter_groups`: decay on weights only.
 
     Args:
         module: whose parameters are trained.
         factory: an optimiser class, or a callable that takes parameter groups and returns an optimiser.
         lr: learning rate of all groups.
-        weight_decay: of the group `"decay"`. With 0, an optimiser that knows no decay gets one group, `"all"`.
+        weight_decay: of the group `"decay"`. With 0, groups that differ in nothing else are one group, `"all"`, for an optimiser
+            that knows no decay.
+        layer_decay: see `parameter_groups`.
 
     Raises:
         ValueError: for an optimiser without `weight_decay` while one is asked for, and for a module without parameters.
@@ -35,7 +39,7 @@ def build_optimizer(module: nn.Module, factory: OptimizerFactory, *, lr: float, 
     >>> [(group["name"], group["weight_decay"]) for group in optimizer.param_groups]
     [('decay', 0.1), ('no_decay', 0.0)]
     """
-    groups = parameter_groups(module, lr=lr, weight_decay=weight_decay)
+    groups = parameter_groups(module, lr=lr, weight_decay=weight_decay, layer_decay=layer_decay)
     if not groups:
         raise ValueError(f"{type(module).__name__} has no parameters to train")
     trial = _trial(factory)
@@ -46,6 +50,8 @@ def build_optimizer(module: nn.Module, factory: OptimizerFactory, *, lr: float, 
             f"{type(trial).__name__} has no weight decay of its own; pass weight_decay=0 to LitModule, and for decay add the "
             f"callback lit_training.callbacks.WeightDecay({weight_decay}) to the Trainer"
         )
+    if layer_decay is not None:
+        return factory([{name: value for name, value in group.items() if name != "weight_decay"} for group in groups])
     return factory([{"name": "all", "params": [p for group in groups for p in group["params"]], "lr": lr}])
 
 

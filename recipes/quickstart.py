@@ -3,6 +3,7 @@
 python recipes/quickstart.py                              # trains to over 97 % in seconds
 python recipes/quickstart.py --depth 30 --init default    # the lecture's failure: the signal dies on the way
 python recipes/quickstart.py --depth 30 --init he         # and its cure
+python -m lit_training fit --config recipes/quickstart.yaml   # the same from YAML
 """
 
 import argparse
@@ -61,6 +62,23 @@ def digits(seed: int) -> tuple[DataLoader, DataLoader, DataLoader]:
     train, val, test = random_split(data, [1200, 197, 400], torch.Generator().manual_seed(seed))
     shuffle = torch.Generator().manual_seed(seed)
     return DataLoader(train, 32, shuffle=True, generator=shuffle), DataLoader(val, 200), DataLoader(test, 200)
+
+
+class Digits(pl.LightningDataModule):
+    """The same data for `recipes/quickstart.yaml`."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        self.train, self.val, self.test = digits(seed)
+
+    def train_dataloader(self) -> DataLoader:
+        return self.train
+
+    def val_dataloader(self) -> DataLoader:
+        return self.val
+
+    def test_dataloader(self) -> DataLoader:
+        return self.test
 
 
 def wandb_logger(args: argparse.Namespace) -> Logger | bool:
