@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.columns import as_columns
+from lit_training.direction import agreement
 from lit_training.moments import Moments, merge, moments
 from lit_training.trace import ACTIVATIONS, LOSSES, Graph, Node, Tracer, first_operand
 
 __all__ = ["Layer", "LossCall", "Probe", "TensorStats", "measure"]
 
+_SUM = 2.0
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
 
 
@@ -101,7 +103,11 @@ class TensorStats:
 
 @dataclass
 class Layer:
-    """What was seen at one layer: before the nonlinearity, after it, and in the backward pass."""
+    """What was seen at one layer: before the nonlinearity, after it, and in the backward pass.
+
+    `agreement` is, at an output of the network, the cosine between the way down the loss and the way to the targets
+    (`direction.agreement`), `None` where the batch holds no targets that are known to be such.
+    """
 
     name: str
     weight: str
@@ -114,6 +120,7 @@ class Layer:
     activation: TensorStats | None = None
     gradient: TensorStats | None = None
     calls: int = 1
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,8 @@ class LossCall:
     """One of torch's losses as it was called: what it compared, and what came out.
 
     `prediction` and `target` are graph nodes; `low` and `high` the extremes of each; `scale` the mean over the batch of
-    `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if a scalar.
+    `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if a scalar;
+    `node` its node; `summed` whether it was reduced by a sum.
     """
 
     op: str
@@ -131,6 +139,8 @@ class LossCall:
     target_range: tuple[float, float]
     scale: float
     value: float | None
+    node: int = -1
+    summed: bool = False
 
 
 @dataclass
@@ -155,6 +165,7 @@ class Probe:
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
+    label_sums: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -168,6 +179,7 @@ class Probe:
         )
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
+        self._consumers: list[list[int]] | None = None
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
     @property
@@ -182,9 +194,12 @@ class Probe:
     def __exit__(self, *error: Any) -> None:
         self.tracer.__exit__(*error)
 
-    def differentiate(self, loss: Tensor) -> None:
-        """Note a loss that is about to be differentiated."""
-        self.differentiated.append(self.tracer.read(loss).index)
+    def differentiate(self, loss: Tensor, *, divided: bool = False) -> None:
+        """Note a loss that is about to be differentiated; `divided` tells that Lightning divided it for accumulation."""
+        node = self.tracer.read(loss)
+        if divided and node.op == "div":
+            node = self.graph.nodes[node.parents[0]]
+        self.differentiated.append(node.index)
 
     def _on_input(self, node: Node, tensor: Tensor) -> None:
         if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
@@ -197,6 +212,8 @@ class Probe:
             self._add_loss(node, tensor, operands)
         elif node.weight:
             self._add_layer(node, tensor, operands)
+        elif node.op == "mul" and len(operands) == 2:
+            self._add_labels(node, operands)
         elif node.op in ACTIVATIONS:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
@@ -233,8 +250,19 @@ class Probe:
             (float(target.amin()), float(target.amax())),
             float(log_sum),
             float(tensor) if tensor.ndim == 0 else None,
+            node.index,
+            node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
         )
         self.losses.append(call)
+
+    def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
+        """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""
+        nodes = [self.graph.nodes[parent] for parent in node.parents]
+        for scores, target, values in zip(nodes, reversed(nodes), reversed(operands), strict=True):
+            while target.op == "_to_copy":
+                target = self.graph.nodes[target.parents[0]]
+            if scores.op == "log_softmax" and target.name == "batch" and values.shape == scores.shape and values.ndim > 1:
+                self.label_sums.append(measure(values.sum(1).float(), self.batch_size))
 
     def _layer_before(self, node: Node) -> Layer | None:
         """Walk back through operations that are not layers or activations to the layer whose values arrive here."""
@@ -273,11 +301,28 @@ class Probe:
 
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
         if node.index in self._by_node:
-            self._gradient_of(self._by_node[node.index], gradient)
+            layer = self._by_node[node.index]
+            if layer.gradient is None and not self.graph.reaches_layer(node.index, self._readers()):
+                layer.agreement = self._agreement(node, gradient)
+            self._gradient_of(layer, gradient)
 
     def _gradient_of(self, layer: Layer, gradient: Tensor) -> None:
         if layer.gradient is None:
             layer.gradient = measure(gradient.detach(), self.batch_size, _unit_dim(layer.op, gradient))
+
+    def _readers(self) -> list[list[int]]:
+        if self._consumers is None or len(self._consumers) != len(self.graph.nodes):
+            self._consumers = self.graph.consumers()
+        return self._consumers
+
+    def _agreement(self, node: Node, gradient: Tensor) -> float | None:
+        """Compare the gradient of an output with the only tensor of the batch that the network did not read, if it is one."""
+        inputs = self.graph.ancestors(node.index)
+        nodes = [(tensor, self.tracer.node(tensor)) for tensor in self.tracer.batch]
+        targets = [tensor for tensor, read in nodes if read is not None and read.index not in inputs]
+        if len(targets) != 1 or len(nodes) - len(targets) < 1:
+            return None
+        return agreement(gradient.detach(), targets[0])
 
 
 @torch.no_grad()

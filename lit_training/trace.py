@@ -213,8 +213,8 @@ class Tracer(TorchDispatchMode):
         self._names = {id(m): name for name, m in clean_names(module)}
         self._scopes: list[tuple[str, nn.Module]] = [("", module)]
         self._node_of: Any = WeakTensorKeyDictionary()
-        self._batch = _tensors(batch)
-        self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self._batch}
+        self.batch = _tensors(batch)
+        self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self.batch}
         self._writes: dict[int, tuple[int, object]] = {}
         self._stack = ExitStack()
         self._find_leaves(module)

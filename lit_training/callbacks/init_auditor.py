@@ -178,7 +178,7 @@ class InitAuditor(Callback):
     @harmless
     def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
         if self._probe is not None:
-            self._probe.differentiate(loss)
+            self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
         if self._loss is None:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
@@ -199,6 +199,7 @@ class InitAuditor(Callback):
         if self._done or not self._observing:
             return
         self._done = True
+        self._attached.close()
         evidence = self._collect(trainer, optimizer)
         self._detach()
         if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -25,6 +26,7 @@ class Evidence:
         inputs: statistics of the floating-point tensors that entered the forward.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
+        label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -32,6 +34,7 @@ class Evidence:
         scheduled: whether a schedule changes the learning rate.
         later: what the first few steps showed, `None` before them.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
+        forget_gates: mean bias of the forget gates of each LSTM.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
         batch_size: number of samples in the joint batch.
         step: optimiser steps done before.
@@ -42,6 +45,7 @@ class Evidence:
     inputs: tuple[TensorStats, ...] = ()
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
+    label_sums: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -49,6 +53,7 @@ class Evidence:
     stepping: bool = True
     scheduled: bool = False
     idle_norms: tuple[str, ...] = ()
+    forget_gates: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     batch_size: int = 0
     step: int = 0
@@ -74,6 +79,7 @@ def collect(
     Args:
         probe: after its forward and backward.
         optimizers: all of the training's, `None` if there is none to ask.
+        forget_gates: mean bias of the forget gates of each LSTM.
         loss: the loss that was differentiated.
         gradient_factor: what the gradients at the layers have to be multiplied by to be those of the mean loss (the inverse of
             AMP's loss scale and of the number of processes).
@@ -92,10 +98,12 @@ def collect(
         inputs=tuple(probe.inputs.values()),
         parameters=parameter_facts(probe.module, optimizers, expect_frozen, trainable=probe.trainable, stepping=stepping),
         losses=tuple(probe.losses),
+        label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
         idle_norms=_idle_norms(probe.module),
+        forget_gates=_forget_gates(probe.module),
         loss=None if loss is None else float(loss),
         stepping=stepping is not None,
         scheduled=scheduled,
@@ -116,3 +124,17 @@ def _idle_norms(module: nn.Module) -> tuple[str, ...]:
         and part.running_mean is not None
         and not part.running_mean.any()
     )
+
+
+@torch.no_grad()
+def _forget_gates(module: nn.Module) -> dict[str, float]:
+    """Return the mean bias of the forget gates of each LSTM, the lowest of its layers."""
+    gates = {}
+    for name, part in clean_names(module):
+        if isinstance(part, nn.LSTM) and part.bias:
+            size = part.hidden_size
+            biases = dict(part.named_parameters(recurse=False))
+            pairs = [(b, biases.get(leaf.replace("bias_ih", "bias_hh"))) for leaf, b in biases.items() if "bias_ih" in leaf]
+            means = [float((b + other)[size : 2 * size].mean()) for b, other in pairs if other is not None]
+            gates[name] = min(means, default=0.0)
+    return gates

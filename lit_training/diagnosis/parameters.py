@@ -23,7 +23,8 @@ class ParameterFacts:
     or gradient-less weight looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the user declared it frozen,
     `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the optimiser that is about
     to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first dimension) have the same
-    weights, and the same gradients; `low` and `high` are its extremes.
+    weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if plain gradient descent
+    (`SGD`) moves it, whose steps grow with the loss, else `None`.
     """
 
     name: str
@@ -40,6 +41,14 @@ class ParameterFacts:
     stepping: bool = True
     low: float = 0.0
     high: float = 0.0
+    descent: float | None = None
+
+    @property
+    def first_change(self) -> float | None:
+        """Length of the first update over that of the parameter, `None` where that is not known."""
+        if self.descent is None or self.gradient is None or self.norm == 0:
+            return None
+        return self.descent * self.gradient / self.norm
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ def parameter_facts(
     infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
+    descents = _descents(optimizers or ())
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
@@ -98,6 +108,7 @@ def parameter_facts(
             stepping=moving is None or id(p) in moving,
             low=low,
             high=high,
+            descent=descents.get(id(p)),
         )
     return facts
 
@@ -117,6 +128,12 @@ def loose_tensors(tracer: Tracer, optimizers: Sequence[Optimizer] | None) -> tup
 
 def _held(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+
+
+def _descents(optimizers: Iterable[Optimizer]) -> dict[int, float]:
+    """Return the learning rates of plain gradient descent."""
+    plain = [group for o in optimizers if isinstance(o, torch.optim.SGD) for group in o.param_groups]
+    return {id(p): float(group["lr"]) for group in plain for p in group["params"]}
 
 
 def _norm(tensor: Tensor) -> Tensor:

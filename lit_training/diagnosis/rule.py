@@ -19,11 +19,13 @@ Check = Callable[[Evidence], Iterable[Finding]]
 class Rule:
     """A named function from evidence to findings, and the rules whose alarms it explains.
 
-    The docstring of `check` is what `python -m lit_training explain` prints.
+    The alarm of a `symptom` is explained by any alarm that is none. The docstring of `check` is what `python -m lit_training
+    explain` prints.
     """
 
     check: Check
     explains: tuple[str, ...] = ()
+    symptom: bool = False
 
     @property
     def id(self) -> str:
@@ -40,7 +42,7 @@ class Rule:
         return list(self.check(evidence))
 
 
-def rule(*, explains: Sequence[str] = ()) -> Callable[[Check], Rule]:
+def rule(*, explains: Sequence[str] = (), symptom: bool = False) -> Callable[[Check], Rule]:
     """Make a rule of a function whose name is the rule's id.
 
     >>> @rule(explains=["nan_loss"])
@@ -50,7 +52,7 @@ def rule(*, explains: Sequence[str] = ()) -> Callable[[Check], Rule]:
     >>> huge_loss.id, huge_loss.page
     ('huge_loss', 'The loss is huge.')
     """
-    return lambda check: Rule(check, tuple(explains))
+    return lambda check: Rule(check, tuple(explains), symptom)
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,15 @@ def in_causal_order(findings: Iterable[Finding], rules: Sequence[Rule]) -> list[
     """
     order = {rule.id: i for i, rule in enumerate(rules)}
     explains = {rule.id: rule.explains for rule in rules}
+    symptoms = {rule.id for rule in rules if rule.symptom}
     result: list[Finding] = []
     for finding in sorted(findings, key=lambda f: order.get(f.rule, len(order))):
-        causes = (f for f in result if is_alarm(f) and finding.rule in explains.get(f.rule, ()))
+        causes = (
+            f
+            for f in result
+            if is_alarm(f)
+            and (finding.rule in explains.get(f.rule, ()) or (finding.rule in symptoms and f.rule not in symptoms))
+        )
         cause = next(causes, None) if is_alarm(finding) else None
         result.append(finding.as_symptom_of(cause) if cause else finding)
     return sorted(result, key=lambda f: not is_alarm(f))

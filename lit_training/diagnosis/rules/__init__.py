@@ -1,8 +1,9 @@
 """All rules in causal order: of two alarms, the one whose rule stands first here is the cause to fix first."""
 
 from lit_training.diagnosis.rule import Rule
+from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
-from lit_training.diagnosis.rules.initialisation import init_exploding, init_symmetry, init_vanishing
+from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import (
     detached_subgraph,
     frozen_by_accident,
@@ -10,8 +11,11 @@ from lit_training.diagnosis.rules.learning import (
     no_update,
     not_in_optimizer,
 )
-from lit_training.diagnosis.rules.loss import loss_sign, shape_broadcast, wrong_last_activation, wrong_loss
-from lit_training.diagnosis.rules.structure import bn_eval_in_train, missing_activation
+from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
+from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
+from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, small_batch_norm
+from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
+from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
 
 __all__ = ["RULES"]
 
@@ -19,17 +23,28 @@ RULES: tuple[Rule, ...] = (
     bad_data,
     unnormalised_input,
     shape_broadcast,
-    loss_sign,
     wrong_loss,
     wrong_last_activation,
+    loss_sign,
     not_in_optimizer,
     frozen_by_accident,
+    wrong_hidden_activation,
     detached_subgraph,
     no_update,
     gradients_not_zeroed,
     bn_eval_in_train,
     missing_activation,
     init_symmetry,
+    bad_bias_init,
     init_exploding,
+    saturation,
+    dead_relu,
     init_vanishing,
+    bad_gain,
+    loss_reduction,
+    bias_before_bn,
+    small_batch_norm,
+    bad_initial_loss,
+    vanishing_gradient,
+    exploding_gradient,
 )

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.probe import Layer
 
 __all__ = ["bad_data", "unnormalised_input"]
 
@@ -17,8 +18,8 @@ OFFSET = 5.0
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
     """The first batch holds NaN or infinite inputs.
 
-    Measured on every floating-point tensor of the batch that the forward read. One such value makes the loss NaN, and the update
-    then makes every weight NaN.
+    Measured on every floating-point tensor of the batch that the forward read. One such value makes the loss NaN, and the
+    update then makes every weight NaN.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
@@ -31,6 +32,9 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 @rule(
     explains=[
         "bad_initial_loss",
+        "init_exploding",
+        "init_vanishing",
+        "bad_bias_init",
         "loss_diverging",
         "dead_relu",
         "exploding_gradient",
@@ -42,9 +46,9 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """The inputs reach the first layer at a scale, or with an offset, that initialisation is not made for.
 
-    Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square is
-    over 20, or the mean is more than 5 standard deviations from zero. Initialisation assumes inputs of variance 1 (Glorot and
-    Bengio 2010); the gradient of the first layer grows with their scale, and an offset makes all its columns move together
+    Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square
+    is over 20, or the mean is more than 5 standard deviations from zero. Initialisation assumes inputs of variance 1 (Glorot
+    and Bengio 2010); the gradient of the first layer grows with their scale, and an offset makes all its columns move together
     (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a root mean square of 100 and more.
 
     Not an alarm: integers for an embedding; inputs in 0...1, which are off but train.
@@ -53,7 +57,7 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """
     for layer in evidence.layers:
         stats = layer.source
-        if stats is None or layer.node is None or not stats.finite or _has_layer_before(evidence, layer.node):
+        if stats is None or layer.node is None or not stats.finite or _has_layer_before(evidence, layer):
             continue
         offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
         if stats.rms > LARGE or (offset > OFFSET and stats.rms > 2):
@@ -66,5 +70,8 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-def _has_layer_before(evidence: Evidence, node: int) -> bool:
-    return any(evidence.graph.nodes[i].weight for i in evidence.graph.ancestors(node) if i != node)
+def _has_layer_before(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer reads another's output; what a recurrent module does inside is its own."""
+    nodes, inside = evidence.graph.nodes, layer.name if layer.op == "recurrent" else None
+    before = evidence.graph.ancestors(layer.node) if layer.node is not None else set()
+    return any(nodes[i].weight and nodes[i].scope != inside for i in before if i != layer.node)

@@ -7,13 +7,21 @@ from statistics import median
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.following import residual_branch_ends
 from lit_training.gains import gain
 from lit_training.probe import Layer
+from lit_training.trace import NORMALISATIONS
 
-__all__ = ["init_exploding", "init_symmetry", "init_vanishing"]
+__all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 
 VANISHED = 1e-3
 STEEP = 5.0
+GROWN = 10.0
+WRONG = 5.0
+SLACK = 0.01
+FADED = 0.02
+LEAST_DEPTH = 4
 RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "elu", "mish")
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
@@ -23,8 +31,8 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     """All units of a layer start with the same weights and get the same gradient, so they stay copies of one unit for ever.
 
     Measured on every weight of two or more units: the slices along the first dimension are equal to 1e-5 of the largest weight,
-    and so are those of its gradient. Rumelhart, Hinton and Williams 1986 broke this symmetry with random weights, and the lecture
-    names all-zero initialisation as the first mistake. A layer of equal units has the capacity of one unit.
+    and so are those of its gradient. Rumelhart, Hinton and Williams 1986 broke this symmetry with random weights, and the
+    lecture names all-zero initialisation as the first mistake. A layer of equal units has the capacity of one unit.
 
     Not an alarm: zero-initialised last layers, residual branches and LoRA's B, whose units start equal but get different
     gradients; embeddings, biases and normalisation, which start equal by design; layers that are frozen.
@@ -60,30 +68,54 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
         "bad_initial_loss",
         "saturation",
         "bad_gain",
+        "loss_reduction",
     ]
 )
 def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     """A layer multiplies the signal far more than its nonlinearity takes away, so activations or gradients blow up.
 
-    Measured: the gain of a layer is the signal of its output over the signal that arrives; the gain that keeps the scale is
-    1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), else 1. A layer's excess is the one over the other. It is
-    too steep when its excess is over 5 times the median of the net, which counts as between 1/2 and 1.
+    What it means: outputs of thousands at the first step, a loss far above guessing, and gradients that throw the weights away.
+    Typical causes: weights of unit variance, uniform in 0...1, or scaled for the wrong fan; residual branches that add up
+    without normalisation or scaling (Zhang, Dauphin and Ma 2019).
 
-    The threshold: with weights drawn at random the excess over a width of 16 or more scatters by less than a factor of 2, and
-    trained nets stay below 4.
+    How it is measured, in three ways:
+    one layer: its gain is the signal of its output over the signal that arrives; the gain that keeps the scale is
+    1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), else 1. Its excess is the one over the other;
+    together: the root mean square that arrives at some layer, without normalisation on the way, over that of the first layer's
+    output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above 3.
 
-    Not an alarm: the last layer, whose scale is the loss's business; layers that read integers (embeddings).
+    Threshold: an excess of 5 times the median of the net (counted as between 1/2 and 1): with weights drawn at random it
+    scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4. A growth of 10: healthy set-ups stay
+    below 2.4.
 
-    What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`).
+    Not an alarm: layers that read integers (embeddings); growth of a residual stream that a normalisation takes back; large
+    outputs of a regression; sigmoid nets, whose gain has to be 4.
+
+    What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
-    layers = [(layer, excess) for layer in _hidden(evidence) if (excess := _excess(layer)) is not None and excess > 0]
-    if not layers:
-        return
-    usual = median(excess for _, excess in layers)
+    layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None and excess > 0]
+    usual = median(excess for _, excess in layers) if layers else 1.0
     steep = [(layer, excess) for layer, excess in layers if excess > STEEP * max(min(usual, 1.0), 0.5)]
     if steep:
         layer, excess = steep[0]
-        yield _finding(evidence, "init_exploding", layer, excess, "what keeps the scale", len(steep))
+        more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
+        message = f"The gain is {excess:.1f} times what keeps the scale: {_gain_text(layer)}{more}."
+        yield _finding(evidence, "init_exploding", layer, message, {"excess": excess, "layers": len(steep)})
+        return
+    grown = _growth(evidence)
+    if grown is not None and grown[1] > GROWN:
+        layer, growth = grown
+        message = (
+            f"Values grow {growth:.3g} times from the first layer's output to the input of {layer.name}; nothing normalises."
+        )
+        yield _finding(evidence, "init_exploding", layer, message, {"growth": growth})
+        return
+    ratio, head = times_guessing(evidence)
+    if ratio > WRONG and head is not None and head.output.signal > 3:
+        message = (
+            f"Logits have std {head.output.signal:.3g} over samples, so the first loss is {ratio:.1f} times that of guessing."
+        )
+        yield _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
 
 
 @rule(explains=["vanishing_gradient", "constant_output", "slow_convergence", "dead_relu", "bad_gain", "no_update"])
@@ -91,13 +123,14 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     """The signal dies on its way through the layers, so that the last layers see the same input whatever the sample.
 
     Measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over the largest
-    that arrived anywhere before it. Below 1e-3 the alarm is raised, at the first layer on the way whose gain is below 3/4 of what
-    its nonlinearity needs. The overall std does not tell: biases keep it at 10^-1.2 in a 30-layer ReLU net with torch's default
-    initialisation, while the signal is 10^-8.6.
+    that arrived anywhere before it. Below 1e-3 the alarm is raised, at the first layer on the way whose gain is below 3/4 of
+    what its nonlinearity needs. The overall std does not tell: biases keep it at 10^-1.2 in a 30-layer ReLU net with torch's
+    default initialisation, while the signal is 10^-8.6.
 
-    The threshold: He-initialised ReLU nets of 30 layers keep a signal of 0.2 (correlations between samples grow with depth), tanh
-    nets with Glorot's 0.1; at 1e-3 the gradient that reaches the first layers is a thousand times smaller than that of the last,
-    and SGD does not move them in the time it takes the head to settle (Glorot and Bengio 2010, He et al. 2015, figure 3).
+    The threshold: He-initialised ReLU nets of 30 layers keep a signal of 0.2 (correlations between samples grow with depth),
+    tanh nets with Glorot's 0.1; at 1e-3 the gradient that reaches the first layers is a thousand times smaller than that of
+    the last, and SGD does not move them in the time it takes the head to settle (Glorot and Bengio 2010, He et al. 2015,
+    figure 3).
 
     Not an alarm: zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers.
@@ -128,23 +161,68 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         passed.append(layer)
 
 
-def _finding(evidence: Evidence, rule_id: str, layer: Layer, excess: float, what: str, count: int) -> Finding:
-    more = f" ({count} layers like this)" if count > 1 else ""
-    return Finding(
-        rule_id,
-        "error",
-        layer.name,
-        evidence.step,
-        f"The gain is {excess:.1f} times {what}: {_gain_text(layer)}{more}.",
-        REINITIALISE,
-        {"excess": excess, "gain": _gain(layer) or 0.0, "needed": _needed(layer), "layers": count},
-    )
+@rule(explains=["vanishing_gradient", "slow_convergence"])
+def bad_gain(evidence: Evidence) -> Iterator[Finding]:
+    """Each layer loses a little more than its nonlinearity accounts for, and together they lose most of the signal.
+
+    What it means: no single layer stands out, but the factors multiply: torch's default for linear layers (gain 1/sqrt 3) in
+    front of SELU, which needs 1, or Glorot's (gain 1) in front of ReLU, which needs sqrt 2. Ten layers of it lose a factor of
+    30 to 250, and plain gradient descent moves the first layers that much less (He et al. 2015, section 2.2; Klambauer et al.
+    2017, section 3).
+
+    How it is measured: the product over the hidden layers of the root mean square of the output over that of the input, each
+    divided by the gain that keeps the scale; and the signal that arrives at the last layer over the strongest on the way.
+
+    Threshold: a product below 0.01 and a signal below 0.02, under plain gradient descent, in nets without normalisation and
+    skip connections; below 0.0001 under other optimisers, which divide the size of gradients out. Healthy set-ups stay above
+    0.07.
+
+    Not an alarm: shallow nets with default initialisation; GELU and SiLU nets of a few layers, which contract by design;
+    zero-initialised branches beside a skip connection.
+
+    What to do: `kaiming_normal_(w, nonlinearity="relu")` for ReLU, `kaiming_normal_(w, nonlinearity="linear")` for SELU, or
+    `lit_training.initialize_(model, "he")`, which reads off what follows.
+    """
+    layers = [layer for layer in hidden(evidence) if layer.source is not None and layer.source.rms > 0]
+    if len(layers) < LEAST_DEPTH or _normalises(evidence) or residual_branch_ends(evidence.graph):
+        return
+    product = math.prod(layer.output.rms / layer.source.rms / _needed(layer) for layer in layers if layer.source is not None)
+    arriving = [layer.source.signal for layer in evidence.layers if layer.source is not None]
+    plain = any(facts.descent is not None for facts in evidence.parameters.values())
+    fades = arriving[-1] < FADED * max(arriving)
+    if fades and product < (SLACK if plain else SLACK**2):
+        each = product ** (1 / len(layers))
+        message = (
+            f"Each of {len(layers)} layers keeps {each:.2f} of what its nonlinearity needs, all together {product:.1g}:"
+            f" {_gain_text(layers[-1])}."
+        )
+        yield _finding(evidence, "bad_gain", layers[0], message, {"each": each, "product": product})
 
 
-def _hidden(evidence: Evidence) -> list[Layer]:
-    """Return the layers whose output another layer reads."""
-    readers = evidence.graph.consumers()
-    return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node, readers)]
+def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:
+    numbers = numbers | {"gain": _gain(layer) or 0.0, "needed": _needed(layer)}
+    return Finding(rule_id, "error", layer.name, evidence.step, message, REINITIALISE, numbers)
+
+
+def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
+    """Return the layer that the largest values arrive at, without normalisation before it, over the first layer's output."""
+    graph = evidence.graph
+    first = next((layer for layer in evidence.layers if layer.op != "embedding" and layer.output.rms > 0), None)
+    if first is None or first.node is None:
+        return None
+    grown = []
+    for layer in evidence.layers:
+        if layer.source is None or layer.node is None or layer is first:
+            continue
+        before = graph.ancestors(layer.node)
+        if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
+            grown.append((layer.source.rms / first.output.rms, layer))
+    growth, where = max(grown, key=lambda pair: pair[0], default=(0.0, first))
+    return (where, growth) if math.isfinite(growth) else None
+
+
+def _normalises(evidence: Evidence) -> bool:
+    return any(node.op in NORMALISATIONS for node in evidence.graph.nodes)
 
 
 def _gain(layer: Layer) -> float | None:

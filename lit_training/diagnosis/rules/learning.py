@@ -28,11 +28,11 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none.
 
-    Not an alarm: parameters without a gradient; parameters declared with `expect_frozen`; tensors with one row per sample, such as
-    inputs whose gradient is wanted (saliency, gradient penalties).
+    Not an alarm: parameters without a gradient; parameters declared with `expect_frozen`; tensors with one row per sample,
+    such as inputs whose gradient is wanted (saliency, gradient penalties).
 
-    What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap tensors
-    in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
+    What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap
+    tensors in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
     """
     lost = [f for f in evidence.parameters.values() if f.optimized is False and f.requires_grad and f.gradient is not None]
     if lost and not all(facts.expected_frozen for facts in lost):
@@ -60,11 +60,13 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the network computes with random features that can never improve. Freezing is for weights that are worth
     keeping. Typical causes: a freezing loop left over from a fine-tuning script, a name test that matches too much,
-    `nn.Embedding.from_pretrained` (which freezes by default) of random vectors, a new head caught by the filter for the old body.
+    `nn.Embedding.from_pretrained` (which freezes by default) of random vectors, a new head caught by the filter for the old
+    body.
 
-    How it is measured: `requires_grad` is False before the step (so that what GAN-like loops toggle does not count), the parameter
-    matches no pattern of `expect_frozen`, the forward used it, and the weight still looks as it was drawn: entries distributed as
-    independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal (`freshness.looks_fresh`).
+    How it is measured: `requires_grad` is False before the step (so that what GAN-like loops toggle does not count), the
+    parameter matches no pattern of `expect_frozen`, the forward used it, and the weight still looks as it was drawn: entries
+    distributed as independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal
+    (`freshness.looks_fresh`).
 
     Threshold: the edge of the Marchenko-Pastur law plus 5 %; layers of trained networks have singular values well outside
     (Martin and Mahoney, JMLR 2021).
@@ -88,9 +90,9 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
 def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     """The loss uses a layer, but its gradient cannot get back to it.
 
-    What it means: everything before the cut stays as it was drawn, and what follows learns from random features. Typical causes:
-    a `.detach()` or `torch.no_grad()` left in from debugging, a trip through numpy, an argmax or one-hot in the middle of the
-    network, a loss wrapped in `torch.tensor(loss, requires_grad=True)`.
+    What it means: everything before the cut stays as it was drawn, and what follows learns from random features. Typical
+    causes: a `.detach()` or `torch.no_grad()` left in from debugging, a trip through numpy, an argmax or one-hot in the middle
+    of the network, a loss wrapped in `torch.tensor(loss, requires_grad=True)`.
 
     How it is measured: on the traced operations of the real step. A trainable weight that the stepping optimiser holds has no
     gradient although the differentiated loss was computed from its layer; the first operation on the way at which values go on
@@ -102,8 +104,8 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     and target networks (a trained twin of the same names and shapes exists); weights that look trained, as a frozen encoder
     under `no_grad` has; the other network's turn in GAN-like loops; weights that also have a way without the cut.
 
-    What to do: remove the cut; freeze openly with `requires_grad_(False)` where it was meant; make discrete choices differentiable
-    (straight-through, softmax, Gumbel-softmax).
+    What to do: remove the cut; freeze openly with `requires_grad_(False)` where it was meant; make discrete choices
+    differentiable (straight-through, softmax, Gumbel-softmax).
     """
     losses = evidence.differentiated
     if not losses:
@@ -156,16 +158,17 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
     """Nothing moves: the weights are the same to the bit after several steps, or no step ever uses a gradient.
 
     What it means: the loop runs, and nothing learns. Typical causes: `optimizer.step()` forgotten in manual optimisation,
-    `zero_grad()` between `backward()` and `step()`, an optimiser that holds a copy of the model, a checkpoint loaded in every step,
-    a learning rate of 0.
+    `zero_grad()` between `backward()` and `step()`, an optimiser that holds a copy of the model, a checkpoint loaded in every
+    step, a learning rate of 0.
 
-    How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch, or
-    after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first step:
-    the backward pass went through the layers, but no parameter has a gradient when the optimiser steps.
+    How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch,
+    or after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first
+    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps.
 
     Threshold: none; a single changed bit is an update.
 
-    Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen parts.
+    Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen
+    parts.
 
     What to do: `zero_grad()`, `backward()`, `step()`, in this order, with an optimiser of `self.parameters()`.
     """
@@ -206,8 +209,8 @@ def gradients_not_zeroed(evidence: Evidence) -> Iterator[Finding]:
     taxonomy "missing zero_grad"). Typical causes: `optimizer_zero_grad` overridden and empty, `zero_grad()` lost from a manual
     loop, or called once per epoch.
 
-    How it is measured: after an optimiser's step, its gradients are looked at before every backward pass until its next step. If
-    they were there each time, they were carried over.
+    How it is measured: after an optimiser's step, its gradients are looked at before every backward pass until its next step.
+    If they were there each time, they were carried over.
 
     Threshold: carried over at 2 consecutive steps, and set back at none.
 

@@ -1,0 +1,71 @@
+"""Reading a traced loss: what made its operands, and how it was reduced to one number."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from lit_training.trace import LOSSES, Graph, Node
+
+__all__ = ["Term", "producer", "terms"]
+
+_SHAPING = frozenset(
+    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach".split()
+)
+_SCALAR = frozenset("div mul neg add sub _to_copy clone alias squeeze view".split())
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of a loss: the operation that reduced it to a number, and what that was divided by afterwards."""
+
+    node: Node
+    divisor: float
+
+    def summed(self, graph: Graph, rows: int) -> bool:
+        """Tell whether the values of `rows` samples were added up, and not divided by their number."""
+        averaged = self.divisor >= rows / 2
+        if self.node.op in LOSSES:
+            return self.node.scalars[:1] == (2.0,) and not averaged
+        over = graph.nodes[self.node.parents[0]].shape if self.node.parents else ()
+        return self.node.op == "sum" and bool(over) and over[0] % max(rows, 1) == 0 and not averaged
+
+
+def producer(graph: Graph, node: Node) -> Node:
+    """Walk back through reshaping to the operation that made the values."""
+    while node.op in _SHAPING and node.parents:
+        node = graph.nodes[node.parents[0]]
+    return node
+
+
+def terms(graph: Graph, loss: int) -> Iterator[Term]:
+    """Walk back from a loss through arithmetic of single numbers to the operations that reduced a batch to them.
+
+    >>> from lit_training.trace import trace
+    >>> import torch
+    >>> class Mean(torch.nn.Linear):
+    ...     def forward(self, x): return super().forward(x).sum() / 8
+    >>> graph, _ = trace(Mean(3, 1), torch.zeros(8, 3))
+    >>> [(term.node.op, term.divisor) for term in terms(graph, graph.nodes[-1].index)]
+    [('sum', 8.0)]
+    """
+    stack = [(loss, 1.0)]
+    seen = set()
+    while stack:
+        index, divisor = stack.pop()
+        node = graph.nodes[index]
+        if index in seen:
+            continue
+        seen.add(index)
+        if node.op in _SCALAR and not node.shape and node.op not in LOSSES:
+            stack.extend((parent, divisor * _divisor(node)) for parent in node.parents if not graph.nodes[parent].shape)
+            if any(graph.nodes[parent].shape for parent in node.parents):
+                yield Term(node, divisor)
+        elif node.parents:
+            yield Term(node, divisor)
+
+
+def _divisor(node: Node) -> float:
+    if node.op == "div" and len(node.parents) == 1 and node.scalars and node.scalars[0] > 0:
+        return node.scalars[0]
+    if node.op == "mul" and len(node.parents) == 1 and node.scalars and node.scalars[0] > 0:
+        return 1 / node.scalars[0]
+    return 1.0

@@ -1,0 +1,143 @@
+"""Rules about nonlinearities between layers: missing ones, and those that choke the signal or the gradient."""
+
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import hidden
+from lit_training.probe import Layer
+from lit_training.trace import LINEAR, Graph
+
+__all__ = ["missing_activation", "wrong_hidden_activation"]
+
+STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
+SIGMOID_GAIN = 4.0
+CHOKED = 0.1
+
+
+@rule(explains=["slow_convergence"])
+def missing_activation(evidence: Evidence) -> Iterator[Finding]:
+    """No nonlinearity stands between any two layers, so the whole stack can only do what one linear layer can.
+
+    Measured on the traced operations: at least two linear layers or convolutions lie one behind the other on the way to the
+    loss, and no activation, gate, maximum or product of data lies between the first and the last of them.
+
+    Not an alarm: single missing activations next to others (linear bottlenecks, low-rank factors, attention projections); a net
+    with one layer; embeddings before one layer.
+
+    What to do: put an activation, `nn.ReLU()`, between the layers.
+    """
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    layers = [layer for layer in evidence.layers if layer.node is not None]
+    if any(layer.op in ("recurrent", "embedding") for layer in evidence.layers) or len(layers) < 2:
+        return
+    inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node, readers)]
+    if not inner or any(set(graph.follows(layer.node or 0, readers)) != {"linear"} for layer in inner):
+        return
+    widest = min(layer.shape[1] if len(layer.shape) > 1 else 1 for layer in inner)
+    last = [layer for layer in layers if layer not in inner][-1:] or layers[-1:]
+    outputs = last[0].shape[1] if len(last[0].shape) > 1 else 1
+    if widest < outputs:
+        return  # a bottleneck on purpose, as in a linear autoencoder
+    message = f"No nonlinearity lies between the {len(layers)} layers, so together they are one linear layer."
+    yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+@rule(
+    explains=[
+        "init_vanishing",
+        "vanishing_gradient",
+        "saturation",
+        "bad_gain",
+        "slow_convergence",
+        "detached_subgraph",
+        "dead_relu",
+    ]
+)
+def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
+    """A hidden layer has an activation that passes no gradient, or hardly any.
+
+    What it means: a softmax between layers makes all units share a sum of 1, so that each of n carries a signal of about 1/n. A
+    sigmoid's slope is 1/4 at most, so that each layer divides the gradient by 4 or more unless its weights are drawn for it
+    (Glorot and Bengio 2010). A sign or rounding has slope 0.
+
+    How it is measured, on the traced operations:
+    softmax: what it makes of a layer goes into another layer with a bias, unmixed with other data, and its signal is below a
+    tenth of what arrived;
+    sigmoid: the product over the hidden layers in front of sigmoids of their gain over 4, the inverse of the slope at 0;
+    steps: the layer in front gets a gradient of exactly zero.
+
+    Threshold: for sigmoids a product below 0.1, over two layers or more under plain gradient descent, over three or more under
+    optimisers that divide the size of gradients out. One layer of sigmoids trains (LeCun et al. 1998).
+
+    Not an alarm: gates (sigmoid times data), attention and mixtures (softmax times data), sigmoids scaled for depth, steps
+    with a straight-through gradient, embeddings of probabilities.
+
+    What to do: ReLU, GELU or tanh between layers; softmax and sigmoid only at the end.
+    """
+    layers = hidden(evidence)
+    verdict = _softmax_inside(evidence, layers) or _step_inside(evidence, layers) or _sigmoids(evidence, layers)
+    if verdict:
+        where, message, advice = verdict
+        yield Finding("wrong_hidden_activation", "error", where, evidence.step, message, advice)
+
+
+def _softmax_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
+    for layer in layers:
+        if layer.nonlinearity == "softmax" and layer.activation is not None and _feeds_layer(evidence.graph, layer):
+            share = layer.activation.signal / layer.output.signal if layer.output.signal > 0 else 1.0
+            if share < CHOKED:
+                message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}."
+                return layer.name, message, "Use nn.ReLU() between layers; softmax belongs to the loss."
+    return None
+
+
+def _feeds_layer(graph: Graph, layer: Layer) -> bool:
+    """Tell whether the softmax behind a layer goes into layers with a bias only, and not into a product with data."""
+    readers = graph.consumers()
+    softmax = next((n for n in graph.nodes if n.op == "softmax" and layer.node in graph.ancestors(n.index)), None)
+    if softmax is None or graph.follows(softmax.index, readers) != ("linear",):
+        return False
+    seen, stack = {softmax.index}, [softmax.index]
+    products: list[int] = []
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+            seen.add(reader.index)
+            (products if reader.op in LINEAR else stack).append(reader.index)
+    return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
+
+
+def _step_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
+    readers = evidence.graph.consumers()
+    for layer in layers:
+        steps = STEPS.intersection(evidence.graph.follows(layer.node, readers)) if layer.node is not None else ()
+        if steps and layer.gradient is not None and layer.gradient.largest == 0:
+            name = min(steps)
+            message = f"The slope of {name} is zero everywhere: {layer.name} gets a gradient of exactly 0."
+            return layer.name, message, "Use tanh or ReLU, or pass the gradient straight through: x + (x.sign() - x).detach()."
+    return None
+
+
+def _sigmoids(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    plain = any(facts.descent is not None for facts in evidence.parameters.values())
+    choked = []
+    for layer in layers:
+        alone = layer.node is not None and graph.follows(layer.node, readers, through_normalisation=False) == ("sigmoid",)
+        if alone and layer.source is not None and layer.source.signal > 0 and _ungated(graph, layer, readers):
+            choked.append((layer, layer.output.signal / layer.source.signal / SIGMOID_GAIN))
+    product = 1.0
+    for _, share in choked:
+        product *= share
+    if len(choked) >= (2 if plain else 3) and product < CHOKED:
+        where = choked[0][0].name
+        message = f"{len(choked)} layers of sigmoids in a row pass {product:.1g} of the gradient (slope 1/4 or less at each)."
+        return where, message, "Use nn.ReLU() or nn.Tanh() between layers; sigmoid only at the end."
+    return None
+
+
+def _ungated(graph: Graph, layer: Layer, readers: list[list[int]]) -> bool:
+    """Tell whether the sigmoid behind a layer goes on to a layer, and not into a product with data."""
+    sigmoid = next((n for n in graph.nodes if n.op == "sigmoid" and layer.node in graph.ancestors(n.index)), None)
+    return sigmoid is not None and "product" not in graph.follows(sigmoid.index, readers)

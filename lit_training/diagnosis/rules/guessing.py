@@ -1,0 +1,43 @@
+"""What several rules ask of the evidence: which layers are hidden, and how the first loss compares with guessing."""
+
+import math
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.reading import producer
+from lit_training.probe import Layer
+
+__all__ = ["hidden", "times_guessing"]
+
+
+def hidden(evidence: Evidence) -> list[Layer]:
+    """Return the layers whose output another layer reads."""
+    readers = evidence.graph.consumers()
+    return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node, readers)]
+
+
+def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
+    """Return the largest cross-entropy of the step over that of guessing all classes alike, and the layer that made its logits.
+
+    Guessing costs log(C) for C classes, log(2) for a yes or no. 0 without a cross-entropy that was averaged.
+    """
+    best: tuple[float, Layer | None] = (0.0, None)
+    graph = evidence.graph
+    for call in evidence.losses:
+        logits = graph.nodes[call.prediction]
+        if "nll" in call.op:
+            maker = producer(graph, logits)
+            classes = logits.shape[1] if len(logits.shape) > 1 else 1
+            if maker.op != "log_softmax" or not maker.parents:
+                continue
+            logits = graph.nodes[maker.parents[0]]
+        elif call.op == "binary_cross_entropy_with_logits":
+            classes = 2
+        else:
+            continue
+        if call.value is None or call.summed or classes < 2 or not math.isfinite(call.value):
+            continue
+        head = producer(graph, logits)
+        ratio = call.value / math.log(classes)
+        if ratio > best[0]:
+            best = ratio, next((layer for layer in evidence.layers if layer.node == head.index), None)
+    return best

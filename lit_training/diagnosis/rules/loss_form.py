@@ -1,0 +1,156 @@
+"""Rules about the form of the loss: its sign, its reduction, and the shapes that it compares."""
+
+import math
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.reading import terms
+from lit_training.diagnosis.rule import rule
+from lit_training.trace import LOSSES, Graph, Node
+
+__all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
+
+LARGE_CHANGE = 0.5
+SIGNIFICANT = 4.0
+
+
+@rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence"])
+def loss_sign(evidence: Evidence) -> Iterator[Finding]:
+    """Training climbs: a step against the gradient takes the outputs away from their targets.
+
+    What it means: the better the network was, the larger this loss. Typical causes: a log-likelihood, a similarity or minus a
+    loss returned as the loss; `maximize=True` in the optimiser.
+
+    How it is measured: the cosine between minus the gradient at the output of the network and the way to the targets, both
+    centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and
+    for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network does not
+    read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is never
+    negative.
+
+    Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
+    samples).
+
+    Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
+    inside the network; batches with several tensors beside the inputs, as with rewards, weights or noise.
+
+    What to do: drop the minus, or add one; `maximize=False`.
+    """
+    climbs = evidence.maximizes
+    for layer in evidence.layers:
+        n = layer.output.rows
+        if layer.agreement is None or n < 8:
+            continue
+        towards = -layer.agreement if climbs else layer.agreement
+        if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
+            why = "the optimiser has maximize=True" if climbs else "the loss has the wrong sign"
+            message = f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}): {why}."
+            advice = "Remove maximize=True." if climbs else "Minimise minus this loss, or drop its minus sign."
+            yield Finding("loss_sign", "error", "", evidence.step, message, advice, {"cosine": towards})
+            return
+    positive = [call for call in evidence.losses if call.value is not None and call.value > 0 and abs(call.scale) < 0.01]
+    if len(evidence.losses) == 1 and positive and evidence.loss is not None:
+        value = positive[0].value or 0.0
+        if abs(evidence.loss + value) < 1e-3 * value:
+            message = f"The loss that is minimised is {evidence.loss:.4g}: minus {positive[0].op}, so training makes it worse."
+            yield Finding("loss_sign", "error", "", evidence.step, message, "Remove the minus sign.", {"loss": evidence.loss})
+
+
+@rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "exploding_gradient", "lr_too_high", "oscillating_loss"])
+def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
+    """The loss is summed over the batch with a learning rate made for its mean, or averaged twice.
+
+    What it means: with plain gradient descent the step grows with the number of samples in the batch, and the rate that a
+    tutorial gives for the mean is too high by the batch size. A mean that is divided by the batch size once more makes it too
+    low.
+
+    How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
+    divides is an alarm if some weight is held by SGD and its first update is longer than half the weight itself. A mean that is
+    divided by exactly the batch size (4 or more) is one under SGD.
+
+    Threshold: over healthy set-ups with SGD the longest first update of any weight is 0.25 of its weight; a step that replaces
+    half of a weight is no small correction, and momentum then adds ten of them.
+
+    Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
+    and others that divide by the gradient's size.
+
+    What to do: `reduction="mean"`, or divide by `len(target)`, once.
+    """
+    changes = [f.first_change for f in evidence.parameters.values() if f.kind == "weight" and f.first_change is not None]
+    if not changes or evidence.batch_size < 4:
+        return
+    for loss in evidence.differentiated:
+        found = list(terms(evidence.graph, loss))
+        if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and max(changes) > LARGE_CHANGE:
+            message = (
+                f"The loss is a sum over {evidence.batch_size} samples; the first SGD step would change a weight by"
+                f" {max(changes):.2g} times its length."
+            )
+            advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
+            yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": max(changes)})
+            return
+        twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
+        if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
+            message = (
+                f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
+            )
+            yield Finding(
+                "loss_reduction", "error", "", evidence.step, message, "Drop the division: the loss is a mean already."
+            )
+            return
+
+
+@rule(explains=["slow_convergence", "bad_initial_loss", "constant_output"])
+def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
+    """Outputs and targets of different shapes are broadcast against each other, so every sample is compared with every target.
+
+    What it means: (N, 1) against (N,) gives (N, N), and the best that such a network can do is to predict the mean. Nothing
+    crashes; torch warns for its own losses only.
+
+    How it is measured: a difference, product or one of torch's losses of what layers computed and what they did not, whose two
+    operands have equally many elements but different shapes, and whose result has more.
+
+    Threshold: none.
+
+    Not an alarm: pairwise distances between outputs, or between inputs; masks and weights with fewer elements.
+
+    What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
+    """
+    graph = evidence.graph
+    made = _behind_layers(graph)
+    for call in evidence.losses:
+        prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
+        size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
+        if "nll" not in call.op and _broadcasts(prediction, target, size):
+            yield _broadcast(evidence, prediction, target)
+            return
+    for node in graph.nodes:
+        if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
+            a, b = (graph.nodes[p] for p in node.parents)
+            apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
+            if apart and _broadcasts(a, b, math.prod(node.shape)):
+                yield _broadcast(evidence, a, b)
+                return
+
+
+def _behind_layers(graph: Graph) -> set[int]:
+    """Return the nodes that some layer's output went into."""
+    made: set[int] = set()
+    for node in graph.nodes:
+        if node.weight or any(parent in made for parent in node.parents):
+            made.add(node.index)
+    return made
+
+
+def _unexpanded(graph: Graph, node: Node) -> Node:
+    return graph.nodes[node.parents[0]] if node.op == "expand" and node.parents else node
+
+
+def _broadcasts(a: Node, b: Node, result: int) -> bool:
+    count = math.prod(a.shape)
+    return a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
+
+
+def _broadcast(evidence: Evidence, a: Node, b: Node) -> Finding:
+    message = f"Outputs and targets of shapes {a.shape} and {b.shape} are broadcast, so every sample meets every target."
+    return Finding("shape_broadcast", "error", "", evidence.step, message, "Give both one shape: target.unsqueeze(1).")

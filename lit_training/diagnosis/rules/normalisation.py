@@ -1,0 +1,103 @@
+"""Rules about batch norm: idle, fed with too little, or with a bias in front that it subtracts again."""
+
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+from lit_training.trace import Graph, Node
+
+__all__ = ["bias_before_bn", "bn_eval_in_train", "small_batch_norm"]
+
+FEW = 16
+
+
+@rule(explains=["slow_convergence", "bn_stats", "train_val_gap", "exploding_gradient"])
+def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
+    """Batch norm is in eval mode while the net trains, with running statistics that were never updated: it does nothing.
+
+    Measured at the first step: `training` is False, `num_batches_tracked` is 0 and the running mean still zero. Typical cause:
+    a `model.eval()` without the `model.train()` after it; Lightning keeps the mode that it finds.
+
+    Not an alarm: batch norm in eval mode with trained statistics, as fine-tuning wants it.
+
+    What to do: `model.train()` before `fit`.
+    """
+    if evidence.idle_norms:
+        first = evidence.idle_norms[0]
+        message = f"{len(evidence.idle_norms)} batch-norm layer(s) are in eval mode with statistics that were never updated."
+        yield Finding("bn_eval_in_train", "error", first, evidence.step, message, "Call model.train() before fit.")
+
+
+@rule()
+def bias_before_bn(evidence: Evidence) -> Iterator[Finding]:
+    """A layer has a bias, and batch norm subtracts it again: a note.
+
+    What it means: the mean over the batch contains the bias, so it cancels; batch norm has a shift of its own (Ioffe and
+    Szegedy 2015, section 3.2). The bias costs memory, gets only rounding noise as gradient, and does nothing.
+
+    How it is measured: on the traced operations: batch or instance norm reads a layer's output directly, and the layer adds a
+    parameter of one value per channel.
+
+    Threshold: none; it is a note, since nothing is learnt worse.
+
+    Not noted: layer and group norm, whose mean is over several channels; batch norm behind the activation, which the bias
+    shifts; batch norm in eval mode.
+
+    What to do: `bias=False` in that layer.
+    """
+    graph = evidence.graph
+    wasted = [layer for layer in evidence.layers if layer.node is not None and _cancelled(graph, graph.nodes[layer.node])]
+    if wasted:
+        message = f"{len(wasted)} layer(s), {wasted[0].name} first, have a bias that the batch norm behind them subtracts."
+        yield Finding("bias_before_bn", "note", wasted[0].name, evidence.step, message, "Use bias=False there.")
+
+
+@rule()
+def small_batch_norm(evidence: Evidence) -> Iterator[Finding]:
+    """Batch norm takes its statistics from less than 16 values per channel: a note.
+
+    What it means: the mean of n values is off by 1/sqrt(n) standard deviations, a quarter at 16, and the running statistics
+    average this noise; results get worse below about 16 samples (Wu and He, "Group Normalization", ECCV 2018, figure 1).
+
+    How it is measured: elements per channel that a batch norm in training mode reads in the first step.
+
+    Threshold: 16.
+
+    Not noted: synchronised batch norm, whose statistics are joint; small batches of large pictures.
+
+    What to do: larger batches, accumulation does not help; `GroupNorm`, or `SyncBatchNorm` over several processes.
+    """
+    graph = evidence.graph
+    small = []
+    for node in graph.nodes:
+        if node.op in _BATCH and node.grad_mode and node.parents:
+            shape = graph.nodes[node.parents[0]].shape
+            if len(shape) > 1 and node.shape == shape and _trains(node):
+                count = shape[0]
+                for size in shape[2:]:
+                    count *= size
+                small.append((count, node.scope))
+    if small and min(small)[0] < FEW:
+        count, where = min(small)
+        message = f"Batch norm takes its mean and variance from {count} value(s) per channel."
+        yield Finding("small_batch_norm", "note", where, evidence.step, message, "Use larger batches, or GroupNorm.")
+
+
+_BATCH = frozenset(
+    "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm _batch_norm_with_update".split()
+)
+
+
+def _trains(node: Node) -> bool:
+    """Read the `training` flag, the first of the operation's numbers."""
+    return node.op == "_batch_norm_with_update" or bool(node.scalars[:1] == (1.0,))
+
+
+def _cancelled(graph: Graph, layer: Node) -> bool:
+    if layer.op == "addmm":
+        biased = graph.nodes[layer.parents[0]].origin == "parameter"
+    else:
+        biased = "convolution" in layer.op and sum(graph.nodes[p].origin == "parameter" for p in layer.parents) > 1
+    readers = [node for node in graph.nodes if layer.index in node.parents]
+    return biased and bool(readers) and all(node.op in _BATCH and _trains(node) for node in readers)

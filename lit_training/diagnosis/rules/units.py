@@ -1,0 +1,169 @@
+"""Rules about units that cannot answer: biases that decide alone, rectifiers that never fire, saturated activations."""
+
+import math
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.probe import Layer
+from lit_training.trace import NORMALISATIONS
+
+__all__ = ["bad_bias_init", "dead_relu", "saturation"]
+
+DEAD = 0.9
+SATURATED = 0.5
+LEAST_UNITS = 8
+LEAST_ROWS = 4
+CLOSED = -3.0
+ALONE = 3.0
+OVERCONFIDENT = 5.0
+
+
+@rule(
+    explains=["dead_relu", "saturation", "init_vanishing", "init_exploding", "bad_gain", "slow_convergence", "constant_output"]
+)
+def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
+    """Biases are so large that they decide alone, whatever the sample.
+
+    What it means: a rectifier behind a bias far below zero never fires and gets no gradient; a gate is shut or open for good; a
+    head is certain of one class before it has seen any. Typical causes: a bias drawn with a weight's initialiser, a typo in a
+    prior, `bias_ih` and `bias_hh` of an LSTM filled for another order of its gates.
+
+    How it is measured:
+    hidden layers: at least 90 % of the units of a rectifier are silent, or half of a sigmoid's or tanh's values lie within 1 %
+    of their bounds, and every bias of the layer (or of the batch norm behind it) lies on one side of zero, further than 3
+    times the std that its samples give it (2 times for batch norm, whose std is 1);
+    heads: the first cross-entropy is above 5 times that of guessing, and a bias is larger than 3 times the logits' std over
+    samples; LSTMs: the forget gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step
+    (Jozefowicz, Zaremba and Sutskever 2015 want them at +1).
+
+    Threshold: three standard deviations leave one sample of a thousand on the other side of zero.
+
+    Not an alarm: a head at the logarithm of the class frequencies or the mean of the targets (Lin et al. 2017, Karpathy), which
+    makes the first loss smaller, not larger; gates at -1 or -2 (Srivastava et al. 2015); small positive biases under ReLU.
+
+    What to do: start biases at 0, a head's at the log of the class frequencies, an LSTM's forget gate at 1.
+    """
+    for layer in hidden(evidence):
+        bias = _culprit(evidence, layer) if _is_dead(layer) or _is_saturated(layer) else None
+        if bias is not None:
+            value = bias.high if bias.high < 0 else bias.low
+            what = "silent" if _is_dead(layer) else "saturated"
+            message = (
+                f"All biases of {bias.name} lie beyond {value:.3g}, so the {layer.nonlinearity} behind {layer.name} is {what}."
+            )
+            yield _finding(evidence, bias.name, message, f"Start them at zero: torch.nn.init.zeros_({bias.name}).", value)
+            return
+    ratio, head = times_guessing(evidence)
+    facts = evidence.parameters.get(f"{head.name}.bias") if head is not None else None
+    if ratio > OVERCONFIDENT and head is not None and facts is not None:
+        largest = max(abs(facts.low), abs(facts.high))
+        if largest > ALONE * head.output.signal:
+            message = (
+                f"Biases up to {largest:.3g} decide alone (samples move the logits by {head.output.signal:.2g}): the first loss is"
+                f" {ratio:.1f} times that of guessing."
+            )
+            advice = "Start the head's bias at 0, or at the log of the class frequencies."
+            yield _finding(evidence, facts.name, message, advice, largest)
+            return
+    for name, gate in evidence.forget_gates.items():
+        if gate < CLOSED:
+            kept = 1 / (1 + math.exp(-gate))
+            message = f"The forget gates of {name} start closed (bias {gate:.2g}): {kept:.1%} of the memory survives a step."
+            yield _finding(evidence, name, message, "Set bias_ih + bias_hh of the forget gate, rows H to 2H, to 1.", gate)
+            return
+
+
+@rule(explains=["init_vanishing", "vanishing_gradient", "slow_convergence", "constant_output", "bad_gain", "no_update"])
+def dead_relu(evidence: Evidence) -> Iterator[Finding]:
+    """Nearly all units behind a rectifier are silent on the whole batch, so no gradient passes.
+
+    What it means: a unit that is nowhere above zero outputs 0 and gets gradient 0, and nothing can bring it back as long as its
+    inputs stay as they are. Typical causes: negative weights on positive inputs, shifted biases, a rectifier behind a negative
+    activation, a learning rate that threw the units over.
+
+    How it is measured: the share of units (channels) of a ReLU's or ReLU6's output that are zero at every sample and position
+    of the first batch.
+
+    Threshold: 90 % of at least 8 units, over 4 samples or more. Over healthy set-ups the share stays below 40 %, in squeeze
+    layers of a few units 75 %; by chance a unit is silent on n samples with probability 2^-n.
+
+    Not an alarm: single dead units, small layers, batches of one.
+
+    What to do: He initialisation with zero biases, standardised inputs; a leaky ReLU, or batch norm in front.
+    """
+    for layer in hidden(evidence):
+        if _is_dead(layer) and layer.activation is not None:
+            share = layer.activation.silent_units
+            message = f"{share:.0%} of the {len(layer.activation.low)} units behind {layer.name} are zero for every sample."
+            advice = "Draw the weights with kaiming_normal_ and zero biases; check the sign and scale of what arrives."
+            yield Finding("dead_relu", "error", layer.name, evidence.step, message, advice, {"silent": share})
+            return
+
+
+@rule(explains=["vanishing_gradient", "slow_convergence", "init_vanishing", "bad_gain", "constant_output"])
+def saturation(evidence: Evidence) -> Iterator[Finding]:
+    """Most values of a bounded activation lie at its bounds, where its slope is zero.
+
+    What it means: sigmoid or tanh units that are all the way up or down pass no gradient (Glorot and Bengio 2010, figure 2).
+    Typical causes: weights or inputs that are too large.
+
+    How it is measured: the share of values of a hidden sigmoid, tanh, hardsigmoid or hardtanh within 1 % of the range from its
+    bounds.
+
+    Threshold: half. Tanh nets scaled right have under 5 %: unit inputs exceed the 2 % slope at |z| > 2.3 in 2 % of the cases;
+    a gain of 2 brings a quarter.
+
+    Not an alarm: output layers; gates that are mostly open or closed by a moderate bias.
+
+    What to do: `xavier_normal_` with the activation's gain, standardised inputs.
+    """
+    for layer in hidden(evidence):
+        if _is_saturated(layer) and layer.activation is not None:
+            share = float(layer.activation.saturated)
+            message = (
+                f"{share:.0%} of the {layer.nonlinearity} values behind {layer.name} are at their bounds: what goes in has std"
+                f" {layer.output.std:.3g}."
+            )
+            advice = (
+                f"Draw its weights with xavier_normal_(gain=calculate_gain({layer.nonlinearity!r})); standardise what arrives."
+            )
+            yield Finding("saturation", "error", layer.name, evidence.step, message, advice, {"saturated": share})
+            return
+
+
+def _is_dead(layer: Layer) -> bool:
+    after = layer.activation
+    if after is None or layer.nonlinearity not in ("relu", "relu6") or len(after.low) < LEAST_UNITS or after.rows < LEAST_ROWS:
+        return False
+    return after.silent_units >= DEAD
+
+
+def _is_saturated(layer: Layer) -> bool:
+    return layer.activation is not None and float(layer.activation.saturated) > SATURATED
+
+
+def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:
+    """Return the bias that silences a layer: its own, or that of the normalisation behind it."""
+    graph = evidence.graph
+    own = evidence.parameters.get(f"{layer.name}.bias")
+    if own is not None and _one_sided(own, ALONE * layer.output.signal):
+        return own
+    for node in graph.nodes:
+        if node.op in NORMALISATIONS and layer.node in node.parents:
+            for parent in (graph.nodes[p] for p in node.parents):
+                facts = evidence.parameters.get(parent.name)
+                if facts is not None and parent.name.endswith("bias") and _one_sided(facts, 2.0):
+                    return facts
+    return None
+
+
+def _one_sided(bias: ParameterFacts, distance: float) -> bool:
+    return bias.high < -distance or bias.low > distance
+
+
+def _finding(evidence: Evidence, where: str, message: str, advice: str, value: float) -> Finding:
+    return Finding("bad_bias_init", "error", where, evidence.step, message, advice, {"bias": value})

@@ -1,0 +1,53 @@
+"""Does a step against the gradient bring outputs towards their targets, or away from them?"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["agreement"]
+
+_LEAST = 4
+
+
+@torch.no_grad()
+def agreement(gradient: Tensor, target: Tensor) -> float | None:
+    r"""Return the cosine between the way down a loss and the way to the target, about 1 for losses that are to be minimised.
+
+    For class numbers the way to the target is its one-hot vector, for numbers the target itself; both sides are centred over the
+    batch, so that an offset does not count. At the start of a training every usual loss has a clearly positive cosine: cross-
+    entropy's gradient is $p - y$, that of squared errors $\hat y - y$, with predictions that do not yet vary with $y$. What climbs
+    has a clearly negative one.
+
+    Args:
+        gradient: of the loss with respect to an output: `[rows, classes]`, `[batch, classes, ...]`, or shaped as the target.
+        target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1.
+
+    Returns:
+        The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary.
+
+    >>> y = torch.tensor([0, 1, 2, 1, 0])
+    >>> round(agreement(torch.full((5, 3), 1 / 3) - F.one_hot(y), y), 3)
+    1.0
+    """
+    if target.is_floating_point():
+        fits = gradient.numel() == target.numel() and gradient.squeeze().shape == target.squeeze().shape
+        rows = (gradient.reshape(len(gradient), -1), target.reshape(len(gradient), -1)) if fits and gradient.ndim else None
+    else:
+        rows = _one_hot(gradient, target)
+    if rows is None or len(rows[0]) < _LEAST or not all(bool(torch.isfinite(r).all()) for r in rows):
+        return None
+    down, way = (r.double() - r.double().mean(0) for r in (-rows[0], rows[1]))
+    lengths = float(down.norm() * way.norm())
+    return float((down * way).sum()) / lengths if lengths > 0 else None
+
+
+def _one_hot(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+    if gradient.ndim < 2 or not target.numel() or target.is_complex() or target.dtype == torch.bool:
+        return None
+    if gradient.shape[1] < 2:
+        return None
+    flat = gradient if gradient.ndim == 2 else gradient.movedim(1, -1).reshape(-1, gradient.shape[1])
+    known = target.flatten() >= 0
+    if len(flat) != target.numel() or not bool(known.any()) or int(target.max()) >= flat.shape[1]:
+        return None
+    return flat[known], F.one_hot(target.flatten()[known].long(), flat.shape[1]).to(flat.dtype)
