@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from statistics import median
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
@@ -16,13 +15,13 @@ from lit_training.trace import NORMALISATIONS
 __all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 
 VANISHED = 1e-3
+VANISHED_ADAPTIVE = 1e-5
 STEEP = 5.0
 GROWN = 10.0
 WRONG = 5.0
-SLACK = 0.01
-FADED = 0.02
-LEAST_DEPTH = 4
-RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "elu", "mish")
+LEAST_DEPTH = 8
+SIGMOID = 4.0
+RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "elu", "mish", "hardswish")
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
 
@@ -80,22 +79,22 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured, in three ways:
     one layer: its gain is the signal of its output over the signal that arrives; the gain that keeps the scale is
-    1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), else 1. Its excess is the one over the other;
-    together: the root mean square that arrives at some layer, without normalisation on the way, over that of the first layer's
-    output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above 3.
+    1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
+    the other; together: the root mean square that arrives at some layer, without normalisation on the way, over that of the
+    first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
+    3.
 
-    Threshold: an excess of 5 times the median of the net (counted as between 1/2 and 1): with weights drawn at random it
-    scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4. A growth of 10: healthy set-ups stay
-    below 2.4.
+    Threshold: an excess of 5. With weights drawn at random it scatters by less than a factor of 2 over a width of 16; squeeze
+    layers drawn for their fan-out, as torchvision's EfficientNet has them, reach 3, and trained nets stay below 4. A growth of
+    10: healthy set-ups stay below 2.4.
 
-    Not an alarm: layers that read integers (embeddings); growth of a residual stream that a normalisation takes back; large
-    outputs of a regression; sigmoid nets, whose gain has to be 4.
+    Not an alarm: layers in front of a normalisation, which takes any scale; layers that read integers (embeddings); growth of a
+    residual stream that a normalisation takes back; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
-    layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None and excess > 0]
-    usual = median(excess for _, excess in layers) if layers else 1.0
-    steep = [(layer, excess) for layer, excess in layers if excess > STEEP * max(min(usual, 1.0), 0.5)]
+    layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
+    steep = [(layer, excess) for layer, excess in layers if excess > STEEP and not _is_normalised(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
@@ -122,21 +121,25 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
 def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     """The signal dies on its way through the layers, so that the last layers see the same input whatever the sample.
 
-    Measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over the largest
-    that arrived anywhere before it. Below 1e-3 the alarm is raised, at the first layer on the way whose gain is below 3/4 of
-    what its nonlinearity needs. The overall std does not tell: biases keep it at 10^-1.2 in a 30-layer ReLU net with torch's
-    default initialisation, while the signal is 10^-8.6.
+    What it means: no gradient of use comes back either, and the network outputs one and the same. Typical causes: weights of a
+    small constant std, default initialisation in a deep plain net, Glorot's scheme in front of ReLU.
 
-    The threshold: He-initialised ReLU nets of 30 layers keep a signal of 0.2 (correlations between samples grow with depth),
-    tanh nets with Glorot's 0.1; at 1e-3 the gradient that reaches the first layers is a thousand times smaller than that of
-    the last, and SGD does not move them in the time it takes the head to settle (Glorot and Bengio 2010, He et al. 2015,
-    figure 3).
+    How it is measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over
+    the largest that arrived anywhere before it. The first layer on the way whose gain is below 3/4 of what its nonlinearity
+    needs is named. The overall std does not tell: biases keep it at 10^-1.2 in a 30-layer ReLU net with torch's default
+    initialisation, while the signal is 10^-8.6.
+
+    Threshold: 1e-3 under plain gradient descent, 1e-5 under optimisers that divide the size of gradients out. Measured on nets
+    of 4 to 16 layers of 64 ReLU, GELU, SiLU units with default initialisation, 250 steps: SGD reaches 92 % and more down to a
+    signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
+    He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
     Not an alarm: zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
+    threshold = VANISHED if any(f.descent is not None for f in evidence.parameters.values()) else VANISHED_ADAPTIVE
     strongest = 0.0
     passed: list[Layer] = []
     for layer in evidence.layers:
@@ -144,7 +147,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         if math.isnan(arriving):
             passed.append(layer)
             continue
-        if passed and strongest > 0 and arriving < VANISHED * strongest:
+        if passed and strongest > 0 and arriving < threshold * strongest:
             culprit = next((p for p in passed if _weak(p)), passed[0])
             ratio = arriving / strongest
             yield Finding(
@@ -163,40 +166,37 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(explains=["vanishing_gradient", "slow_convergence"])
 def bad_gain(evidence: Evidence) -> Iterator[Finding]:
-    """Each layer loses a little more than its nonlinearity accounts for, and together they lose most of the signal.
+    """SELU layers are drawn with another gain than the one that makes them normalise themselves.
 
-    What it means: no single layer stands out, but the factors multiply: torch's default for linear layers (gain 1/sqrt 3) in
-    front of SELU, which needs 1, or Glorot's (gain 1) in front of ReLU, which needs sqrt 2. Ten layers of it lose a factor of
-    30 to 250, and plain gradient descent moves the first layers that much less (He et al. 2015, section 2.2; Klambauer et al.
-    2017, section 3).
+    What it means: SELU keeps mean 0 and variance 1 from layer to layer only if its weights have variance 1/fan_in (Klambauer
+    et al. 2017, "Self-Normalizing Neural Networks", theorem 1). torch's default for linear layers has a third of that, He's
+    scheme twice as much, and the deviations multiply.
 
-    How it is measured: the product over the hidden layers of the root mean square of the output over that of the input, each
-    divided by the gain that keeps the scale; and the signal that arrives at the last layer over the strongest on the way.
+    How it is measured: the gains (root mean square of the output over that of the input) of hidden layers that SELU follows,
+    in nets without normalisation and skip connections; their geometric mean.
 
-    Threshold: a product below 0.01 and a signal below 0.02, under plain gradient descent, in nets without normalisation and
-    skip connections; below 0.0001 under other optimisers, which divide the size of gradients out. Healthy set-ups stay above
-    0.07.
+    Threshold: 8 layers or more, with a mean gain below 3/4 or above 4/3. Measured with default initialisation (gain 0.6 to
+    0.7) on 16 layers, 250 steps: 45 % right instead of 97 % under SGD, 55 % under Adam; with 4 layers 92 %. Gains of other
+    activations are judged where they do harm: init_vanishing, init_exploding.
 
-    Not an alarm: shallow nets with default initialisation; GELU and SiLU nets of a few layers, which contract by design;
-    zero-initialised branches beside a skip connection.
+    Not an alarm: shallow SELU nets; SELU behind a normalisation.
 
-    What to do: `kaiming_normal_(w, nonlinearity="relu")` for ReLU, `kaiming_normal_(w, nonlinearity="linear")` for SELU, or
-    `lit_training.initialize_(model, "he")`, which reads off what follows.
+    What to do: `torch.nn.init.kaiming_normal_(w, nonlinearity="linear")` and zero biases, or `lit_training.initialize_(model,
+    "he")`, which reads off what follows.
     """
-    layers = [layer for layer in hidden(evidence) if layer.source is not None and layer.source.rms > 0]
-    if len(layers) < LEAST_DEPTH or _normalises(evidence) or residual_branch_ends(evidence.graph):
+    layers = [layer for layer in hidden(evidence) if layer.nonlinearity == "selu"]
+    layers = [layer for layer in layers if layer.source is not None and layer.source.rms > 0]
+    normalises = any(node.op in NORMALISATIONS for node in evidence.graph.nodes)
+    if len(layers) < LEAST_DEPTH or normalises or residual_branch_ends(evidence.graph):
         return
-    product = math.prod(layer.output.rms / layer.source.rms / _needed(layer) for layer in layers if layer.source is not None)
-    arriving = [layer.source.signal for layer in evidence.layers if layer.source is not None]
-    plain = any(facts.descent is not None for facts in evidence.parameters.values())
-    fades = arriving[-1] < FADED * max(arriving)
-    if fades and product < (SLACK if plain else SLACK**2):
-        each = product ** (1 / len(layers))
-        message = (
-            f"Each of {len(layers)} layers keeps {each:.2f} of what its nonlinearity needs, all together {product:.1g}:"
-            f" {_gain_text(layers[-1])}."
+    gains = [layer.output.rms / layer.source.rms for layer in layers if layer.source is not None and layer.output.rms > 0]
+    each = math.exp(sum(math.log(g) for g in gains) / len(gains)) if gains else 0.0
+    if not 0.75 <= each <= 4 / 3:
+        message = f"{len(layers)} SELU layers have a gain of {each:.2f} each where 1 makes them normalise themselves."
+        advice = 'Draw weights with kaiming_normal_(w, nonlinearity="linear"), biases zero.'
+        yield Finding(
+            "bad_gain", "error", layers[0].name, evidence.step, message, advice, {"gain": each, "layers": len(layers)}
         )
-        yield _finding(evidence, "bad_gain", layers[0], message, {"each": each, "product": product})
 
 
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:
@@ -221,8 +221,10 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
     return (where, growth) if math.isfinite(growth) else None
 
 
-def _normalises(evidence: Evidence) -> bool:
-    return any(node.op in NORMALISATIONS for node in evidence.graph.nodes)
+def _is_normalised(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a normalisation takes back the scale of a layer's output."""
+    graph = evidence.graph
+    return layer.node is not None and "normalisation" in graph.follows(layer.node, through_normalisation=False)
 
 
 def _gain(layer: Layer) -> float | None:
@@ -233,6 +235,8 @@ def _gain(layer: Layer) -> float | None:
 
 def _needed(layer: Layer) -> float:
     """Return the gain that keeps the scale: that of the nonlinearity for rectifiers, 1 for what is linear around zero."""
+    if layer.nonlinearity == "sigmoid":
+        return SIGMOID
     return gain(layer.nonlinearity) if layer.nonlinearity in RECTIFIERS else 1.0
 
 
