@@ -1,15 +1,18 @@
 """Diagnosis must not cost a training run: what fails inside it becomes one warning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 __all__ = ["DiagnosisError", "harmless"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
+_FAILED: WeakKeyDictionary[Callback, set[str]] = WeakKeyDictionary()
 
 
 class DiagnosisError(RuntimeError):
@@ -17,7 +20,7 @@ class DiagnosisError(RuntimeError):
 
 
 def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make a function return `None`, after one warning, where it would raise.
+    """Make a function return `None` where it would raise, after a warning: of a method, one for each callback.
 
     >>> @harmless
     ... def broken():
@@ -35,7 +38,18 @@ def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
             return function(*args, **kwargs)
         except Exception as error:
             name = function.__qualname__.rpartition("<locals>.")[2]
-            rank_zero_warn(f"{name} failed, training goes on: {type(error).__name__}: {error}")
+            if _is_first(args, name):
+                rank_zero_warn(f"{name} failed, training goes on: {type(error).__name__}: {error}")
             return None
 
     return guarded
+
+
+def _is_first(arguments: Sequence[Any], name: str) -> bool:
+    """Tell whether the object that a method belongs to fails in it for the first time."""
+    if not arguments or not isinstance(arguments[0], Callback):
+        return True
+    failed = _FAILED.setdefault(arguments[0], set())
+    first = name not in failed
+    failed.add(name)
+    return first

@@ -229,8 +229,17 @@ class InitAuditor(Callback):
             self._stop_if_asked()
 
     def _judge(self, trainer: Trainer, evidence: Evidence) -> None:
-        self.findings = trainer.strategy.broadcast(diagnose(evidence, self.rules, self.wanted) if trainer.is_global_zero else [])
-        self.report = report(evidence, self.findings)
+        findings = self._diagnose(evidence) if trainer.is_global_zero else None
+        self.findings = trainer.strategy.broadcast(findings or [])
+        self.report = self._lay_out(evidence)
+
+    @harmless
+    def _diagnose(self, evidence: Evidence) -> list[Finding]:
+        return diagnose(evidence, self.rules, self.wanted)
+
+    @harmless
+    def _lay_out(self, evidence: Evidence) -> AuditReport:
+        return report(evidence, self.findings)
 
     @harmless
     def _follow(self, trainer: Trainer) -> None:

@@ -18,6 +18,7 @@ __all__ = ["as_text", "audit_view", "finding_view", "show", "verdict_view"]
 _STYLE = {"error": "bold red", "warning": "yellow", "note": "dim"}
 _MARK = {"error": "✗", "warning": "!", "note": "·"}
 _EDGE_ROWS = 12
+_USABLE = 1e3  # of the first layer's signal, as in the rules init_vanishing and init_exploding
 
 
 def audit_view(report: AuditReport, title: str = "Audit of the first batch, before the first weight update") -> Group:
@@ -29,7 +30,7 @@ def audit_view(report: AuditReport, title: str = "Audit of the first batch, befo
         table.add_column(column, justify="right")
     table.add_column("verdict")
     for row in _folded(report.layers):
-        table.add_row(*(_cells(row, report.findings) if row is not None else ["…"] * 7))
+        table.add_row(*(_cells(row, report) if row is not None else ["…"] * 7))
     return Group(table, Text(), verdict_view(report.findings, report.loss))
 
 
@@ -88,13 +89,23 @@ def _folded(rows: Sequence[LayerRow]) -> list[LayerRow | None]:
     return folded
 
 
-def _cells(row: LayerRow, findings: Sequence[Finding]) -> list[Text | str]:
-    severity = next((finding.severity for finding in findings if finding.where == row.name), "note")
+def _cells(row: LayerRow, report: AuditReport) -> list[Text | str]:
     name = f"{row.name} → {row.nonlinearity}" if row.nonlinearity else row.name
     shape = "×".join(str(size) for size in row.shape)
     numbers = [_figure(value) for value in (row.std, row.signal, row.activation_signal, row.gradient_std)]
-    verdict = Text(f"{_MARK[severity]} {row.verdict}", style=_STYLE[severity]) if row.verdict else Text("ok", style="green")
-    return [name, shape, *numbers, verdict]
+    return [name, shape, *numbers, _verdict(row, report)]
+
+
+def _verdict(row: LayerRow, report: AuditReport) -> Text:
+    """Say what was found at a layer, or else whether what was found elsewhere left it without a usable signal."""
+    if row.verdict:
+        severity = next((finding.severity for finding in report.findings if finding.where == row.name), "note")
+        return Text(f"{_MARK[severity]} {row.verdict}", style=_STYLE[severity])
+    ruined = any(finding.rule in ("init_vanishing", "init_exploding") for finding in report.findings if is_alarm(finding))
+    strength = row.signal / report.layers[0].signal if ruined and report.layers[0].signal else 1.0
+    if not 1 / _USABLE < strength < _USABLE:
+        return Text("faint" if strength < 1 else "huge", style="yellow")
+    return Text("ok", style="green")
 
 
 def _figure(value: float | None) -> str:
