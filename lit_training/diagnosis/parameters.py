@@ -21,10 +21,10 @@ class ParameterFacts:
 
     `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a weight
     that is frozen, without gradient or a head's looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the
-    user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the optimiser that is about
-    to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first dimension) have the same
-    weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if plain gradient descent
-    (`SGD`) moves it, whose steps grow with the loss, else `None`.
+    user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the
+    optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first
+    dimension) have the same weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if
+    plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`.
     """
 
     name: str
