@@ -49,7 +49,7 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("loss_sign", "error", "", evidence.step, message, advice, {"cosine": towards})
             return
     positive = [call for call in evidence.losses if call.value is not None and call.value > 0 and abs(call.scale) < 0.01]
-    if len(evidence.losses) == 1 and positive and evidence.loss is not None:
+    if not climbs and len(evidence.losses) == 1 and positive and evidence.loss is not None:
         value = positive[0].value or 0.0
         if abs(evidence.loss + value) < 1e-3 * value:
             message = f"The loss that is minimised is {evidence.loss:.4g}: minus {positive[0].op}, so training makes it worse."
@@ -126,7 +126,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             return
     for node in graph.nodes:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
-            a, b = (graph.nodes[p] for p in node.parents)
+            a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
             apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
             if apart and _broadcasts(a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
