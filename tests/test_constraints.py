@@ -116,12 +116,18 @@ def test_half_precision_sums_in_float32() -> None:
 
 def test_a_projection_of_many_weights_equals_each_alone_and_tells_what_it_met() -> None:
     layouts = [((512, 600), (0,)), ((3, 4, 5), (1,)), ((7, 7), ()), ((600, 512), (0,)), ((4, 3), (0,))]
-    weights = [(rand(*shape, seed=i, dtype=d), kept) for i, (shape, kept) in enumerate(layouts) for d in (torch.float32, torch.float64)]
+    weights = [
+        (rand(*shape, seed=i, dtype=d), kept) for i, (shape, kept) in enumerate(layouts) for d in (torch.float32, torch.float64)
+    ]
     alone = [weight.clone() for weight, _ in weights]
     norms = torch.cat([unit_norms(weight, kept).flatten() for weight, kept in weights])
     project = MaxNormProjection(weights, 3.0)
     project()
-    assert project.count() == (norms > 3.0).sum() == sum(max_norm_(w, 3.0, kept) for w, (_, kept) in zip(alone, weights, strict=True))
+    assert (
+        project.count()
+        == (norms > 3.0).sum()
+        == sum(max_norm_(w, 3.0, kept) for w, (_, kept) in zip(alone, weights, strict=True))
+    )
     assert project.units == len(norms)
     assert project.largest().item() == pytest.approx(norms.max().item(), rel=1e-6)
     for (weight, _), expected in zip(weights, alone, strict=True):
@@ -152,7 +158,9 @@ def keras_max_norm(kernel: Tensor, max_value: float, axis: int | tuple[int, ...]
         pytest.param(nn.Embedding(7, 4), (0, 1), 1, id="Embedding [tokens, features]"),
     ],
 )
-def test_equals_keras_on_its_transposed_layouts(layer: nn.Module, to_keras: tuple[int, ...], axis: int | tuple[int, ...]) -> None:
+def test_equals_keras_on_its_transposed_layouts(
+    layer: nn.Module, to_keras: tuple[int, ...], axis: int | tuple[int, ...]
+) -> None:
     weight = rand(*layer.weight.shape)
     bound = 0.7 * unit_norms(weight, 0).max().item()
     expected = keras_max_norm(weight.permute(to_keras), bound, axis)
@@ -215,7 +223,9 @@ def test_bounds_the_incoming_weights_of_each_unit(layer: nn.Module, name: str, u
 def test_weights_tied_across_unlike_layouts_and_parametrised_ones_are_refused() -> None:
     tied = nn.Sequential(nn.Conv1d(3, 3, 1), nn.ConvTranspose1d(3, 3, 1))
     tied[1].weight = tied[0].weight
-    with pytest.raises(ValueError, match=r"0.weight is tied .* \(Conv1d, ConvTranspose1d\); leave it out with exclude='0.weight'"):
+    with pytest.raises(
+        ValueError, match=r"0.weight is tied .* \(Conv1d, ConvTranspose1d\); leave it out with exclude='0.weight'"
+    ):
         unit_weights(tied)
     assert [u.kept for u in unit_weights(tied, per="tensor")] == [()]
     normed = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
