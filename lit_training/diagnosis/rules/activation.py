@@ -94,7 +94,7 @@ def _softmax_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, 
         if layer.nonlinearity == "softmax" and layer.activation is not None and _feeds_layer(evidence.graph, layer):
             share = layer.activation.signal / layer.output.signal if layer.output.signal > 0 else 1.0
             if share < CHOKED:
-                message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}."
+                message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}; ReLU leaves half."
                 return layer.name, message, "Use nn.ReLU() between layers; softmax belongs to the loss."
     return None
 

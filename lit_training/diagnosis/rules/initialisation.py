@@ -53,7 +53,7 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
             evidence.step,
             f"All {first.shape[0]} units start with weights that are {value} and get the same gradient, so they will stay equal"
             f" ({len(alike)} weight(s) like this).",
-            f"Draw {first.name} at random: torch.nn.init.kaiming_normal_({first.name}).",
+            "Draw weights at random: torch.nn.init.kaiming_normal_(layer.weight); only biases start alike.",
             {"units": first.shape[0], "weights": len(alike)},
         )
 
@@ -103,9 +103,10 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         return
     grown = _growth(evidence)
     if grown is not None and grown[1] > GROWN:
-        layer, growth = grown
+        end, growth = grown
+        layer = next((layer for layer, excess in layers if excess > 4 / 3), end)
         message = (
-            f"Values grow {growth:.3g} times from the first layer's output to the input of {layer.name}; nothing normalises."
+            f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(layer)}."
         )
         yield _finding(evidence, "init_exploding", layer, message, {"growth": growth})
         return
@@ -155,7 +156,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
                 "error",
                 culprit.name,
                 evidence.step,
-                f"The signal falls to {_power(ratio)} of its strength by {layer.name}: {_gain_text(culprit)}.",
+                f"By {layer.name}, what tells samples apart has faded to {_power(ratio)} of its strength: {_gain_text(culprit)}.",
                 REINITIALISE,
                 {"signal_ratio": ratio, "gain": _gain(culprit) or 0.0, "needed": _needed(culprit)},
             )
@@ -254,7 +255,7 @@ def _gain_text(layer: Layer) -> str:
     follows = f" before {layer.nonlinearity}" if layer.nonlinearity else ""
     g = _gain(layer)
     figure = "an unknown gain" if g is None else f"gain {g:.2g}"
-    return f"{layer.name} has {figure}, {_needed(layer):.2g} keeps the scale{follows}"
+    return f"{layer.name} has {figure} where {_needed(layer):.2g} keeps the scale{follows}"
 
 
 def _power(value: float) -> str:

@@ -44,7 +44,9 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
         towards = -layer.agreement if climbs else layer.agreement
         if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
             why = "the optimiser has maximize=True" if climbs else "the loss has the wrong sign"
-            message = f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}): {why}."
+            message = (
+                f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}, not near 1): {why}."
+            )
             advice = "Remove maximize=True." if climbs else "Minimise minus this loss, or drop its minus sign."
             yield Finding("loss_sign", "error", "", evidence.step, message, advice, {"cosine": towards})
             return
@@ -84,7 +86,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
         if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and max(changes) > LARGE_CHANGE:
             message = (
                 f"The loss is a sum over {evidence.batch_size} samples; the first SGD step would change a weight by"
-                f" {max(changes):.2g} times its length."
+                f" {max(changes):.2g} times its length, where 0.25 is the most that healthy runs show."
             )
             advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
             yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": max(changes)})
