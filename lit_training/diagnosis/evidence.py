@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
+from lit_training.following import last_layers
 from lit_training.probe import Layer, LossCall, Probe, TensorStats
 from lit_training.selection import clean_names
 from lit_training.trace import Graph
@@ -96,7 +97,14 @@ def collect(
         graph=probe.graph,
         layers=layers,
         inputs=tuple(probe.inputs.values()),
-        parameters=parameter_facts(probe.module, optimizers, expect_frozen, trainable=probe.trainable, stepping=stepping),
+        parameters=parameter_facts(
+            probe.module,
+            optimizers,
+            expect_frozen,
+            trainable=probe.trainable,
+            stepping=stepping,
+            heads=last_layers(probe.graph),
+        ),
         losses=tuple(probe.losses),
         label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
@@ -104,7 +112,7 @@ def collect(
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
         idle_norms=_idle_norms(probe.module),
         forget_gates=_forget_gates(probe.module),
-        loss=None if loss is None else float(loss),
+        loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,
         stepping=stepping is not None,
         scheduled=scheduled,
         batch_size=probe.batch_size,

@@ -16,10 +16,11 @@ def looks_fresh(weight: Tensor) -> bool:
     """Tell whether a weight is random and nothing else: independent entries of one distribution, or an orthogonal matrix.
 
     Training leaves directions in a weight that randomness does not have. So a weight is called fresh if it passes all of:
-    uniform, normal or truncated normal entries by their kurtosis (1.8 to 3; within four standard errors); a largest singular
-    value no further than 5 % beyond the edge of the Marchenko-Pastur law (1967), sqrt(rows) + sqrt(columns) times the entries'
-    root mean square (Martin and Mahoney 2021 measure that trained layers leave it); and unit norms as equal as those of
-    independent entries. Orthogonal matrices have equal singular values instead. Of large weights a block of 256 x 256 is tested.
+    entries that are uniform (kurtosis 1.8, none beyond the bound) or normal (kurtosis 3; 2.37 if truncated at 2 standard
+    deviations), within three to four standard errors; a largest singular value no further than 5 % beyond the edge of the
+    Marchenko-Pastur law (1967), sqrt(rows) + sqrt(columns) times the entries' root mean square (Martin and Mahoney 2021 measure
+    that trained layers leave it); and unit norms as equal as those of independent entries. Orthogonal matrices have equal singular
+    values instead. Of large weights a block of 256 x 256 is tested.
 
     Args:
         weight: two or more dimensions; others, small ones (below 48 entries) and sharded ones count as not fresh.
@@ -47,7 +48,9 @@ def _independent(matrix: Tensor, largest: float) -> bool:
     kurtosis = float(matrix.pow(4).mean())
     edge = sum(math.sqrt(size) for size in matrix.shape)
     slack = 0.05 * edge + 2 * edge ** (-1 / 3)  # fluctuations of the edge (Tracy and Widom 1994) are of the second order
-    if not 1.8 - 4 * math.sqrt(4 / n) < kurtosis < 3 + 4 * math.sqrt(24 / n) or largest > edge + slack:
+    uniform = abs(kurtosis - 1.8) < 4 * 2.4 / math.sqrt(n) and float(matrix.abs().max()) < 1.05 * math.sqrt(3)
+    normal = 2.37 - 3 * math.sqrt(10 / n) < kurtosis < 3 + 4 * math.sqrt(24 / n)
+    if not (uniform or normal) or largest > edge + slack:
         return False
     for dim, size in ((0, matrix.shape[0]), (1, matrix.shape[1])):
         mean_squares = matrix.square().mean(dim)

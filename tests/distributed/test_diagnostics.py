@@ -71,3 +71,26 @@ def test_one_table_is_printed(on_two_ranks, capfd):
 
     on_two_ranks(run)
     assert capfd.readouterr().out.count("Audit of the first batch") == 1
+
+
+class Healthy(Net):
+    def __init__(self):
+        super().__init__(std=0.35)
+
+
+class NeverZeroed(Healthy):
+    def optimizer_zero_grad(self, *args, **kwargs):
+        pass
+
+
+def looked_at_again(make):
+    auditor = InitAuditor(verbose=False)
+    options = {"accelerator": "cpu", "barebones": True, "max_steps": 6, "use_distributed_sampler": False}
+    data = DataLoader(TensorDataset(*rows()), batch_size=4)
+    Trainer(callbacks=[auditor], devices=2, strategy="ddp", **options).fit(make(), data)
+    return [finding.rule for finding in auditor.report.alarms], auditor._first is None
+
+
+@pytest.mark.parametrize(("make", "said"), [(Healthy, []), (NeverZeroed, ["gradients_not_zeroed"])])
+def test_the_second_look_on_two_ranks(on_two_ranks, make, said):
+    assert on_two_ranks(looked_at_again, make) == [(said, True)] * 2

@@ -20,17 +20,23 @@ CHOKED = 0.1
 def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     """No nonlinearity stands between any two layers, so the whole stack can only do what one linear layer can.
 
-    Measured on the traced operations: at least two linear layers or convolutions lie one behind the other on the way to the
-    loss, and no activation, gate, maximum or product of data lies between the first and the last of them.
+    What it means: products of matrices are a matrix; the extra layers make training harder and the model no richer. Typical
+    causes: `nn.Linear` or `nn.Conv2d` in a row as in frameworks whose layers take an `activation=`; batch norm taken for a
+    nonlinearity.
 
-    Not an alarm: single missing activations next to others (linear bottlenecks, low-rank factors, attention projections); a net
-    with one layer; embeddings before one layer.
+    How it is measured: on the traced operations: at least two linear layers or convolutions lie one behind the other on the
+    way to the loss, and no activation, gate, maximum or product of data lies between the first and the last of them.
+
+    Threshold: none.
+
+    Not an alarm: single missing activations next to others (linear bottlenecks, low-rank factors, attention projections); one
+    layer, also behind an embedding; layers that are narrower than the output, as in a linear autoencoder.
 
     What to do: put an activation, `nn.ReLU()`, between the layers.
     """
     graph, readers = evidence.graph, evidence.graph.consumers()
-    layers = [layer for layer in evidence.layers if layer.node is not None]
-    if any(layer.op in ("recurrent", "embedding") for layer in evidence.layers) or len(layers) < 2:
+    layers = [layer for layer in evidence.layers if layer.node is not None and "embedding" not in layer.op]
+    if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node, readers)]
     if not inner or any(set(graph.follows(layer.node or 0, readers)) != {"linear"} for layer in inner):
@@ -88,7 +94,7 @@ def _softmax_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, 
         if layer.nonlinearity == "softmax" and layer.activation is not None and _feeds_layer(evidence.graph, layer):
             share = layer.activation.signal / layer.output.signal if layer.output.signal > 0 else 1.0
             if share < CHOKED:
-                message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}."
+                message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}; ReLU leaves half."
                 return layer.name, message, "Use nn.ReLU() between layers; softmax belongs to the loss."
     return None
 

@@ -16,16 +16,22 @@ OFFSET = 5.0
 
 @rule(explains=["nan_loss", "exploding_gradient"])
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
-    """The first batch holds NaN or infinite inputs.
+    """The first batch holds NaN or infinite values, and they reach the loss.
 
-    Measured on every floating-point tensor of the batch that the forward read. One such value makes the loss NaN, and the
-    update then makes every weight NaN.
+    What it means: one such value makes the loss NaN, and the update then makes every weight NaN. Typical causes: missing
+    values read as NaN, the logarithm of zero, a division by a standard deviation of zero.
+
+    How it is measured: every floating-point tensor that entered the step, and the loss.
+
+    Threshold: a single value, if the loss is not finite.
+
+    Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
     broken = sum(not stats.finite for stats in evidence.inputs)
-    if broken:
-        message = f"{broken} tensor(s) of the first batch hold NaN or infinity."
+    if broken and (evidence.loss is None or not math.isfinite(evidence.loss)):
+        message = f"{broken} tensor(s) of the first batch hold NaN or infinity, and so the loss is {evidence.loss}."
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
 
 

@@ -6,7 +6,13 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
 from lit_training.probe import Layer
 
-__all__ = ["hidden", "times_guessing"]
+__all__ = ["hidden", "is_drawn", "times_guessing"]
+
+
+def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
+    """Tell whether a head's weight is as it was drawn, so that a bad guess is not what it was taught elsewhere."""
+    facts = evidence.parameters.get(layer.weight) if layer is not None else None
+    return facts is None or facts.fresh
 
 
 def hidden(evidence: Evidence) -> list[Layer]:

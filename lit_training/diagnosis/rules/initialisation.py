@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
 from lit_training.following import residual_branch_ends
 from lit_training.gains import gain
 from lit_training.probe import Layer
@@ -16,7 +16,7 @@ __all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 
 VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
-STEEP = 5.0
+STEEP = 10.0
 GROWN = 10.0
 WRONG = 5.0
 LEAST_DEPTH = 8
@@ -53,7 +53,7 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
             evidence.step,
             f"All {first.shape[0]} units start with weights that are {value} and get the same gradient, so they will stay equal"
             f" ({len(alike)} weight(s) like this).",
-            f"Draw {first.name} at random: torch.nn.init.kaiming_normal_({first.name}).",
+            "Draw weights at random: torch.nn.init.kaiming_normal_(layer.weight); only biases start alike.",
             {"units": first.shape[0], "weights": len(alike)},
         )
 
@@ -84,12 +84,12 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
     3.
 
-    Threshold: an excess of 5. With weights drawn at random it scatters by less than a factor of 2 over a width of 16; squeeze
-    layers drawn for their fan-out, as torchvision's EfficientNet has them, reach 3, and trained nets stay below 4. A growth of
-    10: healthy set-ups stay below 2.4.
+    Threshold: an excess of 10. With weights drawn at random it scatters by less than a factor of 2 over a width of 16, and
+    trained nets stay below 4; squeeze layers drawn for their fan-out, as torchvision's EfficientNet has them, reach 5.5. A
+    growth of 10: healthy set-ups stay below 2.4.
 
-    Not an alarm: layers in front of a normalisation, which takes any scale; layers that read integers (embeddings); growth of a
-    residual stream that a normalisation takes back; large outputs of a regression.
+    Not an alarm: layers in front of a normalisation, which takes any scale; layers that read integers (embeddings); heads that
+    were trained on other labels; growth of a residual stream that a normalisation takes back; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
@@ -103,14 +103,15 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         return
     grown = _growth(evidence)
     if grown is not None and grown[1] > GROWN:
-        layer, growth = grown
+        end, growth = grown
+        layer = next((layer for layer, excess in layers if excess > 4 / 3), end)
         message = (
-            f"Values grow {growth:.3g} times from the first layer's output to the input of {layer.name}; nothing normalises."
+            f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(layer)}."
         )
         yield _finding(evidence, "init_exploding", layer, message, {"growth": growth})
         return
     ratio, head = times_guessing(evidence)
-    if ratio > WRONG and head is not None and head.output.signal > 3:
+    if ratio > WRONG and head is not None and head.output.signal > 3 and is_drawn(evidence, head):
         message = (
             f"Logits have std {head.output.signal:.3g} over samples, so the first loss is {ratio:.1f} times that of guessing."
         )
@@ -155,7 +156,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
                 "error",
                 culprit.name,
                 evidence.step,
-                f"The signal falls to {_power(ratio)} of its strength by {layer.name}: {_gain_text(culprit)}.",
+                f"By {layer.name}, what tells samples apart has faded to {_power(ratio)} of its strength: {_gain_text(culprit)}.",
                 REINITIALISE,
                 {"signal_ratio": ratio, "gain": _gain(culprit) or 0.0, "needed": _needed(culprit)},
             )
@@ -254,7 +255,7 @@ def _gain_text(layer: Layer) -> str:
     follows = f" before {layer.nonlinearity}" if layer.nonlinearity else ""
     g = _gain(layer)
     figure = "an unknown gain" if g is None else f"gain {g:.2g}"
-    return f"{layer.name} has {figure}, {_needed(layer):.2g} keeps the scale{follows}"
+    return f"{layer.name} has {figure} where {_needed(layer):.2g} keeps the scale{follows}"
 
 
 def _power(value: float) -> str:

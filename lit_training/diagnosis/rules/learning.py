@@ -82,7 +82,7 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         message = (
             f"{len(frozen)} frozen weight(s) look freshly initialised, {first.name} first: there is nothing in them to keep."
         )
-        advice = f"Train them: {first.name}.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
+        advice = f"Train them: layer.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
 
 

@@ -44,12 +44,14 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
         towards = -layer.agreement if climbs else layer.agreement
         if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
             why = "the optimiser has maximize=True" if climbs else "the loss has the wrong sign"
-            message = f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}): {why}."
+            message = (
+                f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}, not near 1): {why}."
+            )
             advice = "Remove maximize=True." if climbs else "Minimise minus this loss, or drop its minus sign."
             yield Finding("loss_sign", "error", "", evidence.step, message, advice, {"cosine": towards})
             return
     positive = [call for call in evidence.losses if call.value is not None and call.value > 0 and abs(call.scale) < 0.01]
-    if len(evidence.losses) == 1 and positive and evidence.loss is not None:
+    if not climbs and len(evidence.losses) == 1 and positive and evidence.loss is not None:
         value = positive[0].value or 0.0
         if abs(evidence.loss + value) < 1e-3 * value:
             message = f"The loss that is minimised is {evidence.loss:.4g}: minus {positive[0].op}, so training makes it worse."
@@ -84,7 +86,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
         if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and max(changes) > LARGE_CHANGE:
             message = (
                 f"The loss is a sum over {evidence.batch_size} samples; the first SGD step would change a weight by"
-                f" {max(changes):.2g} times its length."
+                f" {max(changes):.2g} times its length, where 0.25 is the most that healthy runs show."
             )
             advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
             yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": max(changes)})
@@ -126,7 +128,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             return
     for node in graph.nodes:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
-            a, b = (graph.nodes[p] for p in node.parents)
+            a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
             apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
             if apart and _broadcasts(a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)

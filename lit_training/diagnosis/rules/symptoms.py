@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
 
 __all__ = ["bad_initial_loss", "exploding_gradient", "vanishing_gradient"]
 
@@ -27,12 +27,13 @@ def bad_initial_loss(evidence: Evidence) -> Iterator[Finding]:
     Threshold: 5. Healthy set-ups start between 0.6 and 1.6, wide-open sigmoid nets at 4, and pre-trained heads on other data
     at 3.3.
 
-    Not an alarm: losses below guessing (trained nets, focal loss, priors in the bias); sums over the batch.
+    Not an alarm: losses below guessing (trained nets, focal loss, priors in the bias); sums over the batch; heads that do not
+    look freshly drawn, which were trained on other labels.
 
     What to do: see whether inputs are standardised, then draw the head's weights smaller.
     """
     ratio, head = times_guessing(evidence)
-    if ratio > SURE_AND_WRONG:
+    if ratio > SURE_AND_WRONG and is_drawn(evidence, head):
         where = head.name if head is not None else ""
         message = f"The first loss is {ratio:.1f} times that of guessing."
         advice = "Standardise the inputs; draw the last layer's weights smaller."

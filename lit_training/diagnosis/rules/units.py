@@ -55,7 +55,7 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
             message = (
                 f"All biases of {bias.name} lie beyond {value:.3g}, so the {layer.nonlinearity} behind {layer.name} is {what}."
             )
-            yield _finding(evidence, bias.name, message, f"Start them at zero: torch.nn.init.zeros_({bias.name}).", value)
+            yield _finding(evidence, bias.name, message, "Start biases at zero: torch.nn.init.zeros_(layer.bias).", value)
             return
     ratio, head = times_guessing(evidence)
     facts = evidence.parameters.get(f"{head.name}.bias") if head is not None else None
@@ -98,7 +98,10 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     for layer in hidden(evidence):
         if _is_dead(layer) and layer.activation is not None:
             share = layer.activation.silent_units
-            message = f"{share:.0%} of the {len(layer.activation.low)} units behind {layer.name} are zero for every sample."
+            units = len(layer.activation.low)
+            message = (
+                f"{share:.0%} of the {units} units behind {layer.name} are zero for every sample; healthy nets stay below 40%."
+            )
             advice = "Draw the weights with kaiming_normal_ and zero biases; check the sign and scale of what arrives."
             yield Finding("dead_relu", "error", layer.name, evidence.step, message, advice, {"silent": share})
             return

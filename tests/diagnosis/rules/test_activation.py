@@ -1,0 +1,153 @@
+"""What stands between layers, at their end, and around batch norm; what losses receive."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, notes, numbers, vectors
+
+Act = Callable[[], nn.Module]
+
+
+class Sign(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sign()
+
+
+class StraightThrough(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + (x.sign() - x).detach()
+
+
+class Rows(nn.Softmax):
+    def __init__(self) -> None:
+        super().__init__(dim=1)
+
+
+# ------------------------------------------------------------------------------------------ hidden
+@pytest.mark.parametrize("act", [nn.Sigmoid, Rows, Sign])
+def test_activations_that_choke_are_found(act: Act) -> None:
+    assert alarms(mlp(16, 64, 64, 4, act=act))[0] == "wrong_hidden_activation"
+
+
+@pytest.mark.parametrize(
+    "act",
+    [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.Softplus, nn.Hardswish, StraightThrough],
+)
+def test_activations_that_pass_gradients_are_silent(act: Act) -> None:
+    assert alarms(mlp(16, 64, 64, 4, act=act)) == []
+
+
+def test_one_layer_of_sigmoids_and_scaled_sigmoids_are_silent() -> None:
+    assert alarms(mlp(16, 64, 4, act=nn.Sigmoid)) == []
+    scaled = mlp(16, 64, 64, 4, act=nn.Sigmoid)
+    for layer in (scaled[0], scaled[2]):
+        nn.init.xavier_normal_(layer.weight, gain=4.0)
+    assert alarms(scaled, optimizer=adam) == []
+
+
+class Attention(nn.Module):
+    """Softmax times data, written out, and a gate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v, self.gate = (nn.Linear(4, 16) for _ in range(4))
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.unflatten(1, (4, 4))
+        mixed = (self.q(x) @ self.k(x).mT).softmax(-1) @ self.v(x)
+        return self.head((self.gate(x).sigmoid() * mixed).mean(1))
+
+
+def test_attention_and_gates_are_silent() -> None:
+    assert alarms(Attention()) == []
+
+
+# ------------------------------------------------------------------------------------------ missing
+def test_linear_layers_in_a_row_are_found() -> None:
+    found = findings(mlp(16, 64, 64, 4, act=nn.Identity))
+    assert [f.rule for f in found if f.severity != "note"] == ["missing_activation"]
+
+
+@pytest.mark.parametrize("model", [nn.Linear(16, 4), mlp(16, 2, 4, act=nn.Identity)])
+def test_one_layer_and_a_bottleneck_are_silent(model: nn.Module) -> None:
+    assert alarms(model) == []
+
+
+# ------------------------------------------------------------------------------------------ last
+@pytest.mark.parametrize("act", [lambda: nn.Softmax(1), nn.Sigmoid, nn.ReLU, nn.Tanh])
+def test_cross_entropy_wants_logits(act: Act) -> None:
+    assert alarms(nn.Sequential(*mlp(16, 64, 4), act()), steps=1)[0] == "wrong_last_activation"
+
+
+def test_log_softmax_twice_changes_nothing() -> None:
+    assert alarms(nn.Sequential(*mlp(16, 64, 4), nn.LogSoftmax(1))) == []
+
+
+def test_a_bounded_output_must_reach_its_targets() -> None:
+    x, y = numbers()
+    assert alarms(nn.Sequential(*mlp(16, 64, 1), nn.Sigmoid()), (x, y), F.mse_loss, steps=1) == ["wrong_last_activation"]
+    assert alarms(nn.Sequential(*mlp(16, 64, 1), nn.Sigmoid()), (x, y.sigmoid()), F.mse_loss, steps=1) == []
+
+
+# ------------------------------------------------------------------------------------------ losses
+def test_nll_of_logits_is_found() -> None:
+    assert alarms(mlp(16, 64, 4), loss=F.nll_loss, steps=1)[0] == "wrong_loss"
+
+
+def test_a_softmax_over_one_class_is_found() -> None:
+    x, _ = vectors()
+    model = nn.Sequential(*mlp(16, 64, 1), nn.Softmax(1))
+    y = (torch.arange(32) % 2).float()[:, None]
+    assert alarms(model, (x, y), F.binary_cross_entropy, steps=1)[0] == "wrong_loss"
+    assert alarms(mlp(16, 64, 1), (x, torch.zeros(32, dtype=torch.long)), steps=1)[0] == "wrong_loss"
+
+
+def test_cross_entropy_of_several_labels_is_found_and_soft_labels_are_not() -> None:
+    x, y = vectors()
+    several = torch.zeros(32, 4).bernoulli_(0.7, generator=torch.Generator().manual_seed(0))
+    assert alarms(mlp(16, 64, 4), (x, several), steps=1) == ["wrong_loss"]
+    assert alarms(mlp(16, 64, 4), (x, 0.9 * F.one_hot(y, 4) + 0.025), steps=1) == []
+
+
+@pytest.mark.parametrize(("log", "said"), [(False, ["wrong_loss"]), (True, [])])
+def test_kl_div_wants_log_probabilities(log: bool, said: list[str]) -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        p = output.log_softmax(1) if log else output.softmax(1)
+        return F.kl_div(p, F.one_hot(target, 4).float(), reduction="batchmean")
+
+    assert alarms(mlp(16, 64, 4), loss=loss, steps=1) == said
+
+
+# ------------------------------------------------------------------------------------------ batch norm
+def conv(bias: bool, norm: bool = True, late: bool = False) -> nn.Sequential:
+    torch.manual_seed(0)
+    act = [nn.ReLU(), nn.BatchNorm2d(8)] if late else [nn.BatchNorm2d(8), nn.ReLU()]
+    middle = act if norm else [nn.ReLU()]
+    return nn.Sequential(nn.Unflatten(1, (1, 4, 4)), nn.Conv2d(1, 8, 3, bias=bias), *middle, nn.Flatten(), nn.Linear(32, 4))
+
+
+@pytest.mark.parametrize(
+    ("model", "noted"),
+    [(conv(True), True), (conv(False), False), (conv(True, norm=False), False), (conv(True, late=True), False)],
+)
+def test_a_bias_before_batch_norm_is_noted(model: nn.Module, noted: bool) -> None:
+    assert ("bias_before_bn" in notes(model)) == noted
+    assert alarms(model) == []
+
+
+@pytest.mark.parametrize(("rows", "noted"), [(2, True), (32, False)])
+def test_batch_norm_of_a_few_values_is_noted(rows: int, noted: bool) -> None:
+    x, y = vectors(rows)
+    model = nn.Sequential(nn.Linear(16, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    assert ("small_batch_norm" in notes(model, (x, y))) == noted
+
+
+def test_idle_batch_norm_is_found() -> None:
+    model = conv(False)
+    assert alarms(model.eval()) == ["bn_eval_in_train"]

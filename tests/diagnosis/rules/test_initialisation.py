@@ -1,0 +1,235 @@
+"""How weights and biases were drawn."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, notes, numbers, vectors
+
+
+def fill(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
+def he(weight: Tensor) -> Tensor:
+    return nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+DEEP = [16] + [64] * 10 + [4]
+
+
+# ------------------------------------------------------------------------------------------ vanishing
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU])
+def test_a_small_std_in_a_deep_net_vanishes(act: Callable[[], nn.Module]) -> None:
+    found = findings(fill(mlp(*DEEP, act=act), lambda w: nn.init.normal_(w, std=0.01)))
+    assert [f.rule for f in found if f.severity != "note"] == ["init_vanishing"]
+    assert found[0].where == "0"
+
+
+def test_he_keeps_the_signal_in_thirty_layers() -> None:
+    assert alarms(fill(mlp(16, *[64] * 30, 4), he), optimizer=adam) == []
+
+
+@pytest.mark.parametrize(("depth", "vanishes"), [(4, False), (12, True)])
+def test_default_initialisation_vanishes_in_deep_nets_only(depth: int, vanishes: bool) -> None:
+    assert alarms(mlp(16, *[64] * depth, 4)) == (["init_vanishing"] if vanishes else [])
+
+
+def test_adam_takes_what_sgd_does_not() -> None:
+    assert alarms(mlp(16, *[64] * 8, 4)) == ["init_vanishing"]
+    assert alarms(mlp(16, *[64] * 8, 4), optimizer=adam) == []
+
+
+class Residual(nn.Module):
+    """Blocks with a skip connection, whose last layers start at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(16, 64), nn.Linear(64, 4)
+        self.blocks = nn.ModuleList(mlp(64, 64, 64, seed=i) for i in range(5))
+        for block in self.blocks:
+            nn.init.zeros_(block[-1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_branches_that_start_at_zero_are_silent() -> None:
+    assert alarms(Residual()) == []
+
+
+def test_a_head_that_starts_at_zero_is_silent() -> None:
+    model = mlp(16, 64, 64, 4)
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    assert alarms(model) == []
+
+
+# ------------------------------------------------------------------------------------------ exploding
+@pytest.mark.parametrize("draw", [nn.init.normal_, nn.init.uniform_, lambda w: nn.init.orthogonal_(w, gain=6)])
+def test_weights_that_are_too_large_explode(draw: Callable[[Tensor], object]) -> None:
+    assert alarms(fill(mlp(*DEEP), draw))[0] == "init_exploding"
+
+
+def test_normalisation_forgives_large_weights() -> None:
+    layers = [[nn.Linear(64, 64), nn.BatchNorm1d(64), nn.ReLU()] for _ in range(4)]
+    model = nn.Sequential(nn.Linear(16, 64), *(m for block in layers for m in block), nn.Linear(64, 4))
+    for block in layers:
+        nn.init.normal_(block[0].weight, std=5)
+    assert alarms(model) == []
+
+
+def test_a_head_that_is_drawn_too_large_is_found_and_explains_the_loss() -> None:
+    model = mlp(16, 64, 64, 4)
+    with torch.no_grad():
+        model[-1].weight.mul_(200)
+    found = findings(model, steps=1)
+    assert (found[0].rule, found[0].where) == ("init_exploding", "4")
+    assert "bad_initial_loss" in [f.rule for f in found if f.caused_by is found[0]]
+
+
+def test_targets_in_physical_units_are_no_explosion() -> None:
+    x, y = numbers()
+    model = nn.Sequential(mlp(16, 64, 64, 1), nn.Linear(1, 1))
+    assert "init_exploding" not in alarms(model, (x, 1000 * y), F.mse_loss, optimizer=adam)
+
+
+# ------------------------------------------------------------------------------------------ symmetry
+@pytest.mark.parametrize("value", [0.0, 0.1])
+def test_equal_units_stay_equal(value: float) -> None:
+    assert alarms(fill(mlp(16, 64, 64, 4), lambda w: nn.init.constant_(w, value)))[0] == "init_symmetry"
+
+
+# ------------------------------------------------------------------------------------------ gain
+@pytest.mark.parametrize(("draw", "said"), [(None, ["bad_gain"]), ("linear", [])])
+def test_selu_needs_a_gain_of_one(draw: str | None, said: list[str]) -> None:
+    model = mlp(*[16] + [64] * 12 + [4], act=nn.SELU)
+    if draw:
+        fill(model, lambda w: nn.init.kaiming_normal_(w, nonlinearity=draw))
+    assert alarms(model, steps=1) == said
+
+
+def test_shallow_selu_nets_are_silent() -> None:
+    assert alarms(mlp(16, 64, 64, 4, act=nn.SELU)) == []
+
+
+# ------------------------------------------------------------------------------------------ biases
+def test_biases_that_silence_a_layer_are_the_cause() -> None:
+    model = mlp(16, 64, 64, 4)
+    nn.init.constant_(model[0].bias, -5.0)
+    found = findings(model)
+    assert (found[0].rule, found[0].where) == ("bad_bias_init", "0.bias")
+    assert {f.rule for f in found if f.caused_by is found[0]} >= {"dead_relu"}
+
+
+def test_a_shifted_batch_norm_is_the_cause() -> None:
+    model = nn.Sequential(nn.Linear(16, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
+    nn.init.constant_(model[1].bias, -6.0)
+    found = findings(model)
+    assert (found[0].rule, found[0].where) == ("bad_bias_init", "1.bias")
+
+
+@pytest.mark.parametrize("loss", [F.cross_entropy, lambda z, y: F.binary_cross_entropy_with_logits(z, F.one_hot(y, 4).float())])
+def test_a_head_that_is_certain_is_found(loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+    model = mlp(16, 64, 4)
+    model[-1].bias.data = torch.tensor([0.0, 40.0, -40.0, 20.0])
+    assert alarms(model, loss=loss, steps=1)[0] == "bad_bias_init"
+
+
+def test_a_prior_in_the_bias_is_silent() -> None:
+    x, _ = vectors()
+    y = (torch.arange(32) == 0).long()
+    model = mlp(16, 64, 2)
+    model[-1].bias.data = torch.tensor([0.97, 0.03]).log()
+    assert alarms(model, (x, y)) == []
+
+
+class Recurrent(nn.Module):
+    def __init__(self, forget: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 4)
+        for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
+            bias.data[32:64] = forget / 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.unflatten(1, (4, 4)))[0][:, -1])
+
+
+@pytest.mark.parametrize(("forget", "said"), [(-12.0, ["bad_bias_init"]), (1.0, []), (-1.0, [])])
+def test_closed_forget_gates_are_found(forget: float, said: list[str]) -> None:
+    assert alarms(Recurrent(forget)) == said
+
+
+# ------------------------------------------------------------------------------------------ dead, saturated
+def test_negative_weights_on_positive_inputs_are_dead() -> None:
+    x, y = vectors()
+    model = mlp(16, 64, 64, 4)
+    with torch.no_grad():
+        model[0].weight.abs_().neg_()
+        model[0].bias.zero_()
+    found = findings(model, (x.abs(), y))
+    assert (found[0].rule, found[0].where) == ("dead_relu", "0")
+    assert "100% of the 64 units" in found[0].message
+
+
+def test_some_dead_units_small_layers_and_single_samples_are_silent() -> None:
+    model = mlp(16, 64, 64, 4)
+    model[0].bias.data[:30] = -20.0
+    assert alarms(model) == []
+    small = mlp(16, 64, 4, 64, 4)
+    assert alarms(small) == []
+    x, y = vectors(1)
+    assert alarms(mlp(16, 64, 4), (x, y)) == []
+
+
+def test_saturated_units_are_found() -> None:
+    model = mlp(16, 64, 64, 4, act=nn.Tanh)
+    with torch.no_grad():
+        model[0].weight.mul_(15)
+    found = findings(model)
+    assert (found[0].rule, found[0].where) == ("saturation", "0")
+
+
+@pytest.mark.parametrize("gain", [1.0, 5 / 3, 2.0])
+def test_tanh_nets_that_are_scaled_right_are_silent(gain: float) -> None:
+    assert alarms(fill(mlp(16, 64, 64, 64, 4, act=nn.Tanh), lambda w: nn.init.xavier_normal_(w, gain=gain))) == []
+
+
+# ------------------------------------------------------------------------------------------ symptoms
+def test_a_gradient_that_vanishes_without_a_cause_is_said() -> None:
+    class Shrinking(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: object, x: Tensor) -> Tensor:
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+            return 1e-8 * gradient
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = mlp(16, 64), mlp(64, 64), mlp(64, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.c(self.b(Shrinking.apply(self.a(x).relu())).relu())
+
+    assert alarms(Net()) == ["vanishing_gradient"]
+
+
+def test_a_long_gradient_is_a_note() -> None:
+    x, y = numbers()
+    assert "exploding_gradient" in notes(mlp(16, 64, 1), (x, 1e6 * y), F.mse_loss, optimizer=adam, steps=1)

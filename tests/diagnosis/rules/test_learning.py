@@ -1,0 +1,227 @@
+"""What gets no gradient, is held by nobody, or never moves; and what only looks so."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
+
+
+class Parts(nn.Module):
+    """A body and a head, and what happens between them."""
+
+    def __init__(self, between: str = "") -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = mlp(16, 64, 64), nn.Linear(64, 4)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.between == "no_grad":
+            with torch.no_grad():
+                return self.head(self.body(x))
+        if self.between == "no_grad_body":
+            with torch.no_grad():
+                h = self.body(x)
+            return self.head(h.relu())
+        h = self.body(x).relu()
+        if self.between == "detach":
+            h = h.detach()
+        elif self.between == "numpy":
+            h = torch.from_numpy(h.detach().numpy().copy())
+        elif self.between == "argmax":
+            h = F.one_hot(h.argmax(1), 64).float()
+        return self.head(h)
+
+
+@pytest.mark.parametrize("cut", ["detach", "numpy", "argmax", "no_grad_body"])
+def test_a_cut_between_the_loss_and_fresh_layers_is_found(cut: str) -> None:
+    found = findings(Parts(cut))
+    assert [f.rule for f in found if f.severity != "note"] == ["detached_subgraph"]
+    assert found[0].where == "body.0"
+
+
+def test_a_whole_net_without_a_cut_is_silent() -> None:
+    assert alarms(Parts()) == []
+
+
+def test_a_new_loss_tensor_cuts_off_everything() -> None:
+    def new(output: Tensor, target: Tensor) -> Tensor:
+        return torch.tensor(F.cross_entropy(output, target).item(), requires_grad=True)
+
+    assert alarms(mlp(16, 32, 4), loss=new)[0] == "detached_subgraph"
+
+
+class Teacher(nn.Module):
+    """A student learns to agree with a teacher of the same build, whose output is detached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student = mlp(16, 32, 4)
+        self.teacher = copy.deepcopy(self.student)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = self.teacher(x)
+        return self.student(x) + 0 * goal
+
+
+def test_a_teacher_may_be_detached() -> None:
+    assert alarms(Teacher()) == []
+
+
+class Unused(nn.Module):
+    """A head whose output the loss ignores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.other = mlp(16, 32, 4), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.other(x)
+        return self.net(x)
+
+
+def test_an_unused_head_is_no_cut() -> None:
+    assert alarms(Unused()) == []
+
+
+def test_a_trained_encoder_may_run_under_no_grad() -> None:
+    model = Parts("no_grad_body")
+    with torch.no_grad():
+        for layer in (model.body[0], model.body[2]):
+            layer.weight += torch.outer(torch.randn(64), torch.randn(layer.in_features)) * 0.2
+    assert alarms(model) == []
+
+
+# ------------------------------------------------------------------------------------------ optimiser
+def test_layers_outside_of_the_optimiser_are_found() -> None:
+    found = findings(mlp(16, 32, 4), optimizer=lambda m: torch.optim.SGD(m[2].parameters(), lr=0.05))
+    assert (found[0].rule, found[0].where) == ("not_in_optimizer", "0.weight")
+
+
+class Listed(nn.Module):
+    """Its hidden layer is in a plain list."""
+
+    def __init__(self, module_list: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layers = [nn.Linear(16, 32), nn.ReLU()]
+        self.hidden = nn.ModuleList(layers) if module_list else layers
+        self.head = nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = layer(x)
+        return self.head(x)
+
+
+@pytest.mark.parametrize(("module_list", "said"), [(False, ["not_in_optimizer"]), (True, [])])
+def test_a_plain_list_hides_its_layers(module_list: bool, said: list[str]) -> None:
+    assert alarms(Listed(module_list)) == said
+
+
+class Loose(nn.Module):
+    """A tensor that asks for a gradient without being a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.scale = mlp(16, 32, 4), torch.ones(4, requires_grad=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.scale
+
+
+def test_a_tensor_that_is_no_parameter_is_found() -> None:
+    assert "nn.Parameter" in findings(Loose())[0].advice
+
+
+def test_inputs_may_ask_for_gradients() -> None:
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 4), (x.clone().requires_grad_(), y)) == []
+
+
+# ------------------------------------------------------------------------------------------ frozen
+@pytest.mark.parametrize("draw", [None, nn.init.kaiming_normal_, nn.init.xavier_uniform_, nn.init.orthogonal_])
+def test_fresh_frozen_weights_are_found_however_they_were_drawn(draw: object) -> None:
+    model = mlp(16, 64, 64, 4)
+    if draw is not None:
+        draw(model[2].weight)  # type: ignore[operator]
+    model[2].requires_grad_(False)
+    found = findings(model)
+    assert [f.rule for f in found if f.severity != "note"] == ["frozen_by_accident"]
+    assert found[0].where == "2.weight"
+
+
+def test_declared_freezing_is_silent() -> None:
+    model = mlp(16, 64, 64, 4)
+    model[2].requires_grad_(False)
+    assert alarms(model, expect_frozen=("2",)) == []
+
+
+def test_trained_frozen_weights_are_silent() -> None:
+    model, (x, _) = mlp(16, 64, 4), vectors(256)
+    y = (x[:, 0] > 0).long() + 2 * (x[:, 1] > 0).long()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    model[0].requires_grad_(False)
+    assert alarms(model, optimizer=adam) == []
+
+
+def test_a_constant_frozen_weight_is_not_fresh() -> None:
+    model = mlp(16, 64, 64, 4)
+    model[2].weight.data = torch.eye(64) + 0.5
+    model[2].requires_grad_(False)
+    assert "frozen_by_accident" not in alarms(model)
+
+
+# ------------------------------------------------------------------------------------------ no update, piling up
+def test_a_rate_of_zero_moves_nothing() -> None:
+    found = findings(mlp(16, 32, 4), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.0))
+    assert found[0].rule == "no_update"
+    assert "learning rate is 0" in found[0].message
+
+
+def test_gradients_that_were_cleared_before_the_step_are_no_update() -> None:
+    model = mlp(16, 32, 4)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    class Clearing(torch.optim.SGD):
+        pass
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        value = F.cross_entropy(output, target)
+        for parameter in model.parameters():
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+        return value
+
+    assert "no_update" in alarms(model, loss=loss, optimizer=lambda m: optimizer, steps=1)
+
+
+def test_gradients_that_pile_up_are_found() -> None:
+    found = findings(mlp(16, 32, 1), numbers(), F.mse_loss, zero_grad=False)
+    assert [f.rule for f in found if f.severity != "note"] == ["gradients_not_zeroed"]
+
+
+def test_zeroed_gradients_are_silent() -> None:
+    assert alarms(mlp(16, 32, 1), numbers(), F.mse_loss) == []
+
+
+def test_weights_that_are_restored_in_each_step_do_not_move() -> None:
+    model = mlp(16, 32, 4)
+    kept = copy.deepcopy(model.state_dict())
+
+    class Restoring(torch.optim.SGD):
+        def step(self, closure: object = None) -> None:
+            super().step()
+            model.load_state_dict(kept)
+
+    found = findings(model, optimizer=lambda m: Restoring(m.parameters(), lr=0.1))
+    assert found[0].rule == "no_update"
+    assert "same to the bit" in found[0].message

@@ -1,0 +1,157 @@
+"""Sign, reduction and shapes of the loss."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_training.direction import agreement
+from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, sgd, vectors
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+CLASSES: dict[str, Loss] = {
+    "cross_entropy": F.cross_entropy,
+    "smoothed": lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1),
+    "hinge": F.multi_margin_loss,
+    "focal": lambda z, y: ((1 - (p := z.softmax(1).gather(1, y[:, None]))) ** 2 * -p.log()).mean(),
+    "brier": lambda z, y: (z.softmax(1) - F.one_hot(y, 4)).square().sum(1).mean(),
+}
+NUMBERS: dict[str, Loss] = {
+    "mse": F.mse_loss,
+    "l1": F.l1_loss,
+    "huber": F.huber_loss,
+    "gaussian": lambda z, y: F.gaussian_nll_loss(z, y, torch.ones_like(z)),
+    "poisson": lambda z, y: F.poisson_nll_loss(z, y.exp()),
+    "correlation": lambda z, y: -F.cosine_similarity(z - z.mean(), y - y.mean(), dim=0).mean(),
+    "logits": lambda z, y: F.binary_cross_entropy_with_logits(z, (y > 0).float()),
+}
+
+
+@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_losses_of_classes_point_the_right_way_or_climb(name: str, sign: int) -> None:
+    said = alarms(mlp(16, 32, 4), loss=lambda z, y: sign * CLASSES[name](z, y), steps=1)
+    assert said == ([] if sign > 0 else ["loss_sign"])
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_losses_of_numbers_point_the_right_way_or_climb(name: str, sign: int) -> None:
+    said = alarms(mlp(16, 32, 1), numbers(), lambda z, y: sign * NUMBERS[name](z, y), steps=1)
+    assert said == ([] if sign > 0 else ["loss_sign"])
+
+
+def test_an_optimiser_that_maximises_climbs_unless_the_loss_is_to_be_maximised() -> None:
+    def up(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.05, maximize=True)
+
+    assert alarms(mlp(16, 32, 4), optimizer=up) == ["loss_sign"]
+    assert alarms(mlp(16, 32, 4), loss=lambda z, y: -F.cross_entropy(z, y), optimizer=up) == []
+
+
+def test_a_negative_likelihood_is_no_alarm() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return F.gaussian_nll_loss(output, target, torch.full_like(output, 1e-3)) - 2000
+
+    assert "loss_sign" not in alarms(mlp(16, 32, 1), numbers(), loss, optimizer=adam)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 4])
+def test_a_few_samples_prove_no_direction(rows: int) -> None:
+    x, y = vectors(rows)
+    assert alarms(mlp(16, 32, 4), (x, y)) == []
+
+
+def test_agreement_needs_shapes_that_fit() -> None:
+    gradient = torch.randn(6, 3)
+    assert agreement(gradient, torch.randn(5)) is None
+    assert agreement(gradient, torch.tensor([0, 1, 2, 3, 0, 1])) is None
+    assert agreement(torch.zeros(6, 3), torch.tensor([0, 1, 2, 1, 0, 1])) is None
+    assert agreement(torch.randn(6, 3, 2), torch.zeros(6, 2, dtype=torch.long)) is None
+
+
+def test_agreement_skips_ignored_labels() -> None:
+    y = torch.tensor([0, 1, 2, 1, 0, -100])
+    gradient = torch.full((6, 3), 1 / 3) - F.one_hot(y.clamp_min(0), 3)
+    gradient[5] = 100.0
+    assert agreement(gradient, y) == pytest.approx(1.0)
+
+
+# ------------------------------------------------------------------------------------------ reduction
+def summed(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).square().sum()
+
+
+def test_a_sum_with_a_rate_for_the_mean_is_found() -> None:
+    found = findings(
+        mlp(16, 32, 16), (vectors()[0],) * 2, summed, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.1), steps=1
+    )
+    assert found[0].rule == "loss_reduction"
+    assert "sum over 32 samples" in found[0].message
+
+
+@pytest.mark.parametrize("reduction", ["mse", "cross_entropy"])
+def test_torch_losses_with_reduction_sum_are_found(reduction: str) -> None:
+    fast = {"optimizer": lambda m: torch.optim.SGD(m.parameters(), 1.0), "steps": 1}
+    if reduction == "mse":
+        said = alarms(mlp(16, 32, 1), numbers(), lambda z, y: F.mse_loss(z, y, reduction="sum"), **fast)
+    else:
+        said = alarms(mlp(16, 32, 4), loss=lambda z, y: F.cross_entropy(z, y, reduction="sum"), **fast)
+    assert said == ["loss_reduction"]
+
+
+def test_a_sum_with_a_lower_rate_is_silent() -> None:
+    assert alarms(mlp(16, 32, 1), numbers(), summed, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05 / 32)) == []
+
+
+def test_a_sum_under_adam_is_silent() -> None:
+    assert alarms(mlp(16, 32, 1), numbers(), summed, optimizer=adam) == []
+
+
+def test_a_sum_that_is_divided_by_the_samples_is_a_mean() -> None:
+    assert alarms(mlp(16, 32, 1), numbers(), lambda z, y: summed(z, y) / 32) == []
+
+
+def test_a_mean_of_a_mean_is_found_under_plain_descent_only() -> None:
+    def twice(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output, target) / len(target)
+
+    assert alarms(mlp(16, 32, 4), loss=twice) == ["loss_reduction"]
+    assert alarms(mlp(16, 32, 4), loss=twice, optimizer=adam) == []
+
+
+# ------------------------------------------------------------------------------------------ shapes
+@pytest.mark.parametrize(
+    "loss",
+    [F.mse_loss, F.l1_loss, F.huber_loss, lambda z, y: (z - y).abs().mean(), lambda z, y: ((z - y.view(-1)) ** 2).mean()],
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_column_against_a_row_is_found(loss: Loss) -> None:
+    x, y = numbers()
+    assert alarms(mlp(16, 32, 1), (x, y[:, 0]), loss, steps=1) == ["shape_broadcast"]
+
+
+def test_a_map_of_one_pixel_against_a_column_is_found() -> None:
+    model = nn.Sequential(mlp(16, 32, 1), nn.Unflatten(1, (1, 1, 1)))
+    assert alarms(model, numbers(), lambda z, y: (z - y).square().mean(), steps=1) == ["shape_broadcast"]
+
+
+def pairwise(output: Tensor, target: Tensor) -> Tensor:
+    apart = (output - output.T).square()
+    return ((apart - (target - target.T).square()) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda z, y: F.mse_loss(z, y),
+        lambda z, y: ((z - y) * torch.ones(1)).square().mean(),
+        lambda z, y: ((z - y) * torch.rand(len(z), 1)).square().mean(),
+        pairwise,
+    ],
+)
+def test_shapes_that_fit_and_pairwise_distances_are_silent(loss: Loss) -> None:
+    assert "shape_broadcast" not in alarms(mlp(16, 32, 1), numbers(), loss, optimizer=sgd)
