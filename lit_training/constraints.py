@@ -5,7 +5,9 @@ norm, $\lVert w \rVert_2 \le c$; where the lecture bounds the square, $\lVert w 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from torch.nn.functional import threshold
 
 __all__ = ["MaxNormProjection", "check_max_norm", "max_norm_"]
 
-_BATCH = 2**18  # elements: 1 MiB of float32, which is still in the cache when its rows are scaled
+_LARGE = 2**17  # elements: above it reading them again from memory costs more than one comparison each
+_SMALL = 2**14  # elements: below it the calls cost more than copying several weights together
 _ROW = 1024  # above it a float32 norm is summed in two levels: one long sum would be off by more than 1e-6
 
 
@@ -108,34 +111,48 @@ class _Batch:
     """Weights on one device, of one dtype, with the norms of all their units in one buffer."""
 
     def __init__(self, weights: Sequence[tuple[Tensor, tuple[int, ...]]], max_norm: float) -> None:
-        views = [_unit_view(w, kept) for w, kept in weights]
+        views = sorted((_unit_view(w, kept) for w, kept in weights), key=_run_key)
         first = views[0][0]
-        sizes = [math.prod(w.shape[d] for d in range(w.ndim) if d not in summed) for w, summed in views]
-        self._buffer = torch.zeros(sum(sizes), dtype=_norm_dtype(first), device=first.device)
-        self._owner = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        self._sizes = [math.prod(w.shape[d] for d in range(w.ndim) if d not in summed) for w, summed in views]
+        self._buffer = torch.zeros(sum(self._sizes), dtype=_norm_dtype(first), device=first.device)
+        self._owner = torch.arange(len(views)).repeat_interleave(torch.tensor(self._sizes))
         self._max_norm = max_norm
-        self._sizes = sizes
-        self._weights = []
-        for (w, summed), out in zip(views, torch.split(self._buffer, sizes), strict=True):
-            kept_shape = [size for d, size in enumerate(w.shape) if d not in summed]
-            self._weights.append((w, summed, out.view(kept_shape)))
+        self._weights = [w for w, _ in views]
         self._scale_shapes = [[1 if d in summed else size for d, size in enumerate(w.shape)] for w, summed in views]
+        self._norms = list(self._norm_calls(views))
         self.bound = max_norm * (1 + _tolerance(first.dtype))
 
     def norms(self) -> Tensor:
         return self._buffer
 
     def project(self) -> None:
-        for w, summed, out in self._weights:
-            _norm(w, summed, out)
+        for write_norms in self._norms:
+            write_norms()
         chosen: Sequence[int] = range(len(self._weights))
         if self._buffer.device.type == "cpu":
             if self._buffer.max().item() <= self.bound:
                 return
             chosen = self._above()
         scales = torch.split(_scale(self._buffer, self.bound, self._max_norm), self._sizes)
-        for i in chosen:
-            self._weights[i][0].mul_(scales[i].view(self._scale_shapes[i]))
+        torch._foreach_mul_([self._weights[i] for i in chosen], [scales[i].view(self._scale_shapes[i]) for i in chosen])
+
+    def _norm_calls(self, views: Sequence[tuple[Tensor, tuple[int, ...]]]) -> Iterator[Callable[[], None]]:
+        """Yield what writes the norms: small weights with rows of one length are copied together, and take one call."""
+        start = 0
+        for key, run in groupby(views, key=_run_key):
+            weights = list(run)
+            shapes = [[size for d, size in enumerate(w.shape) if d not in summed] for w, summed in weights]
+            units = [math.prod(shape) for shape in shapes]
+            if key and len(weights) > 1:
+                rows = torch.empty(sum(units), key, dtype=weights[0][0].dtype, device=self._buffer.device)
+                out = self._buffer[start : start + sum(units)]
+                yield partial(_norm_together, [w for w, _ in weights], rows, out)
+            else:
+                for (w, summed), shape, out in zip(
+                    weights, shapes, self._buffer[start : start + sum(units)].split(units), strict=True
+                ):
+                    yield partial(_norm, w, summed, out.view(shape))
+            start += sum(units)
 
     def _above(self) -> list[int]:
         """Return which weights have a unit outside, or a NaN."""
@@ -166,19 +183,26 @@ class _Sharded:
 
 
 def _batches(weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> Iterator[list[tuple[Tensor, tuple[int, ...]]]]:
-    """Yield runs of weights of one device and dtype that fit the cache; each run has at least one."""
+    """Yield weights by device and dtype; on the CPU large ones alone, to be scaled while they are in the cache."""
     kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, tuple[int, ...]]]] = {}
     for weight, kept in weights:
-        if weight.numel():
+        if weight.device.type == "cpu" and weight.numel() >= _LARGE:
+            yield [(weight, kept)]
+        elif weight.numel():
             kinds.setdefault((weight.device, weight.dtype), []).append((weight, kept))
-    for same in kinds.values():
-        batch: list[tuple[Tensor, tuple[int, ...]]] = []
-        for weight, kept in same:
-            if batch and sum(w.numel() for w, _ in batch) + weight.numel() > _BATCH and weight.device.type == "cpu":
-                yield batch
-                batch = []
-            batch.append((weight, kept))
-        yield batch
+    yield from kinds.values()
+
+
+def _run_key(view: tuple[Tensor, tuple[int, ...]]) -> int:
+    """Return the row length of a small weight, `[units, elements]`; 0 for what is not worth copying."""
+    weight, summed = view
+    rows = weight.ndim == 2 and summed == (1,) and weight.device.type == "cpu"
+    return weight.shape[1] if rows and weight.numel() <= _SMALL else 0
+
+
+def _norm_together(weights: list[Tensor], rows: Tensor, out: Tensor) -> None:
+    torch.cat(weights, out=rows)
+    _norm(rows, (1,), out)
 
 
 def _unit_view(weight: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
