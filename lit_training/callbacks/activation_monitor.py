@@ -73,13 +73,14 @@ class ActivationMonitor(Callback):
         self._sites: dict[int, _Site] = {}
         self._attached = ExitStack()
         self._tracer: Tracer | None = None
-        self._sampling = self._disabled = False
+        self._sampling = self._disabled = self._missed = False
         self._last_step, self._batch_size = -1, 0
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
         self.release()
-        self.findings, self.latest, self._sites, self._disabled, self._last_step = [], {}, {}, False, -1
+        self.findings, self.latest, self._sites, self._last_step = [], {}, {}, -1
+        self._disabled = self._missed = False
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Attach if this step is sampled; the first time, also find out what follows each layer."""
@@ -151,7 +152,8 @@ class ActivationMonitor(Callback):
         sites = [_Site(s.name, s.node, s.follows, s.packed) for s in self._sites.values() if s.packed is not None]
         for site in self._sites.values():
             site.packed = None
-        if not sites:
+        if not sites and not self._missed:
+            self._missed = True
             rank_zero_warn(f"ActivationMonitor saw no layer run at step {self._last_step}")
         return sites
 
