@@ -17,6 +17,7 @@ __all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
+STEEP_RECTIFIED = 6.5
 GROWN = 10.0
 WRONG = 5.0
 LEAST_DEPTH = 8
@@ -84,9 +85,10 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
     3.
 
-    Threshold: an excess of 10. With weights drawn at random it scatters by less than a factor of 2 over a width of 16, and
-    trained nets stay below 4; squeeze layers drawn for their fan-out, as torchvision's EfficientNet has them, reach 5.5. A
-    growth of 10: healthy set-ups stay below 2.4.
+    Threshold: an excess of 10, of 6.5 in front of a rectifier (what tanh and sigmoid take, saturation judges). With weights
+    drawn at random it scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4; squeeze layers
+    drawn for their fan-out, as torchvision's EfficientNet has them, reach 5.5; blocks before ReLU scaled by 10 have 7.3 and
+    more. A growth of 10: healthy set-ups stay below 2.4.
 
     Not an alarm: layers in front of a normalisation, which takes any scale; layers that read integers (embeddings); heads that
     were trained on other labels; growth of a residual stream that a normalisation takes back; large outputs of a regression.
@@ -94,7 +96,7 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
-    steep = [(layer, excess) for layer, excess in layers if excess > STEEP and not _is_normalised(evidence, layer)]
+    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not _is_normalised(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
@@ -239,6 +241,10 @@ def _needed(layer: Layer) -> float:
     if layer.nonlinearity == "sigmoid":
         return SIGMOID
     return gain(layer.nonlinearity) if layer.nonlinearity in RECTIFIERS else 1.0
+
+
+def _steep(layer: Layer) -> float:
+    return STEEP_RECTIFIED if layer.nonlinearity in RECTIFIERS else STEEP
 
 
 def _excess(layer: Layer) -> float | None:
