@@ -144,6 +144,8 @@ class InitAuditor(Callback):
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
         self._batches += 1
+        if self._updates == 0 and self._batches <= LOOK_AGAIN:
+            self._after_batch()
         if self._batches == PATIENCE:
             self._look_again(trainer)
 
@@ -188,6 +190,11 @@ class InitAuditor(Callback):
     def _before_backward(self) -> None:
         if self._first is not None:
             self._first.before_backward()
+
+    @harmless
+    def _after_batch(self) -> None:
+        if self._first is not None:
+            self._first.note_gradients()
 
     @harmless
     def _before_step(self, optimizer: Optimizer) -> None:
