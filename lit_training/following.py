@@ -112,7 +112,7 @@ def last_layers(graph: Graph) -> list[str]:
     ['2.weight']
     """
     layers = graph.layers()
-    inner = {graph.nodes[i].weight for layer in layers for i in graph.ancestors(layer.index) if i != layer.index}
+    inner = {layer.weight for layer in layers if graph.reaches_layer(layer.index)}
     return list(dict.fromkeys(layer.weight for layer in layers if layer.weight not in inner))
 
 

@@ -179,7 +179,6 @@ class Probe:
         )
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
-        self._consumers: list[list[int]] | None = None
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
     @property
@@ -302,18 +301,13 @@ class Probe:
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
         if node.index in self._by_node:
             layer = self._by_node[node.index]
-            if layer.gradient is None and not self.graph.reaches_layer(node.index, self._readers()):
+            if layer.gradient is None and not self.graph.reaches_layer(node.index):
                 layer.agreement = self._agreement(node, gradient)
             self._gradient_of(layer, gradient)
 
     def _gradient_of(self, layer: Layer, gradient: Tensor) -> None:
         if layer.gradient is None:
             layer.gradient = measure(gradient.detach(), self.batch_size, _unit_dim(layer.op, gradient))
-
-    def _readers(self) -> list[list[int]]:
-        if self._consumers is None or len(self._consumers) != len(self.graph.nodes):
-            self._consumers = self.graph.consumers()
-        return self._consumers
 
     def _agreement(self, node: Node, gradient: Tensor) -> float | None:
         """Compare the gradient of an output with the only tensor of the batch that the network did not read, if it is one."""

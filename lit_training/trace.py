@@ -98,6 +98,8 @@ class Graph:
 
     nodes: list[Node] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
+    _readers: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
+    _reaching: tuple[int, set[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def layers(self) -> list[Node]:
         """Return the operations that multiply data by a parameter, in forward order, one for each call.
@@ -110,11 +112,12 @@ class Graph:
 
     def consumers(self) -> list[list[int]]:
         """Return for each node the nodes that read it."""
-        readers: list[list[int]] = [[] for _ in self.nodes]
-        for node in self.nodes:
-            for parent in dict.fromkeys(node.parents):
-                readers[parent].append(node.index)
-        return readers
+        if self._readers is None or len(self._readers) != len(self.nodes):
+            self._readers = [[] for _ in self.nodes]
+            for node in self.nodes:
+                for parent in dict.fromkeys(node.parents):
+                    self._readers[parent].append(node.index)
+        return self._readers
 
     def ancestors(self, index: int) -> set[int]:
         """Return the nodes that a node was computed from, itself included."""
@@ -125,17 +128,15 @@ class Graph:
             stack.extend(new)
         return seen
 
-    def reaches_layer(self, index: int, readers: Sequence[Sequence[int]] | None = None) -> bool:
+    def reaches_layer(self, index: int) -> bool:
         """Tell whether some layer reads what a node's values became."""
-        readers = self.consumers() if readers is None else readers
-        seen, stack = {index}, [index]
-        while stack:
-            new = [reader for reader in readers[stack.pop()] if reader not in seen]
-            if any(self.nodes[reader].weight for reader in new):
-                return True
-            seen.update(new)
-            stack.extend(new)
-        return False
+        if self._reaching is None or self._reaching[0] != len(self.nodes):
+            reaching: set[int] = set()
+            for node in reversed(self.nodes):
+                if node.weight or node.index in reaching:
+                    reaching.update(node.parents)
+            self._reaching = len(self.nodes), reaching
+        return index in self._reaching[1]
 
     def follows(
         self, index: int, readers: Sequence[Sequence[int]] | None = None, *, through_normalisation: bool = True

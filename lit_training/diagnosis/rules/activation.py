@@ -38,7 +38,7 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     layers = [layer for layer in evidence.layers if layer.node is not None and "embedding" not in layer.op]
     if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
-    inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node, readers)]
+    inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
     if not inner or any(set(graph.follows(layer.node or 0, readers)) != {"linear"} for layer in inner):
         return
     widest = min(layer.shape[1] if len(layer.shape) > 1 else 1 for layer in inner)

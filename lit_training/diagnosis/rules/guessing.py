@@ -17,8 +17,7 @@ def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
 
 def hidden(evidence: Evidence) -> list[Layer]:
     """Return the layers whose output another layer reads."""
-    readers = evidence.graph.consumers()
-    return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node, readers)]
+    return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node)]
 
 
 def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:

@@ -102,7 +102,7 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", layer, message, {"excess": excess, "layers": len(steep)})
         return
     grown = _growth(evidence)
-    if grown is not None and grown[1] > GROWN:
+    if grown is not None:
         end, growth = grown
         layer = next((layer for layer, excess in layers if excess > 4 / 3), end)
         message = (
@@ -206,20 +206,20 @@ def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbe
 
 
 def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
-    """Return the layer that the largest values arrive at, without normalisation before it, over the first layer's output."""
+    """Return the layer where values have grown most beyond the first layer's output, without normalisation before it."""
     graph = evidence.graph
     first = next((layer for layer in evidence.layers if layer.op != "embedding" and layer.output.rms > 0), None)
     if first is None or first.node is None:
         return None
     grown = []
     for layer in evidence.layers:
-        if layer.source is None or layer.node is None or layer is first:
+        growth = 0.0 if layer.source is None else layer.source.rms / first.output.rms
+        if layer.node is None or layer is first or not GROWN < growth < math.inf:
             continue
         before = graph.ancestors(layer.node)
         if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
-            grown.append((layer.source.rms / first.output.rms, layer))
-    growth, where = max(grown, key=lambda pair: pair[0], default=(0.0, first))
-    return (where, growth) if math.isfinite(growth) else None
+            grown.append((layer, growth))
+    return max(grown, key=lambda pair: pair[1], default=None)
 
 
 def _is_normalised(evidence: Evidence, layer: Layer) -> bool:
