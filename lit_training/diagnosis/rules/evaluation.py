@@ -16,11 +16,12 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     """The output for one sample depends on the other samples of its batch.
 
     What it means: the network reads along the wrong dimension (an LSTM or attention without `batch_first=True`, `view` where
-    `transpose` was meant, a softmax over dimension 0). It can still lower the training loss, and its predictions change with
-    whatever else is in the batch.
+    `transpose` was meant, a softmax over dimension 0). It can still lower the training loss, and its predictions change
+    with whatever else is in the batch.
 
     How it is measured: a copy of each network that the training step calls runs on the real inputs in eval mode, twice; the
-    second time the first sample is replaced by another one. The figure is the largest change in any other sample's output, relative to
+    second time the first sample is replaced by another one. The figure is the largest change in any other sample's output,
+    relative to
     the spread of the outputs.
 
     Threshold: 1e-3. Rounding is 1e-6, and a sample's own change is of order 1.
