@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import DiagnosisError, harmless
 from lit_training.columns import batch_size_of
+from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
@@ -91,6 +92,7 @@ class InitAuditor(Callback):
         self.report: AuditReport | None = None
         self._observing = False
         self._probe: Probe | None = None
+        self._calls: Calls | None = None
         self._loss: Tensor | None = None
         self._loss_scale = 1.0
         self._attached = ExitStack()
@@ -169,12 +171,13 @@ class InitAuditor(Callback):
 
     def _detach(self) -> None:
         self._attached.close()
-        self._probe = self._loss = None
+        self._probe = self._loss = self._calls = None
         self._observing = False
 
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:
         self._attached.enter_context(eager())
+        self._calls = self._attached.enter_context(Calls(module))
         self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
 
     @harmless
@@ -264,6 +267,7 @@ class InitAuditor(Callback):
             raise RuntimeError("nothing was observed")
         if self._probe.tracer.failure is not None:
             raise self._probe.tracer.failure
+        self._attached.close()
         accumulated = trainer.accumulate_grad_batches
         return collect(
             self._probe,
@@ -273,6 +277,7 @@ class InitAuditor(Callback):
             expect_frozen=self.expect_frozen,
             stepping=optimizer,
             scheduled=bool(trainer.lr_scheduler_configs),
+            calls=[] if self._calls is None else self._calls.seen,
         )
 
     @harmless
