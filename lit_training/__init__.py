@@ -14,6 +14,7 @@ from lit_training.gains import gain
 from lit_training.groups import parameter_groups
 from lit_training.initialization import initialize_
 from lit_training.module import LitModule
+from lit_training.one_batch import OverfitResult, audit, overfit_one_batch
 from lit_training.preprocessing import Standardize
 from lit_training.selection import select
 
@@ -21,8 +22,10 @@ __all__ = [
     "DecayAudit",
     "Finding",
     "LitModule",
+    "OverfitResult",
     "Standardize",
     "__version__",
+    "audit",
     "decay_audit",
     "fans",
     "freeze",
@@ -30,6 +33,7 @@ __all__ = [
     "gain",
     "initialize_",
     "max_norm_",
+    "overfit_one_batch",
     "parameter_groups",
     "select",
     "thaw",

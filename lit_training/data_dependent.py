@@ -40,9 +40,9 @@ def lsuv_(
 
     Mishkin and Matas, "All you need is a good init", ICLR 2016, algorithm 1, whose first step, orthonormal weights, is the
     caller's: until $|Var - 1| <$ `tolerance`, at most `max_iterations` times, $W \leftarrow W / \sqrt{Var}$. The published
-    loop runs a forward for each division, in time quadratic in depth. Here the output is corrected while the forward goes on,
-    with the same result: a linear layer without a bias is right after one division, and one whose bias is kept is solved
-    without running it again.
+    loop runs a forward for each division, in time quadratic in depth, and leaves alone what is within the tolerance at once.
+    Here each layer is divided at least once, and its output is corrected while the forward goes on: a linear layer without a
+    bias is right after one division, and one whose bias is kept is solved without running it again.
 
     Args:
         layers: of `lit_training.layers.find_layers`; all others are left alone.

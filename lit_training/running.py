@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["Runner", "restored_on_error", "runner_for", "undisturbed"]
+__all__ = ["Runner", "call_arguments", "restored_on_error", "runner_for", "undisturbed"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -42,7 +42,7 @@ def runner_for(model: nn.Module, batch: Any, loss_fn: Callable[[Any, Any], Tenso
         TypeError: if the batch has another type, or a mapping none of `forward`'s arguments.
         ValueError: if `loss_fn` is given and the batch has no target.
     """
-    args, kwargs, target = _arguments(model, batch)
+    args, kwargs, target = call_arguments(model, batch)
     if loss_fn is not None and target is None:
         raise ValueError("loss_fn needs a target: pass batch=(inputs, target)")
 
@@ -101,7 +101,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
         raise
 
 
-def _arguments(model: nn.Module, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
+def call_arguments(model: nn.Module, batch: Any) -> tuple[Sequence[Any], Mapping[str, Any], Any]:
     """Split a batch into positional and keyword arguments of the model, and the target or None."""
     unpack = getattr(model, "unpack", None)
     if callable(unpack):

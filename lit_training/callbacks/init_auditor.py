@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import DiagnosisError, harmless
 from lit_training.columns import batch_size_of
+from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
@@ -91,6 +92,7 @@ class InitAuditor(Callback):
         self.report: AuditReport | None = None
         self._observing = False
         self._probe: Probe | None = None
+        self._calls: Calls | None = None
         self._loss: Tensor | None = None
         self._loss_scale = 1.0
         self._attached = ExitStack()
@@ -144,6 +146,8 @@ class InitAuditor(Callback):
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
         self._batches += 1
+        if self._updates == 0 and self._batches <= LOOK_AGAIN:
+            self._after_batch()
         if self._batches == PATIENCE:
             self._look_again(trainer)
 
@@ -167,12 +171,13 @@ class InitAuditor(Callback):
 
     def _detach(self) -> None:
         self._attached.close()
-        self._probe = self._loss = None
+        self._probe = self._loss = self._calls = None
         self._observing = False
 
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:
         self._attached.enter_context(eager())
+        self._calls = self._attached.enter_context(Calls(module))
         self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
 
     @harmless
@@ -188,6 +193,11 @@ class InitAuditor(Callback):
     def _before_backward(self) -> None:
         if self._first is not None:
             self._first.before_backward()
+
+    @harmless
+    def _after_batch(self) -> None:
+        if self._first is not None:
+            self._first.note_gradients()
 
     @harmless
     def _before_step(self, optimizer: Optimizer) -> None:
@@ -257,6 +267,7 @@ class InitAuditor(Callback):
             raise RuntimeError("nothing was observed")
         if self._probe.tracer.failure is not None:
             raise self._probe.tracer.failure
+        self._attached.close()
         accumulated = trainer.accumulate_grad_batches
         return collect(
             self._probe,
@@ -266,6 +277,7 @@ class InitAuditor(Callback):
             expect_frozen=self.expect_frozen,
             stepping=optimizer,
             scheduled=bool(trainer.lr_scheduler_configs),
+            calls=[] if self._calls is None else self._calls.seen,
         )
 
     @harmless

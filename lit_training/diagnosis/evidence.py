@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
 from lit_training.following import last_layers
@@ -34,6 +35,7 @@ class Evidence:
         stepping: whether an optimiser was about to step.
         scheduled: whether a schedule changes the learning rate.
         later: what the first few steps showed, `None` before them.
+        in_eval: what the called networks do in eval mode.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the forget gates of each LSTM.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
@@ -53,6 +55,7 @@ class Evidence:
     later: Later | None = None
     stepping: bool = True
     scheduled: bool = False
+    in_eval: tuple[InEval, ...] = ()
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
@@ -74,6 +77,7 @@ def collect(
     expect_frozen: Sequence[str] = (),
     stepping: Optimizer | None = None,
     scheduled: bool = False,
+    calls: Sequence[Call] = (),
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -88,6 +92,7 @@ def collect(
         expect_frozen: patterns of parameters that are meant to be frozen.
         stepping: the optimiser that is about to step; `None` if none is.
         scheduled: whether a schedule changes the learning rate.
+        calls: of networks, to be tried in eval mode.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -110,6 +115,7 @@ def collect(
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
+        in_eval=tuple(try_in_eval(calls)),
         idle_norms=_idle_norms(probe.module),
         forget_gates=_forget_gates(probe.module),
         loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,

@@ -3,6 +3,7 @@
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
+from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval
 from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import (
     detached_subgraph,
@@ -23,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     bad_data,
     unnormalised_input,
     shape_broadcast,
+    batch_mixing,
     wrong_loss,
     wrong_last_activation,
     loss_sign,
@@ -33,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     no_update,
     gradients_not_zeroed,
     bn_eval_in_train,
+    dropout_active_in_eval,
     missing_activation,
     init_symmetry,
     bad_bias_init,

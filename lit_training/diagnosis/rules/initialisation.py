@@ -17,6 +17,7 @@ __all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
+STEEP_RECTIFIED = 6.5
 GROWN = 10.0
 WRONG = 5.0
 LEAST_DEPTH = 8
@@ -80,21 +81,23 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     How it is measured, in three ways:
     one layer: its gain is the signal of its output over the signal that arrives; the gain that keeps the scale is
     1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
-    the other; together: the root mean square that arrives at some layer, without normalisation on the way, over that of the
+    the other; together: the root mean square that arrives at a last layer, without normalisation on the way, over that of the
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
     3.
 
-    Threshold: an excess of 10. With weights drawn at random it scatters by less than a factor of 2 over a width of 16, and
-    trained nets stay below 4; squeeze layers drawn for their fan-out, as torchvision's EfficientNet has them, reach 5.5. A
-    growth of 10: healthy set-ups stay below 2.4.
+    Threshold: an excess of 10, of 6.5 in front of a rectifier (what tanh and sigmoid take, saturation judges). With weights
+    drawn at random it scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4; squeeze layers
+    drawn for their fan-out, as torchvision's EfficientNet has them, reach 5.5; blocks before ReLU scaled by 10 have 7.3 and
+    more. A growth of 10: healthy set-ups stay below 2.4.
 
-    Not an alarm: layers in front of a normalisation, which takes any scale; layers that read integers (embeddings); heads that
-    were trained on other labels; growth of a residual stream that a normalisation takes back; large outputs of a regression.
+    Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
+    normalisation, which takes any scale; layers that read integers (embeddings); heads that were trained on other labels;
+    growth of a residual stream that a normalisation takes back; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
-    steep = [(layer, excess) for layer, excess in layers if excess > STEEP and not _is_normalised(evidence, layer)]
+    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not _is_normalised(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
@@ -206,7 +209,7 @@ def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbe
 
 
 def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
-    """Return the layer where values have grown most beyond the first layer's output, without normalisation before it."""
+    """Return the head at which values have grown most beyond the first layer's output, without normalisation before it."""
     graph = evidence.graph
     first = next((layer for layer in evidence.layers if layer.op != "embedding" and layer.output.rms > 0), None)
     if first is None or first.node is None:
@@ -214,7 +217,8 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
     grown = []
     for layer in evidence.layers:
         growth = 0.0 if layer.source is None else layer.source.rms / first.output.rms
-        if layer.node is None or layer is first or not GROWN < growth < math.inf:
+        ends = layer.node is not None and not graph.reaches_layer(layer.node)
+        if layer.node is None or layer is first or not ends or not GROWN < growth < math.inf:
             continue
         before = graph.ancestors(layer.node)
         if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
@@ -239,6 +243,10 @@ def _needed(layer: Layer) -> float:
     if layer.nonlinearity == "sigmoid":
         return SIGMOID
     return gain(layer.nonlinearity) if layer.nonlinearity in RECTIFIERS else 1.0
+
+
+def _steep(layer: Layer) -> float:
+    return STEEP_RECTIFIED if layer.nonlinearity in RECTIFIERS else STEEP
 
 
 def _excess(layer: Layer) -> float | None:

@@ -1,0 +1,178 @@
+"""What a network does in eval mode, found by running copies of it: does it mix samples, does chance decide?"""
+
+import copy
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_training.running import undisturbed
+from lit_training.selection import clean_names
+
+__all__ = ["Call", "Calls", "InEval", "try_in_eval"]
+
+_MOST_CALLS = 3
+_CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
+_DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a network by a training step: its name (`""` for the whole module) and its arguments."""
+
+    name: str
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class InEval:
+    """What a called network does in eval mode.
+
+    Args:
+        name: of the network, `""` for the whole module.
+        mixed: by what fraction of the outputs' spread the other samples' outputs changed when one sample was replaced; `None` where
+            that could not be asked (one sample, inputs or outputs without a batch dimension).
+        dropped: whether two passes differ because something was dropped at random.
+    """
+
+    name: str
+    mixed: float | None
+    dropped: bool
+
+
+@dataclass
+class Calls:
+    """Note the outermost calls of networks with parameters while active; arguments are kept as they were.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> with Calls(net) as calls:
+    ...     _ = net(torch.zeros(3, 2))
+    >>> [(call.name, call.args[0].shape) for call in calls.seen]
+    [('', torch.Size([3, 2]))]
+    """
+
+    module: nn.Module
+    seen: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._depth = 0
+        self._hooks = ExitStack()
+
+    def __enter__(self) -> "Calls":
+        for name, part in clean_names(self.module):
+            if next(part.parameters(), None) is not None:
+                self._watch(name, part)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.close()
+
+    def _watch(self, name: str, part: nn.Module) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if getattr(module.forward, "__name__", "") == "wrapped_forward":
+                return  # DDP calls the module with a batch, while a step of Lightning's stands in for `forward`
+            self._depth += 1
+            new = self._depth == 1 and module.training and len(self.seen) < _MOST_CALLS
+            if new and all(call.module is not module for call in self.seen):
+                self.seen.append(Call(name, part, *tree_map(_kept, (args, kwargs))))
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if getattr(module.forward, "__name__", "") != "wrapped_forward":
+                self._depth = max(self._depth - 1, 0)
+
+        self._hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
+        self._hooks.callback(part.register_forward_hook(after, always_call=True).remove)
+
+
+def try_in_eval(calls: Sequence[Call]) -> list[InEval]:
+    """Run a copy of each called network three times in eval mode, twice alike and once with one sample replaced.
+
+    The originals are not run, and random generators stay as they were. A network that cannot be copied is left out.
+    """
+    return [result for call in calls if (result := _try(call)) is not None]
+
+
+def _try(call: Call) -> InEval | None:
+    with undisturbed(call.module), torch.no_grad():
+        try:
+            net = copy.deepcopy(call.module)
+        except Exception:  # FSDP2, cached tensors, anything that refuses to be copied
+            return None
+        net.eval()
+        with _Dropping() as dropping:
+            first = _outputs(net(*call.args, **call.kwargs))
+        if dropping.seen and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
+            return InEval(call.name, None, dropped=True)
+        return InEval(call.name, _mixing(net, call, first), dropped=False)
+
+
+def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None:
+    inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+    size = inputs[0].shape[0] if inputs else 0
+    if size < 2 or any(x.shape[0] != size or (x.shape[1:2] == (size,) and x.ndim == 2) for x in inputs) or _own_statistics(net):
+        return None
+    outputs = [y for y in first if y.ndim and y.shape[0] == size and y.shape[1:2] != (size,)]
+    other = next((i for i in range(1, size) if any(not torch.equal(x[0], x[i]) for x in inputs)), None)
+    if len(outputs) < len([y for y in first if y.ndim]) or not outputs or other is None:
+        return None
+    if _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
+        return None  # chance decides by design (a variational sample)
+
+    def replaced(dim: int) -> list[Tensor]:
+        def swap(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor) or leaf.ndim <= dim:
+                return leaf
+            leaf = leaf.clone()
+            leaf.select(dim, 0).copy_(leaf.select(dim, other if dim == 0 else -1))
+            return leaf
+
+        return _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
+
+    mixed = _change([y[1:] for y in first], [y[1:] for y in replaced(0)])
+    if mixed > _CHANGED and all(y.ndim > 1 and y.shape[:2] == inputs[0].shape[:2] for y in outputs):
+        along = _change([y[:, 1:] for y in first], [y[:, 1:] for y in replaced(1)])
+        if along <= _CHANGED:
+            return None  # samples lie along the second dimension, as in `[time, batch]`
+    return mixed
+
+
+def _own_statistics(net: nn.Module) -> bool:
+    """Tell whether batch norm is built to take its statistics from the batch in eval mode too."""
+    return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in net.modules())
+
+
+def _outputs(output: Any) -> list[Tensor]:
+    return [leaf.float() for leaf in tree_leaves(output) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+
+
+def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
+    """Return the largest change of an element, relative to the spread of its tensor."""
+    changes = [
+        float((a - b).abs().max() / (a - a.mean()).abs().max().clamp(min=1e-12))
+        for a, b in zip(before, after, strict=True)
+        if a.numel() and a.shape == b.shape
+    ]
+    return max(changes, default=0.0)
+
+
+def _kept(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, Tensor) and not leaf.is_sparse else leaf
+
+
+class _Dropping(TorchDispatchMode):
+    """See whether anything draws masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen = self.seen or any(word in str(func) for word in _DROPPING)
+        return func(*args, **(kwargs or {}))

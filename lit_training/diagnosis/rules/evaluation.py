@@ -1,0 +1,68 @@
+"""Rules about what a network does in eval mode: each sample for itself, and nothing by chance."""
+
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+
+__all__ = ["batch_mixing", "dropout_active_in_eval"]
+
+MIXED = 1e-3
+
+
+@rule(explains=["slow_convergence", "constant_output", "train_val_gap", "bad_initial_loss"])
+def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
+    """The output for one sample depends on the other samples of its batch.
+
+    What it means: the network reads along the wrong dimension (an LSTM or attention without `batch_first=True`, `view` where
+    `transpose` was meant, a softmax over dimension 0). It can still lower the training loss, and its predictions change
+    with whatever else is in the batch.
+
+    How it is measured: a copy of each network that the training step calls runs on the real inputs in eval mode, twice; the
+    second time the first sample is replaced by another one. The figure is the largest change in any other sample's output,
+    relative to
+    the spread of the outputs.
+
+    Threshold: 1e-3. Rounding is 1e-6, and a sample's own change is of order 1.
+
+    Not an alarm: batch norm in training mode, batch norm built without running statistics, losses that compare samples
+    (contrastive, mixup), outputs `[N, N]`, graphs (an input without the batch dimension), `[time, batch]` layouts whose samples
+    lie along the second dimension, samples drawn at random by design.
+
+    What to do: find the layer that reads along dimension 0; most often `batch_first=True` is missing.
+    """
+    for result in evidence.in_eval:
+        if result.mixed is not None and result.mixed > MIXED:
+            message = (
+                f"Replacing one sample changes the outputs for the others by {result.mixed:.0%} of their spread in eval mode; "
+                "0 % is expected."
+            )
+            advice = "Look for a layer that reads along the batch: batch_first=True in LSTM and attention, transpose, not view."
+            yield Finding("batch_mixing", "error", result.name, evidence.step, message, advice)
+            return
+
+
+@rule(explains=["train_val_gap"])
+def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
+    """Dropout drops in eval mode too.
+
+    What it means: validation and predictions are noisy, and worse than the network can do. Typical causes:
+    `F.dropout(x, p)` without `training=self.training` (it is on by default), a dropout module made inside `forward`, a `train()`
+    that ignores its argument.
+
+    How it is measured: a copy of each network that the training step calls runs twice in eval mode on the same inputs; the
+    outputs differ, and a random mask was drawn.
+
+    Threshold: none; equal inputs give equal outputs to the bit.
+
+    Not an alarm: variational networks that draw normal noise by design. Monte-Carlo dropout on purpose: ignore this rule.
+
+    What to do: `F.dropout(x, p, training=self.training)`, or `nn.Dropout(p)` made in `__init__`.
+    """
+    for result in evidence.in_eval:
+        if result.dropped:
+            message = "Two passes over the same batch differ in eval mode, because units are dropped at random."
+            advice = "Write F.dropout(x, p, training=self.training), or make an nn.Dropout in __init__."
+            yield Finding("dropout_active_in_eval", "warning", result.name, evidence.step, message, advice)
+            return
