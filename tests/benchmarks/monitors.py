@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from lit_training.callbacks import Diagnostics
 
-STEPS, EPOCHS, ROUNDS = 100, 4, 3
+STEPS, EPOCHS, ROUNDS = 100, 4, 2
 
 
 class Net(LightningModule):
@@ -53,7 +53,7 @@ def conv() -> nn.Module:
 
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "MLP 6x256": (mlp, (128, 256)),
-    "conv net": (conv, (64, 3, 32, 32)),
+    "conv net": (conv, (32, 3, 32, 32)),
     "transformer": (Transformer, (32, 32, 64)),
 }
 
