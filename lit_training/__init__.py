@@ -12,6 +12,7 @@ from lit_training.fans import fans
 from lit_training.freezing import freeze, frozen_tree, thaw
 from lit_training.gains import gain
 from lit_training.groups import parameter_groups
+from lit_training.heads import replace_head
 from lit_training.initialization import initialize_
 from lit_training.module import LitModule
 from lit_training.one_batch import OverfitResult, audit, overfit_one_batch
@@ -35,6 +36,7 @@ __all__ = [
     "max_norm_",
     "overfit_one_batch",
     "parameter_groups",
+    "replace_head",
     "select",
     "thaw",
 ]

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.rules import MONITORED, RULES
 
 _TRAINER = ("fit", "validate", "test", "predict")
 
@@ -43,7 +43,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _explain(rule_id: str | None) -> int:
-    pages = {rule.id: rule.page for rule in RULES}
+    pages = {rule.id: rule.page for rule in (*RULES, *MONITORED)}
     if rule_id is None:
         width = max(map(len, pages))
         for name, page in pages.items():

@@ -7,10 +7,13 @@ from typing import Any, Literal
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_training.callbacks.activation_monitor import ActivationMonitor
-from lit_training.callbacks.harmless import harmless
+from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.callbacks.init_auditor import InitAuditor
+from lit_training.callbacks.rank_consistency import RankConsistency
+from lit_training.callbacks.thaw_monitor import ThawMonitor
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import Check, in_causal_order
+from lit_training.diagnosis.rules import MONITORED
 from lit_training.showing.console import show, verdict_view
 
 __all__ = ["Diagnostics", "diagnostics"]
@@ -34,11 +37,13 @@ def diagnostics(
 
 
 def _on_parts(name: str) -> Callable[..., None]:
-    """Make a hook that calls the hook of the same name on every part."""
+    """Make a hook that calls the hook of the same name on every part, and stops if what monitors found asks for it."""
 
     def hook(self: "Diagnostics", *args: Any, **kwargs: Any) -> None:
         for part in self._own:
             getattr(part, name)(*args, **kwargs)
+        if name in ("on_train_start", "on_train_batch_end", "on_train_epoch_end"):
+            stop_if_asked(self.auditor.stop_on, self._monitored)
 
     hook.__name__ = name
     hook.__doc__ = f"Call `{name}` on every part."
@@ -48,8 +53,9 @@ def _on_parts(name: str) -> Callable[..., None]:
 class Diagnostics(Callback):
     """Name what is wrong with a training run, why, and what to do: before the first weight update, and while it trains.
 
-    Its parts are an `InitAuditor` and an `ActivationMonitor`. A part that the user adds to the trainer by hand is adopted: its
-    findings count here, and it does not run twice. Nothing that it does changes the training: trained weights are bit-identical to
+    Its parts are an `InitAuditor`, an `ActivationMonitor`, with more than one process a `RankConsistency`, and a monitor of what
+    `LayerFreezing` thaws. A part that the user adds to the trainer by hand is adopted: its findings count here, and it does not run
+    twice. Nothing that it does changes the training: trained weights are bit-identical to
     those of a run without it, and an exception inside it becomes one warning.
 
     Args:
@@ -99,14 +105,20 @@ class Diagnostics(Callback):
             verbose=verbose,
         )
         self.activations = ActivationMonitor(every_n_steps)
+        self.ranks = RankConsistency()
+        self.thaws = ThawMonitor()
         self.verbose = verbose
-        self._own: list[Callback] = [self.auditor, self.activations]
+        self._own: list[Callback] = [self.auditor, self.activations, self.ranks, self.thaws]
 
     @property
     def findings(self) -> list[Finding]:
         """What all parts found, in causal order."""
-        found = [finding for finding in self.activations.findings if self.auditor.wanted.wants(finding)]
-        return in_causal_order([*self.auditor.findings, *found], self.auditor.rules)
+        return in_causal_order([*self.auditor.findings, *self._monitored], (*self.auditor.rules, *MONITORED))
+
+    @property
+    def _monitored(self) -> list[Finding]:
+        found = [*self.ranks.findings, *self.thaws.findings, *self.activations.findings]
+        return [finding for finding in found if self.auditor.wanted.wants(finding)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Adopt monitors that the user added by hand."""
@@ -115,11 +127,17 @@ class Diagnostics(Callback):
                 self.auditor = callback
             elif isinstance(callback, ActivationMonitor):
                 self.activations = callback
-        self._own = [part for part in (self.auditor, self.activations) if part not in trainer.callbacks]  # type: ignore[attr-defined]
+            elif isinstance(callback, RankConsistency):
+                self.ranks = callback
+            elif isinstance(callback, ThawMonitor):
+                self.thaws = callback
+        parts = (self.auditor, self.activations, self.ranks, self.thaws)
+        self._own = [part for part in parts if part not in trainer.callbacks]  # type: ignore[attr-defined]
         for part in self._own:
             part.setup(trainer, pl_module, stage)
 
     on_fit_start = _on_parts("on_fit_start")
+    on_train_start = _on_parts("on_train_start")
     on_train_batch_start = _on_parts("on_train_batch_start")
     on_before_backward = _on_parts("on_before_backward")
     on_before_optimizer_step = _on_parts("on_before_optimizer_step")

@@ -8,7 +8,9 @@ from weakref import WeakKeyDictionary
 from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
-__all__ = ["DiagnosisError", "harmless"]
+from lit_training.diagnosis.finding import Finding
+
+__all__ = ["DiagnosisError", "harmless", "stop_if_asked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -43,6 +45,20 @@ def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
             return None
 
     return guarded
+
+
+def stop_if_asked(stop_on: str | None, findings: Sequence[Finding]) -> None:
+    """Raise for the first finding that is as severe as `stop_on` says.
+
+    >>> stop_if_asked("error", [Finding("dead_relu", "warning")])
+    >>> stop_if_asked("warning", [Finding("dead_relu", "warning", "conv1")])
+    Traceback (most recent call last):
+    lit_training.callbacks.harmless.DiagnosisError: stopped by stop_on='warning': ...
+    """
+    stopping = {"error": ("error",), "warning": ("error", "warning")}.get(stop_on or "", ())
+    reason = next((finding for finding in findings if finding.severity in stopping), None)
+    if reason is not None:
+        raise DiagnosisError(f"stopped by stop_on={stop_on!r}: {reason}")
 
 
 def _is_first(arguments: Sequence[Any], name: str) -> bool:

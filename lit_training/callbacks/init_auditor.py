@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_training.callbacks.eager import eager
-from lit_training.callbacks.harmless import DiagnosisError, harmless
+from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.evidence import Evidence, collect
@@ -24,7 +24,7 @@ from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
-from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.probe import Probe
 from lit_training.showing.console import audit_view, show
 
@@ -85,7 +85,7 @@ class InitAuditor(Callback):
         own = [check if isinstance(check, Rule) else Rule(check) for check in rules]
         self.rules = (*RULES, *own)
         self.wanted = Filter(None if select is None else _patterns(select, "select"), _patterns(ignore, "ignore"))
-        self.wanted.check(self.rules)
+        self.wanted.check((*self.rules, *MONITORED))
         self.expect_frozen = _patterns(expect_frozen, "expect_frozen")
         self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
         self.findings: list[Finding] = []
@@ -218,7 +218,7 @@ class InitAuditor(Callback):
         self._judge(trainer, evidence)
         if trainer.is_global_zero and self.report is not None:
             self._tell(self.report)
-        self._stop_if_asked()
+        stop_if_asked(self.stop_on, self.findings)
         self._follow(trainer)
 
     def _look_again(self, trainer: Trainer) -> None:
@@ -236,7 +236,7 @@ class InitAuditor(Callback):
         if trainer.is_global_zero and new and self.report is not None:
             self._tell(self.report)
         if new:
-            self._stop_if_asked()
+            stop_if_asked(self.stop_on, self.findings)
 
     def _judge(self, trainer: Trainer, evidence: Evidence) -> None:
         findings = self._diagnose(evidence) if trainer.is_global_zero else None
@@ -286,12 +286,6 @@ class InitAuditor(Callback):
             save_findings(audited.findings, self.save_to)
         if self.verbose:
             show(audit_view(audited))
-
-    def _stop_if_asked(self) -> None:
-        stopping = {"error": ("error",), "warning": ("error", "warning")}.get(self.stop_on or "", ())
-        reason = next((finding for finding in self.findings if finding.severity in stopping), None)
-        if reason is not None:
-            raise DiagnosisError(f"stopped by stop_on={self.stop_on!r}: {reason}")
 
 
 def _patterns(value: Sequence[str], argument: str) -> tuple[str, ...]:

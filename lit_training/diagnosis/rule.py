@@ -23,7 +23,7 @@ class Rule:
     explain` prints.
     """
 
-    check: Check
+    check: Callable[..., Iterable[Finding]]
     explains: tuple[str, ...] = ()
     symptom: bool = False
 

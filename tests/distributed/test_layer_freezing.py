@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lit_training.callbacks import LayerFreezing, Phase, RankConsistency
+from lit_training.callbacks import Diagnostics, LayerFreezing, Phase, RankConsistency
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.filterwarnings("ignore")]
 
@@ -153,6 +153,17 @@ def test_rank_consistency_catches_backbone_finetuning_in_the_act(on_two_ranks: R
         return diverged_under(BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1), Backbone(), tmp_path)
 
     check_divergence(on_two_ranks(run))
+
+
+def test_diagnostics_compares_the_ranks_too(on_two_ranks: Run) -> None:
+    def run() -> list[tuple[str, str]]:
+        watch = Diagnostics(verbose=False, select=["ranks_diverged"])
+        fit("ddp", [BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1), watch], net=Backbone())
+        return [(finding.rule, finding.where) for finding in watch.findings]
+
+    mine, other = on_two_ranks(run)
+    assert mine == other
+    assert mine[0][0] == "ranks_diverged"
 
 
 def test_rank_consistency_catches_finetuning_scheduler_in_the_act(on_two_ranks: Run, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
+from lit_training.diagnosis.rules.divergence import nan_loss, pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval
 from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import (
@@ -18,7 +19,7 @@ from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_i
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
 
-__all__ = ["RULES"]
+__all__ = ["MONITORED", "RULES"]
 
 RULES: tuple[Rule, ...] = (
     bad_data,
@@ -51,3 +52,10 @@ RULES: tuple[Rule, ...] = (
     vanishing_gradient,
     exploding_gradient,
 )
+
+MONITORED: tuple[Rule, ...] = (
+    Rule(ranks_diverged, explains=("nan_loss",)),
+    Rule(pretrained_lr_too_high, explains=("nan_loss",)),
+    Rule(nan_loss),
+)
+"""What monitors find while a run goes on; they measure it themselves."""

@@ -1,11 +1,14 @@
-"""The rule about processes that no longer train the same model."""
+"""Rules that monitors apply while a run goes on: each gets what its monitor measured, and no evidence of a first step."""
 
 import math
 from collections.abc import Mapping
 
 from lit_training.diagnosis.finding import Finding
+from lit_training.thawing import Thaw
 
-__all__ = ["ranks_diverged"]
+__all__ = ["nan_loss", "pretrained_lr_too_high", "ranks_diverged"]
+
+FAR = 0.3
 
 
 def ranks_diverged(differences: Mapping[str, float], step: int, processes: int) -> list[Finding]:
@@ -46,3 +49,72 @@ def ranks_diverged(differences: Mapping[str, float], step: int, processes: int) 
             evidence={"tensors": float(len(names)), "difference": apart},
         )
     ]
+
+
+def pretrained_lr_too_high(thaw: Thaw) -> list[Finding]:
+    """After a phase change the loss jumps and the thawed weights move far: the rate destroys what was pretrained.
+
+    What it means: fine-tuning changes pretrained weights by a few per cent. A rate made for a fresh head, or for training from
+    scratch, throws them away in the first updates; the network then learns anew, from little data (Howard and Ruder, ULMFiT,
+    ACL 2018, section 3.2).
+
+    How it is measured: for 20 updates after each phase change of `LayerFreezing`: the mean loss against that of the 20 batches
+    before, and the change of each thawed matrix relative to its norm.
+
+    Threshold: the mean loss rises by more than itself (to twice it, where it is positive), and by more than three times what the
+    worst batch before stood out; and a matrix moves by 30 % or more. On networks pretrained on one half of the digits' classes
+    and fine-tuned on the other half, SGD and Adam, with and without batch norm, all rates that did no harm moved the weights by
+    less than 17 % and lowered the loss.
+
+    Not an alarm: a loss that rises while the weights stay near (a new regulariser, another mix of data); weights that move far
+    while the loss falls.
+
+    What to do: lower rates in lower layers (`parameter_groups(self, lr=..., layer_decay=.75)`), a smaller `lr`, or a warm-up.
+
+    >>> moved = {"body.weight": 1.4}
+    >>> print(pretrained_lr_too_high(Thaw(40, 20, before=0.04, highest_before=0.07, after=1.79, moved=moved))[0])
+    WARNING pretrained_lr_too_high at body.weight: After it was thawed at step 40 the loss rose from 0.04 to 1.79, ...
+    """
+    place = max(thaw.moved, key=lambda name: _or_infinite(thaw.moved[name]), default=None)
+    if place is None or not thaw.jumped or thaw.moved[place] < FAR:
+        return []
+    return [
+        Finding(
+            "pretrained_lr_too_high",
+            "warning",
+            where=place,
+            step=thaw.step + thaw.updates,
+            message=f"After it was thawed at step {thaw.step} the loss rose from {thaw.before:.3g} to {thaw.after:.3g}, and the "
+            f"weight moved by {thaw.moved[place]:.0%} of its norm in {thaw.updates} updates, not by a few per cent.",
+            advice="Give pretrained layers a lower rate: parameter_groups(self, lr=..., weight_decay=..., layer_decay=.75), a "
+            "smaller lr, or a warm-up.",
+            evidence={"loss_before": thaw.before, "loss_after": thaw.after, "moved": thaw.moved[place]},
+        )
+    ]
+
+
+def nan_loss(place: str, step: int) -> list[Finding]:
+    """A layer's output became NaN or infinite while the network trained.
+
+    What it means: from here on the loss is NaN, and the next update makes every weight NaN. Typical causes: a learning rate that
+    is too high, an exploding gradient, half precision that overflows, the logarithm of zero, a bad sample.
+
+    How it is measured: at sampled steps, over all elements of each layer's output, in forward order; the first such layer is
+    named, those before it were finite.
+
+    Threshold: a single value.
+
+    Not an alarm: masks of minus infinity inside a layer whose output is finite.
+
+    What to do: lower the learning rate, clip gradients, check the data for NaN.
+
+    >>> nan_loss("head", step=8)[0].where
+    'head'
+    """
+    message = "The output is NaN or infinite; the layers before it were finite."
+    advice = "Look at what enters this layer: lower the learning rate, clip gradients, or check the data for NaN."
+    return [Finding("nan_loss", "error", place, step, message, advice)]
+
+
+def _or_infinite(value: float) -> float:
+    return math.inf if math.isnan(value) else value
