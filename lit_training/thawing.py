@@ -29,9 +29,8 @@ class Thaw:
 
     @property
     def jumped(self) -> bool:
-        """Whether the mean loss rose by more than itself, and by more than three times what single batches stood out before."""
-        noise = 3 * (self.highest_before - self.before)
-        return not self.after - self.before <= max(abs(self.before), noise)
+        """Whether the mean loss rose by more than itself, and above the worst single batch before; NaN counts as a jump."""
+        return not self.after <= max(self.before + abs(self.before), self.highest_before)
 
 
 class ThawWatch:

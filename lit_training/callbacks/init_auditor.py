@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless, stop_if_asked
+from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.evidence import Evidence, collect
@@ -274,7 +275,7 @@ class InitAuditor(Callback):
             optimizers=trainer.optimizers,
             loss=None if self._loss is None else self._loss * accumulated,
             gradient_factor=accumulated / self._loss_scale / trainer.world_size,
-            expect_frozen=self.expect_frozen,
+            expect_frozen=(*self.expect_frozen, *declared_frozen(trainer)),
             stepping=optimizer,
             scheduled=bool(trainer.lr_scheduler_configs),
             calls=[] if self._calls is None else self._calls.seen,

@@ -3,6 +3,7 @@
 python -m tests.benchmarks.ranks
 """
 
+import itertools
 import os
 import statistics
 import time
@@ -34,9 +35,7 @@ class Clock(pl.Callback):
 def networks() -> dict[str, tuple[nn.Module, torch.Tensor]]:
     mlp = nn.Sequential(*[part for _ in range(8) for part in (nn.Linear(512, 512), nn.ReLU())], nn.Linear(512, 10))
     widths = (3, 32, 64, 128)
-    blocks = [
-        part for a, b in zip(widths, widths[1:], strict=False) for part in (nn.Conv2d(a, b, 3, 2), nn.BatchNorm2d(b), nn.ReLU())
-    ]
+    blocks = [part for a, b in itertools.pairwise(widths) for part in (nn.Conv2d(a, b, 3, 2), nn.BatchNorm2d(b), nn.ReLU())]
     conv = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10))
     return {"MLP 8 x 512": (mlp, torch.randn(64, 512)), "conv net": (conv, torch.randn(32, 3, 32, 32))}
 
@@ -55,15 +54,14 @@ def measure(rank: int, port: int) -> None:
             checks.append(time.perf_counter() - start)
 
         watch._check = timed
-        trainer = pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy="ddp", callbacks=[watch, clock], logger=False,
-                             enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        trainer = pl.Trainer(max_epochs=EPOCHS, accelerator="cpu", devices=2, strategy="ddp", callbacks=[watch, clock],
+                             logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
                              use_distributed_sampler=False)  # fmt: skip
         trainer.fit(LitModule(net), torch.utils.data.DataLoader(data, batch_size=None))
         if rank == 0:
             epoch, check = statistics.median(clock.seconds), statistics.median(checks[1:])
-            print(
-                f"{name}: check {1000 * check:.2f} ms, step {1000 * epoch / STEPS:.2f} ms: {check * STEPS / epoch:.2f} steps an epoch"
-            )
+            step = epoch / STEPS
+            print(f"{name}: check {1000 * check:.2f} ms, step {1000 * step:.2f} ms: {check / step:.2f} steps an epoch")
 
 
 if __name__ == "__main__":

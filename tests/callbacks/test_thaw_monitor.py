@@ -67,7 +67,7 @@ def test_a_rate_that_suits_is_silent(batch_norm: bool, optimizer, lr: float) -> 
     assert [finding for finding in watch.findings if finding.severity != "note"] == []
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 0.5), (torch.optim.Adam, 0.05)])
+@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 3.0), (torch.optim.Adam, 0.05)])
 def test_a_rate_that_destroys_the_body_is_named(optimizer, lr: float) -> None:
     watch = finetune(lr, optimizer=optimizer, select=["pretrained_lr_too_high"])
     (finding,) = watch.findings
@@ -78,6 +78,6 @@ def test_a_rate_that_destroys_the_body_is_named(optimizer, lr: float) -> None:
 
 
 def test_it_can_be_ignored_and_can_stop_the_run() -> None:
-    assert finetune(0.5, ignore=["*"]).findings == []
+    assert finetune(3.0, ignore=["*"]).findings == []
     with pytest.raises(DiagnosisError, match="pretrained_lr_too_high"):
-        finetune(0.5, select=["pretrained_lr_too_high"], stop_on="warning")
+        finetune(3.0, select=["pretrained_lr_too_high"], stop_on="warning")

@@ -61,8 +61,8 @@ def pretrained_lr_too_high(thaw: Thaw) -> list[Finding]:
     How it is measured: for 20 updates after each phase change of `LayerFreezing`: the mean loss against that of the 20 batches
     before, and the change of each thawed matrix relative to its norm.
 
-    Threshold: the mean loss rises by more than itself (to twice it, where it is positive), and by more than three times what the
-    worst batch before stood out; and a matrix moves by 30 % or more. On networks pretrained on one half of the digits' classes
+    Threshold: the mean loss rises by more than itself (to twice it, where it is positive) and above the worst batch before; and
+    a matrix moves by 30 % or more. On networks pretrained on one half of the digits' classes
     and fine-tuned on the other half, SGD and Adam, with and without batch norm, all rates that did no harm moved the weights by
     less than 17 % and lowered the loss.
 
