@@ -19,6 +19,7 @@ from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.experiments import Calls
+from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
@@ -27,7 +28,7 @@ from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.probe import Probe
-from lit_training.showing.console import audit_view, show
+from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
 
@@ -158,8 +159,11 @@ class InitAuditor(Callback):
         self._look_again(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing attached."""
+        """Leave nothing attached; if the first step raised, say what a layer could not take."""
+        first = self._observing
         self.release()
+        if first and isinstance(exception, Exception):
+            self._explain(trainer, pl_module, exception)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing attached."""
@@ -174,6 +178,14 @@ class InitAuditor(Callback):
         self._attached.close()
         self._probe = self._loss = self._calls = None
         self._observing = False
+
+    @harmless
+    def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:
+        """Tell on the rank that raised: the others may never come here."""
+        found = [finding for finding in explain_crash(exception, module, trainer.global_step) if self.wanted.wants(finding)]
+        self.findings += found
+        if found and self.verbose:
+            show(verdict_view(found))
 
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:

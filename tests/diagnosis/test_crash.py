@@ -1,0 +1,66 @@
+"""A first step that raises is explained at the layer that was given what it cannot take."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics, InitAuditor
+from lit_training.diagnosis.crash import explain_crash
+
+
+def explain(net: nn.Module, x: torch.Tensor):
+    try:
+        net(x)
+    except Exception as error:
+        return explain_crash(error, net)
+    raise AssertionError("it did not raise")
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, lambda net: nn.Sequential(nn.Identity(), nn.Sequential(net))])
+@pytest.mark.parametrize(
+    ("net", "x", "message", "advice"),
+    [
+        (nn.Conv2d(1, 2, 3), torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "given torch.uint8 of shape", "float() / 255"),
+        (nn.Conv2d(1, 2, 3), torch.zeros(2, 1, 8, 8, dtype=torch.long), "given torch.int64 of shape", "x.float()."),
+        (nn.Linear(4, 2), torch.zeros(3, 4, dtype=torch.float64), "given torch.float64", "torch.float32"),
+        (nn.Linear(4, 2), torch.zeros(3, 2, 2), "last dimension is 2; it takes 4 features", "in_features=2"),
+        (nn.Conv2d(3, 2, 3), torch.zeros(2, 8, 8, 3), "it takes (N, 3, H, W)", "permute(0, 3, 1, 2)"),
+        (nn.Conv1d(3, 2, 3), torch.zeros(2, 4, 9), "it takes (N, 3, W)", "channels second"),
+        (nn.Embedding(10, 2), torch.tensor([[3, 10]]), "indices from 3 to 10, its table has 10 rows", "at least 11"),
+        (nn.Embedding(10, 2), torch.zeros(2, 3), "it takes indices", "x.long()"),
+        (nn.LSTM(4, 2), torch.zeros(3, 2, 4, dtype=torch.long), "given torch.int64", "x.float()"),
+    ],
+)  # fmt: skip
+def test_what_a_layer_cannot_take_is_named(wrap, net, x, message, advice) -> None:
+    (finding,) = explain(wrap(net), x)
+    assert message in finding.message
+    assert advice in finding.advice
+    assert finding.where in ("", "1.0")
+
+
+class Own(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x):
+        raise ValueError("something of the user's")
+
+
+def test_what_the_user_raises_is_not_explained() -> None:
+    assert explain(Own(), torch.zeros(2, 2)) == []
+
+
+@pytest.mark.parametrize("make", [InitAuditor, Diagnostics])
+def test_the_run_ends_with_its_own_error_and_the_explanation(make, capsys: pytest.CaptureFixture[str]) -> None:
+    net = LitModule(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)))
+    data = torch.utils.data.TensorDataset(torch.zeros(8, 1, 8, 8, dtype=torch.uint8), torch.zeros(8, dtype=torch.long))
+    watch = make()
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch])
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        trainer.fit(net, torch.utils.data.DataLoader(data, 4))
+    (finding,) = watch.findings
+    assert (finding.rule, finding.where) == ("bad_data", "network.0")
+    assert "torch.uint8" in capsys.readouterr().out
