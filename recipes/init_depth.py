@@ -38,7 +38,8 @@ def network(data: Images, depth: int, scheme: str, seed: int) -> nn.Sequential:
 def signals(data: Images, depth: int, scheme: str, seed: int) -> tuple[list[float], list[float], str]:
     """Return std and signal of every layer before training, and what the audit says first."""
     batch = data.train[:256], data.train_labels[:256]
-    report = audit(network(data, depth, scheme, seed), batch, nn.functional.cross_entropy)
+    net = network(data, depth, scheme, seed)
+    report = audit(net, batch, nn.functional.cross_entropy, optimizer=torch.optim.SGD(net.parameters(), 0.003, momentum=0.9))
     verdict = report.alarms[0].rule if report.alarms else "silent"
     return [row.std for row in report.layers], [row.signal for row in report.layers], verdict
 

@@ -1,4 +1,4 @@
-"""The template to copy: your data, your network, the callbacks, and everything else from YAML or flags.
+r"""The template to copy: your data, your network, the callbacks, and everything else from YAML or flags.
 
 python recipes/your_project.py fit --config recipes/your_project.yaml
 python recipes/your_project.py fit --config recipes/your_project.yaml --model.lr .1 --trainer.max_epochs 20
@@ -7,7 +7,7 @@ python recipes/your_project.py test --config recipes/your_project.yaml --ckpt_pa
 Two processes, started by Lightning or by torchrun:
 
 python recipes/your_project.py fit --config recipes/your_project.yaml --trainer.strategy ddp --trainer.devices 2
-torchrun --nproc-per-node 2 recipes/your_project.py fit --config recipes/your_project.yaml \\
+torchrun --nproc-per-node 2 recipes/your_project.py fit --config recipes/your_project.yaml \
     --trainer.strategy ddp --trainer.devices 2
 """
 
