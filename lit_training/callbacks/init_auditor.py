@@ -3,6 +3,7 @@
 This file only decides when to look, and makes one evidence of what all processes saw.
 """
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,6 +26,7 @@ from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
+from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.probe import Probe
@@ -101,6 +103,8 @@ class InitAuditor(Callback):
         self._done = False
         self._evidence: Evidence | None = None
         self._first: FirstSteps | None = None
+        self._batches_seen = FirstBatches()
+        self._val: tuple[Part | None, ...] = ()
         self._updates = self._batches = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -117,9 +121,19 @@ class InitAuditor(Callback):
         self.release()
         self.findings, self.report, self._done = [], None, False
         self._updates = self._batches = 0
+        self._batches_seen, self._val = FirstBatches(), ()
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Look at the first validation batch of the sanity check."""
+        if trainer.sanity_checking and not self._val and dataloader_idx == 0:
+            self._val = self._summary(batch) or ()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Start observing the first batch of a run that was not resumed."""
+        """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
+        if self._observing or self._evidence is not None or not self._done:
+            self._note_targets(batch)
         if self._done or self._observing:
             return
         if trainer.global_step > 0:
@@ -194,6 +208,21 @@ class InitAuditor(Callback):
         self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
 
     @harmless
+    def _note_targets(self, batch: Any) -> None:
+        self._batches_seen.note(batch)
+
+    @harmless
+    def _summary(self, batch: Any) -> tuple[Part | None, ...]:
+        return summary(batch)
+
+    @harmless
+    def _samples(self, trainer: Trainer, known: Samples) -> Samples:
+        """Add to what is known the targets of all batches seen so far."""
+        targets = self._batches_seen.targets(known.target)
+        labels = targets is not None and not targets.is_floating_point()
+        return replace(known, targets=targets, labels=labels)
+
+    @harmless
     def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
         if self._probe is not None:
             self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
@@ -244,7 +273,7 @@ class InitAuditor(Callback):
         if not trainer.strategy.reduce_boolean_decision(later is not None):
             return
         before = {(finding.rule, finding.where) for finding in self.findings if is_alarm(finding)}
-        self._judge(trainer, replace(evidence, later=later))
+        self._judge(trainer, replace(evidence, later=later, samples=self._samples(trainer, evidence.samples) or evidence.samples))
         new = [finding for finding in self.findings if is_alarm(finding) and (finding.rule, finding.where) not in before]
         if trainer.is_global_zero and new and self.report is not None:
             self._tell(self.report)
@@ -291,6 +320,17 @@ class InitAuditor(Callback):
             stepping=optimizer,
             scheduled=bool(trainer.lr_scheduler_configs),
             calls=[] if self._calls is None else self._calls.seen,
+            samples=self._handed_out(trainer, self._probe),
+        )
+
+    def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:
+        limit = trainer.estimated_stepping_batches
+        return Samples(
+            in_order=in_order(trainer.train_dataloader),
+            train=summary(probe.batch),
+            val=self._val,
+            target=target_place(probe),
+            planned=int(limit) if math.isfinite(limit) else None,
         )
 
     @harmless

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
+from lit_training.diagnosis.samples import Samples
 from lit_training.following import last_layers
 from lit_training.probe import Layer, LossCall, Probe, TensorStats
 from lit_training.selection import clean_names
@@ -35,6 +36,7 @@ class Evidence:
         stepping: whether an optimiser was about to step.
         scheduled: whether a schedule changes the learning rate.
         later: what the first few steps showed, `None` before them.
+        samples: what the loaders handed out in the first few batches.
         in_eval: what the called networks do in eval mode.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the forget gates of each LSTM.
@@ -53,6 +55,7 @@ class Evidence:
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
     later: Later | None = None
+    samples: Samples = field(default_factory=Samples)
     stepping: bool = True
     scheduled: bool = False
     in_eval: tuple[InEval, ...] = ()
@@ -78,6 +81,7 @@ def collect(
     stepping: Optimizer | None = None,
     scheduled: bool = False,
     calls: Sequence[Call] = (),
+    samples: Samples | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -93,6 +97,7 @@ def collect(
         stepping: the optimiser that is about to step; `None` if none is.
         scheduled: whether a schedule changes the learning rate.
         calls: of networks, to be tried in eval mode.
+        samples: what the loaders handed out.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -118,6 +123,7 @@ def collect(
         in_eval=tuple(try_in_eval(calls)),
         idle_norms=_idle_norms(probe.module),
         forget_gates=_forget_gates(probe.module),
+        samples=samples or Samples(),
         loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,
         stepping=stepping is not None,
         scheduled=scheduled,

@@ -17,6 +17,13 @@ from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, small_batch_norm
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
+from lit_training.diagnosis.rules.targets import (
+    class_imbalance,
+    data_not_shuffled,
+    labels_broken,
+    train_val_mismatch,
+    unnormalised_target,
+)
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
 
 __all__ = ["MONITORED", "RULES"]
@@ -25,6 +32,10 @@ RULES: tuple[Rule, ...] = (
     bad_data,
     unnormalised_input,
     shape_broadcast,
+    labels_broken,
+    data_not_shuffled,
+    train_val_mismatch,
+    unnormalised_target,
     batch_mixing,
     wrong_loss,
     wrong_last_activation,
@@ -46,6 +57,7 @@ RULES: tuple[Rule, ...] = (
     init_vanishing,
     bad_gain,
     loss_reduction,
+    class_imbalance,
     bias_before_bn,
     small_batch_norm,
     bad_initial_loss,

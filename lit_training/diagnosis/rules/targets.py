@@ -1,0 +1,294 @@
+"""Rules about targets and their order, and about validation data beside training data."""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+from lit_training.probe import LossCall
+
+__all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "train_val_mismatch", "unnormalised_target"]
+
+ENOUGH = 48
+ONE_VALUE = 0.95
+IGNORED = 0.9
+MAJORITY = 0.9
+FEW_CLASSES = 0.45
+SHIFT, STRETCH = 1.0, 3.0
+SORTED = 5.0
+OUT_OF_REACH = 100.0
+_REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
+@rule(
+    explains=[
+        "data_not_shuffled",
+        "class_imbalance",
+        "wrong_loss",
+        "bad_initial_loss",
+        "loss_sign",
+        "loss_diverging",
+        "no_update",
+    ]
+)
+def labels_broken(evidence: Evidence) -> Iterator[Finding]:
+    """The targets cannot be what was meant: all alike, nearly all ignored, or outside of what the loss takes.
+
+    What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et al.
+    2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling, masks of 0
+    and 255, labels -1 and 1.
+
+    How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of BCE.
+
+    Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
+    `ignore_index`; a target of BCE is below 0 or above 1.
+
+    Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels.
+
+    What to do: print `batch[1]` next to the data it belongs to.
+    """
+    for call in evidence.losses:
+        low, high = call.target_range
+        if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6):
+            message = f"The targets of BCE go from {low:.4g} to {high:.4g}; it takes 0 to 1."
+            advice = "Scale them, e.g. masks of 0 and 255 by / 255, labels of -1 and 1 by (y + 1) / 2."
+            yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
+            return
+    targets, samples = evidence.samples.targets, evidence.samples
+    if targets is None or len(targets) < ENOUGH or _classes(evidence) == 1:
+        return
+    value, share = _commonest(targets)
+    if samples.labels and value < 0 and share >= IGNORED and _takes_labels(evidence):
+        message = f"{share:.0%} of the first {len(targets)} labels are {value:g}, which the loss ignores."
+        advice = "See why they were not read or were masked: the network learns from the rest only."
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
+    elif share >= (1.0 if samples.labels or _classes(evidence) else ONE_VALUE) and not samples.in_order:
+        message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
+        advice = "Look at how targets are read: the right column, no cast to integers before scaling."
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
+
+
+@rule(explains=["class_imbalance", "train_val_mismatch", "oscillating_loss", "constant_output", "bad_initial_loss"])
+def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
+    """The samples come sorted by their target.
+
+    What it means: each batch shows one class or one range of the targets, and the network learns and forgets them in turn; with
+    batch norm its statistics are those of one class (Bengio 2012, "Practical recommendations", section 3.1).
+
+    How it is measured: the targets of the first four batches in the order in which they came. Labels: the number of times that
+    the label changes from one sample to the next, against what chance gives (the runs test of Wald and Wolfowitz 1940). Numbers:
+    the correlation of the ranks of neighbours.
+
+    Threshold: 48 or more targets; fewer changes than chance by 5 standard deviations, and less than half of them; a correlation
+    above .9. If all labels are one and the same: a loader that is known to read its data set in order.
+
+    Not an alarm: balanced or stratified batches, which change more often than chance, tokens of a text, one target a sequence of
+    a shuffled set.
+
+    What to do: `DataLoader(..., shuffle=True)`, or shuffle a stream's buffer.
+    """
+    samples, targets = evidence.samples, evidence.samples.targets
+    if targets is None or len(targets) < ENOUGH or samples.in_order is False:
+        return
+    advice = "DataLoader(..., shuffle=True)."
+    if samples.labels or len(torch.unique(targets)) <= 2:
+        changes, expected, deviation = _changes(targets)
+        if expected == 0 and samples.in_order and _classes(evidence) > 1 and float(targets[0]) >= 0:
+            message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
+        elif changes < expected / 2 and changes < expected - SORTED * deviation:
+            order = f"in random order about {expected:.0f} times"
+            message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
+        else:
+            return
+        yield Finding(
+            "data_not_shuffled", "error", "", evidence.step, message, advice, {"changes": changes, "expected": expected}
+        )
+    elif (correlation := _neighbours(targets)) > 0.9:
+        message = f"Neighbouring samples have neighbouring targets: their ranks correlate by {correlation:.2f}, not 0."
+        yield Finding("data_not_shuffled", "error", "", evidence.step, message, advice, {"correlation": correlation})
+
+
+@rule(explains=["constant_output", "dead_relu"])
+def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
+    """A few classes make up nearly all of the samples, and the loss does not make up for it.
+
+    What it means: always naming the common class is nearly as good, so that the rare ones are learned late or never (Buda et al.
+    2018). Accuracy does not show it.
+
+    How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights.
+
+    Threshold: 48 or more labels; one class has 90 % or more, or, with five classes and more, the effective number of classes (the
+    exponential of the labels' entropy) is below .45 of them.
+
+    Not an alarm: `weight=`, `pos_weight=`, other losses such as focal loss, samplers that balance the batches.
+
+    What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
+    """
+    targets, classes = evidence.samples.targets, _classes(evidence)
+    if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
+        return
+    known = targets[targets >= 0] if evidence.samples.labels else targets
+    if len(known) < ENOUGH or len(torch.unique(known)) < 2:
+        return
+    _, share = _commonest(known)
+    counts = torch.unique(known, return_counts=True)[1].double() / len(known)
+    effective = math.exp(-float((counts * counts.log()).sum()))
+    if share >= MAJORITY or (classes >= 5 and effective < FEW_CLASSES * classes and len(known) > 8 * classes):
+        spread = f"they are as diverse as {effective:.1f} of {classes} classes, equally common"
+        message = f"Of the first {len(known)} samples {share:.0%} have one label; {spread}."
+        advice = "weight= (or pos_weight=) in the loss, or a WeightedRandomSampler; judge by balanced accuracy or F1."
+        yield Finding(
+            "class_imbalance", "warning", "", evidence.step, message, advice, {"share": share, "effective": effective}
+        )
+
+
+@rule(
+    explains=[
+        "init_exploding",
+        "exploding_gradient",
+        "nan_loss",
+        "lr_too_high",
+        "lr_too_low",
+        "bad_initial_loss",
+        "loss_diverging",
+        "slow_convergence",
+        "loss_reduction",
+        "dead_relu",
+    ]
+)
+def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
+    """The targets of a regression are so large that the rate fits no part of the network.
+
+    What it means: errors of that size make the first updates of gradient descent larger than the weights, and lie out of reach
+    for optimisers whose steps have the size of the rate.
+
+    How it is measured: the largest target of a squared, absolute or Huber loss against the first outputs, and the first update.
+
+    Threshold: targets above 30 and above 30 times the largest output, and a first update of SGD that exceeds a weight matrix; or,
+    for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to (rate times updates
+    times the width of the last layer).
+
+    Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
+
+    What to do: standardise the targets, and scale predictions back.
+    """
+    for call in evidence.losses:
+        if call.op not in _REGRESSION:
+            continue
+        size = max(map(abs, call.target_range))
+        outputs = max(map(abs, call.prediction_range))
+        if not math.isfinite(size) or size <= 30 * max(outputs, 1.0):
+            continue
+        change = max((f.first_change or 0.0 for f in evidence.parameters.values() if f.kind == "weight"), default=0.0)
+        bounded = call.op != "mse_loss"
+        reach = _reach(evidence, bounded)
+        if change > 1 and not bounded:
+            why = f"the first update is {change:.2g} times a weight"
+        elif size > OUT_OF_REACH * reach:
+            why = f"all planned updates together can move an output by about {reach:.2g}"
+        else:
+            continue
+        low, high = call.target_range
+        message = f"The targets go from {low:.4g} to {high:.4g}, the outputs start within {outputs:.2g}, and {why}."
+        advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+        yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"size": size, "outputs": outputs})
+        return
+
+
+@rule(explains=["train_val_gap", "overfitting"])
+def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
+    """Validation batches have another scale or offset than training batches.
+
+    What it means: one of the two is preprocessed differently, and the validation figures say nothing (Breck et al. 2019, "Data
+    validation for machine learning": training-serving skew).
+
+    How it is measured: mean and std over all elements of each floating-point tensor of the first validation batch (seen in the
+    sanity check before training) and of the first training batch.
+
+    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each.
+
+    Not an alarm: other augmentation, other sizes of pictures.
+
+    What to do: normalise both with the training data's statistics.
+    """
+    samples = evidence.samples
+    if len(samples.train) != len(samples.val):
+        return
+    for place, (ours, theirs) in enumerate(zip(samples.train, samples.val, strict=True)):
+        if ours is None or theirs is None or len(ours.shape) != len(theirs.shape) or min(ours.samples, theirs.samples) < 8:
+            continue
+        if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
+            continue
+        shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
+        if shift > SHIFT or stretch > STRETCH:
+            what = "targets" if place == samples.target else "inputs"
+            message = (
+                f"The {what} have mean {ours.mean:.3g} and std {ours.std:.3g} in training, {theirs.mean:.3g} and {theirs.std:.3g} "
+                "in validation."
+            )
+            advice = "Preprocess both alike, with the training data's statistics."
+            yield Finding(
+                "train_val_mismatch", "error", "", evidence.step, message, advice, {"shift": shift, "stretch": stretch}
+            )
+            return
+
+
+def _takes_labels(evidence: Evidence) -> bool:
+    return any("nll" in call.op for call in evidence.losses)
+
+
+def _classes(evidence: Evidence) -> int:
+    """Return how many classes the loss tells apart, 0 where it is no classification."""
+    for call in evidence.losses:
+        shape = evidence.graph.nodes[call.prediction].shape
+        if "nll" in call.op and len(shape) > 1:
+            return shape[1]
+        if "binary_cross_entropy" in call.op:
+            return 2
+    return 0
+
+
+def _is_weighted(evidence: Evidence) -> bool:
+    """Tell whether a loss got weights besides prediction and target; a weighting after an unreduced loss counts too."""
+    return any(
+        len(evidence.graph.nodes[c.node].parents) > 2 or c.value is None for c in evidence.losses if _is_classification(c)
+    )
+
+
+def _is_classification(call: LossCall) -> bool:
+    return "nll" in call.op or "binary_cross_entropy" in call.op
+
+
+def _commonest(values: Tensor) -> tuple[float, float]:
+    """Return the commonest value and its share."""
+    unique, counts = torch.unique(values, return_counts=True)
+    return float(unique[counts.argmax()]), float(counts.max()) / len(values)
+
+
+def _changes(labels: Tensor) -> tuple[int, float, float]:
+    """Return how often neighbours differ, and mean and standard deviation of that in random order."""
+    n, counts = len(labels), torch.unique(labels, return_counts=True)[1].double()
+    squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
+    variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
+    return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
+
+
+def _neighbours(values: Tensor) -> float:
+    """Return the correlation between the ranks of neighbours."""
+    ranks = values.double().argsort().argsort().double()
+    return float(torch.corrcoef(torch.stack([ranks[1:], ranks[:-1]]))[0, 1])
+
+
+def _reach(evidence: Evidence, bounded: bool) -> float:
+    """Return about how far all planned updates can move an output, infinite where they grow with the error or are not known."""
+    rate = evidence.later.rate if evidence.later is not None else 0.0
+    facts = evidence.parameters.values()
+    if not evidence.samples.planned or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
+        return math.inf
+    heads = [f.shape[1] for layer in evidence.layers[-1:] if (f := evidence.parameters.get(layer.weight)) and len(f.shape) == 2]
+    path = rate * evidence.samples.planned
+    return path * (1 + max(heads, default=1) * (1 + path))

@@ -1,0 +1,118 @@
+"""What the loaders hand out: the targets of the first batches in order, and the first validation batch beside the training's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from lit_training.probe import Probe
+
+__all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
+
+BATCHES = 4
+
+
+@dataclass(frozen=True)
+class Part:
+    """One tensor of a batch: its size without the batch dimension, number of samples, mean and spread over all elements."""
+
+    shape: tuple[int, ...]
+    samples: int
+    mean: float
+    std: float
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the first batches hold.
+
+    Args:
+        targets: one number or label of each sample, in the order in which they came, `None` where the loss takes something else.
+        labels: whether they are integers.
+        in_order: whether the loader reads its data set from first to last; `None` if that is not known.
+        train: of the first training batch, each floating-point tensor; `None` in place of other things.
+        val: of the first validation batch, likewise; empty if there was none before training.
+        target: which of them the loss takes as its target.
+        planned: updates that the whole run will do, `None` without a limit.
+    """
+
+    targets: Tensor | None = None
+    labels: bool = False
+    in_order: bool | None = None
+    train: tuple[Part | None, ...] = ()
+    val: tuple[Part | None, ...] = ()
+    target: int | None = None
+    planned: int | None = None
+
+
+@dataclass
+class FirstBatches:
+    """Keep of the first batches what has one value a sample; nothing waits for the device.
+
+    >>> first = FirstBatches()
+    >>> first.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
+    >>> first.targets(1)
+    tensor([0, 1, 2])
+    """
+
+    columns: list[dict[int, Tensor]] = field(default_factory=list)
+
+    def note(self, batch: Any) -> None:
+        """Take the next batch, unless enough were seen."""
+        if len(self.columns) < BATCHES:
+            leaves = enumerate(tree_leaves(batch))
+            self.columns.append({i: x.detach().flatten().clone() for i, x in leaves if isinstance(x, Tensor) and _one_each(x)})
+
+    def targets(self, place: int | None) -> Tensor | None:
+        """Return the values at a place of all batches, in order, on the host."""
+        found = [column[place].cpu() for column in self.columns if place is not None and place in column]
+        return torch.cat(found) if found and len(found) == len(self.columns) else None
+
+
+def target_place(probe: Probe) -> int | None:
+    """Return which leaf of the batch torch's losses took as their target, `None` if none or several."""
+    tracer, nodes = probe.tracer, probe.graph.nodes
+    read = {node.index: tensor for tensor in tracer.batch if (node := tracer.node(tensor)) is not None}
+    found: set[int] = set()
+    for call in probe.losses:
+        index = call.target
+        while index not in read and len(nodes[index].parents) == 1:
+            index = nodes[index].parents[0]
+        if index in read:
+            found.add(index)
+    if len(found) != 1:
+        return None
+    target = read[found.pop()]
+    return next((i for i, leaf in enumerate(tree_leaves(probe.batch)) if leaf is target), None)
+
+
+@torch.no_grad()
+def summary(batch: Any) -> tuple[Part | None, ...]:
+    """Return mean and spread of each floating-point tensor of a batch."""
+    return tuple(_part(leaf) for leaf in tree_leaves(batch))
+
+
+def in_order(loader: Any) -> bool | None:
+    """Tell whether a loader reads its data set from first to last, `None` if that cannot be told."""
+    sampler = getattr(loader, "sampler", None)
+    sequential = isinstance(sampler, torch.utils.data.SequentialSampler)
+    known = isinstance(sampler, (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler))
+    return sequential if known else None
+
+
+def _one_each(x: Tensor) -> bool:
+    return x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)
+
+
+def _part(leaf: Any) -> Part | None:
+    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
+        return None
+    values = leaf.detach().float()
+    return Part(tuple(leaf.shape[1:]), len(leaf), *_on_host([values.mean(), values.std()]))
+
+
+def _on_host(values: Sequence[Tensor]) -> list[float]:
+    return [float(value) for value in torch.stack(list(values)).cpu()]

@@ -1,0 +1,137 @@
+"""Rules about targets on a run of Lightning: each fault, and what looks like it and is none."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
+
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
+
+RULES = ["labels_broken", "data_not_shuffled", "class_imbalance", "unnormalised_target", "train_val_mismatch"]
+
+
+def found(x: Tensor, y: Tensor, *, loss="cross_entropy", outputs: int = 4, val: tuple[Tensor, Tensor] | None = None, steps: int = 12,
+          lr: float = 0.01, optimizer=None, **loading) -> list[str]:  # fmt: skip
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Linear(x.shape[1], 16), nn.ReLU(), nn.Linear(16, outputs), *([nn.Flatten(0)] if outputs == 1 else [])
+    )
+    watch = Diagnostics(verbose=False, select=RULES)
+    options = {} if optimizer is None else {"optimizer": optimizer}
+    trainer = pl.Trainer(max_steps=steps, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    loading = {"shuffle": True} | loading if "sampler" not in loading else loading
+    val_loader = None if val is None else DataLoader(TensorDataset(*val), 32)
+    module = LitModule(net, loss=loss, lr=lr, metrics=[], **options)
+    trainer.fit(module, DataLoader(TensorDataset(x, y), 32, **loading), val_loader)
+    return [finding.rule for finding in watch.findings if finding.severity != "note"]
+
+
+@pytest.fixture
+def data() -> tuple[Tensor, Tensor]:
+    torch.manual_seed(1)
+    y = torch.randint(4, (512,))
+    return torch.randn(512, 6) + y[:, None], y
+
+
+def test_healthy_labels_are_silent(data) -> None:
+    x, y = data
+    assert found(x, y, val=(x[:64], y[:64])) == []
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_sorted_labels_are_not_shuffled(data, descending: bool) -> None:
+    x, y = data
+    order = y.argsort(descending=descending)
+    assert found(x[order], y[order], shuffle=False) == ["data_not_shuffled"]
+    assert found(x[order], y[order]) == []
+
+
+def test_blocks_of_two_classes_are_not_shuffled_though_no_batch_is_sorted(data) -> None:
+    x, y = data
+    y = (torch.arange(512) // 48) % 4
+    assert found(x, y, shuffle=False) == ["data_not_shuffled"]
+
+
+def test_reading_in_order_is_fine_if_the_order_is_random_or_balanced(data) -> None:
+    x, y = data
+    assert found(x, y, shuffle=False) == []
+    assert found(x, torch.arange(512) % 4, shuffle=False) == []
+
+
+def test_sorted_numbers_are_not_shuffled(data) -> None:
+    x, _ = data
+    y = x[:, 0].sort().values
+    assert found(x, y, loss="mse", outputs=1, shuffle=False) == ["data_not_shuffled"]
+    assert found(x, y, loss="mse", outputs=1) == []
+
+
+def test_labels_that_are_all_alike_are_broken_if_shuffled(data) -> None:
+    x, y = data
+    assert found(x, torch.zeros_like(y)) == ["labels_broken"]
+    assert found(x, torch.zeros_like(y), shuffle=False) == ["data_not_shuffled"]
+
+
+def test_labels_that_the_loss_ignores_are_broken(data) -> None:
+    x, y = data
+    mostly = torch.where(torch.arange(512) % 16 == 0, y, -100)
+    half = torch.where(torch.arange(512) % 2 == 0, y, -100)
+    assert found(x, mostly) == ["labels_broken"]
+    assert found(x, half) == []
+
+
+def test_numbers_that_are_nearly_all_zero_are_broken(data) -> None:
+    x, _ = data
+    y = x[:, 0]
+    assert found(x, (0.2 * y).trunc() * (y > 5), loss="mse", outputs=1) == ["labels_broken"]
+    assert found(x, y.clamp_min(float(y.median())), loss="mse", outputs=1) == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "rules"), [(-1, 1, ["labels_broken"]), (0, 255, ["labels_broken"]), (0, 1, []), (0.1, 0.9, [])]
+)
+def test_bce_takes_0_to_1(data, low: float, high: float, rules: list[str]) -> None:
+    x, y = data
+    target = torch.where(y % 2 == 0, low, high).float()
+    assert found(x, target, loss="binary_cross_entropy", outputs=1) == rules
+
+
+def test_imbalance_is_named_unless_something_makes_up_for_it(data) -> None:
+    x, _ = data
+    y = (torch.rand(512) < 0.05).long()
+    assert found(x, y, outputs=2) == ["class_imbalance"]
+    assert found(x, y, outputs=2, loss=nn.CrossEntropyLoss(weight=torch.tensor([1.0, 19.0]))) == []
+    weights = torch.where(y == 1, 19.0, 1.0)
+    assert found(x, y, outputs=2, sampler=WeightedRandomSampler(weights, 512)) == []
+    assert found(x, (torch.rand(512) < 0.25).long(), outputs=2) == []
+
+
+def test_targets_that_the_rate_does_not_fit_are_named(data) -> None:
+    x, _ = data
+    prices = 250_000 + 80_000 * x[:, 0]
+    assert found(x, prices, loss="mse", outputs=1) == ["unnormalised_target"]
+    assert found(x, prices, loss="mse", outputs=1, optimizer=torch.optim.Adam, lr=1e-3) == ["unnormalised_target"]
+    assert found(x, 20 + 8 * x[:, 0], loss="mse", outputs=1, optimizer=torch.optim.Adam, lr=1e-2, steps=400) == []
+    assert found(x, x[:, 0], loss="mse", outputs=1) == []
+
+
+def test_validation_that_is_scaled_otherwise_is_named(data) -> None:
+    x, y = data
+    assert found(x, y, val=(255 * x[:64], y[:64])) == ["train_val_mismatch"]
+    assert found(x, y, val=(x[:64] + 10, y[:64])) == ["train_val_mismatch"]
+    assert found(x, y, val=(1.3 * x[:64] + 0.3, y[:64])) == []
+
+
+def test_the_first_validation_batch_changes_nothing(data) -> None:
+    x, y = data
+    weights = []
+    for callbacks in ([], [Diagnostics(verbose=False)]):
+        pl.seed_everything(0, verbose=False)
+        module = LitModule(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Dropout(), nn.Linear(8, 4)))
+        trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                             callbacks=callbacks)  # fmt: skip
+        trainer.fit(module, DataLoader(TensorDataset(x, y), 32, shuffle=True), DataLoader(TensorDataset(x, y), 32))
+        weights.append([p.detach().clone() for p in module.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
