@@ -321,16 +321,16 @@ class InitAuditor(Callback):
             scheduled=bool(trainer.lr_scheduler_configs),
             calls=[] if self._calls is None else self._calls.seen,
             samples=self._handed_out(trainer, self._probe),
+            planned=int(limit) if math.isfinite(limit := trainer.estimated_stepping_batches) else None,
+            clip=trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None,
         )
 
     def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:
-        limit = trainer.estimated_stepping_batches
         return Samples(
             in_order=in_order(trainer.train_dataloader),
             train=summary(probe.batch),
             val=self._val,
             target=target_place(probe),
-            planned=int(limit) if math.isfinite(limit) else None,
         )
 
     @harmless

@@ -37,6 +37,9 @@ class Evidence:
         scheduled: whether a schedule changes the learning rate.
         later: what the first few steps showed, `None` before them.
         samples: what the loaders handed out in the first few batches.
+        planned: updates that the whole run will do, `None` without a limit.
+        clip: norm that gradients are clipped to, `None` if they are not.
+        momentum: the largest of the optimisers'.
         in_eval: what the called networks do in eval mode.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the forget gates of each LSTM.
@@ -56,6 +59,9 @@ class Evidence:
     maximizes: bool = False
     later: Later | None = None
     samples: Samples = field(default_factory=Samples)
+    planned: int | None = None
+    clip: float | None = None
+    momentum: float = 0.0
     stepping: bool = True
     scheduled: bool = False
     in_eval: tuple[InEval, ...] = ()
@@ -82,6 +88,8 @@ def collect(
     scheduled: bool = False,
     calls: Sequence[Call] = (),
     samples: Samples | None = None,
+    planned: int | None = None,
+    clip: float | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -98,6 +106,8 @@ def collect(
         scheduled: whether a schedule changes the learning rate.
         calls: of networks, to be tried in eval mode.
         samples: what the loaders handed out.
+        planned: updates that the whole run will do.
+        clip: norm that gradients are clipped to.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -124,6 +134,9 @@ def collect(
         idle_norms=_idle_norms(probe.module),
         forget_gates=_forget_gates(probe.module),
         samples=samples or Samples(),
+        planned=planned,
+        clip=clip,
+        momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
         loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,
         stepping=stepping is not None,
         scheduled=scheduled,

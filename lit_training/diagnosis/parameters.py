@@ -14,6 +14,9 @@ from lit_training.trace import Tracer
 
 __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "parameter_facts", "to_host", "whole"]
 
+_PLAIN = (torch.optim.SGD,)
+_FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax)
+
 
 @dataclass(frozen=True)
 class ParameterFacts:
@@ -24,7 +27,8 @@ class ParameterFacts:
     user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the
     optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first
     dimension) have the same weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if
-    plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`.
+    plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`; `fixed_step` the learning rate if Adam or
+    its like does, whose first step moves each element by it.
     """
 
     name: str
@@ -42,6 +46,7 @@ class ParameterFacts:
     low: float = 0.0
     high: float = 0.0
     descent: float | None = None
+    fixed_step: float | None = None
 
     @property
     def first_change(self) -> float | None:
@@ -84,7 +89,7 @@ def parameter_facts(
     infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
-    descents = _descents(optimizers or ())
+    descents, fixed = _rates(optimizers or (), _PLAIN), _rates(optimizers or (), _FIXED)
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
@@ -112,6 +117,7 @@ def parameter_facts(
             low=low,
             high=high,
             descent=descents.get(id(p)),
+            fixed_step=fixed.get(id(p)),
         )
     return facts
 
@@ -133,10 +139,10 @@ def _held(optimizers: Iterable[Optimizer]) -> set[int]:
     return {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
 
 
-def _descents(optimizers: Iterable[Optimizer]) -> dict[int, float]:
-    """Return the learning rates of plain gradient descent."""
-    plain = [group for o in optimizers if isinstance(o, torch.optim.SGD) for group in o.param_groups]
-    return {id(p): float(group["lr"]) for group in plain for p in group["params"]}
+def _rates(optimizers: Iterable[Optimizer], kinds: tuple[type[Optimizer], ...]) -> dict[int, float]:
+    """Return the learning rates of the parameters that optimisers of these kinds move."""
+    groups = [group for o in optimizers if isinstance(o, kinds) for group in o.param_groups]
+    return {id(p): float(group["lr"]) for group in groups for p in group["params"]}
 
 
 def _norm(tensor: Tensor) -> Tensor:

@@ -17,10 +17,11 @@ BATCHES = 4
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a batch: its size without the batch dimension, number of samples, mean and spread over all elements."""
+    """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements."""
 
     shape: tuple[int, ...]
     samples: int
+    distinct: int
     mean: float
     std: float
 
@@ -36,7 +37,6 @@ class Samples:
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
         val: of the first validation batch, likewise; empty if there was none before training.
         target: which of them the loss takes as its target.
-        planned: updates that the whole run will do, `None` without a limit.
     """
 
     targets: Tensor | None = None
@@ -45,7 +45,6 @@ class Samples:
     train: tuple[Part | None, ...] = ()
     val: tuple[Part | None, ...] = ()
     target: int | None = None
-    planned: int | None = None
 
 
 @dataclass
@@ -111,7 +110,9 @@ def _part(leaf: Any) -> Part | None:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
         return None
     values = leaf.detach().float()
-    return Part(tuple(leaf.shape[1:]), len(leaf), *_on_host([values.mean(), values.std()]))
+    weights = torch.linspace(0.5, 1.5, values[0].numel(), device=values.device)  # a sum that tells samples apart
+    marks = torch.unique((values.flatten(1) if values.ndim > 1 else values[:, None]) @ weights)
+    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host([values.mean(), values.std()]))
 
 
 def _on_host(values: Sequence[Tensor]) -> list[float]:

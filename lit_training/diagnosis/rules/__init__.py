@@ -16,6 +16,7 @@ from lit_training.diagnosis.rules.learning import (
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, small_batch_norm
+from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import (
     class_imbalance,
@@ -57,6 +58,9 @@ RULES: tuple[Rule, ...] = (
     init_vanishing,
     bad_gain,
     loss_reduction,
+    lr_too_high,
+    clip_too_small,
+    lr_too_low,
     class_imbalance,
     bias_before_bn,
     small_batch_norm,

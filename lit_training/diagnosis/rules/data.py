@@ -12,18 +12,21 @@ __all__ = ["bad_data", "unnormalised_input"]
 
 LARGE = 20.0
 OFFSET = 5.0
+ALIKE = 0.2
 
 
 @rule(explains=["nan_loss", "exploding_gradient"])
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
-    """The first batch holds NaN or infinite values, and they reach the loss.
+    """The first batch holds NaN or infinite values that reach the loss, or nearly all of its samples are one and the same.
 
     What it means: one such value makes the loss NaN, and the update then makes every weight NaN. Typical causes: missing
     values read as NaN, the logarithm of zero, a division by a standard deviation of zero.
 
-    How it is measured: every floating-point tensor that entered the step, and the loss.
+    Samples that are all alike come from files that failed to load, or a data set that ignores the index.
 
-    Threshold: a single value, if the loss is not finite.
+    How it is measured: every floating-point tensor that entered the step, and the loss; how many samples of the batch differ.
+
+    Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold.
 
     Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite.
 
@@ -33,6 +36,19 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     if broken and (evidence.loss is None or not math.isfinite(evidence.loss)):
         message = f"{broken} tensor(s) of the first batch hold NaN or infinity, and so the loss is {evidence.loss}."
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
+        return
+    samples = evidence.samples
+    inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
+    known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
+    if (
+        samples.target is not None
+        and inputs
+        and len(known) == len(inputs)
+        and all(p.distinct < ALIKE * p.samples for p in known)
+    ):
+        message = f"Only {max(p.distinct for p in known)} of the {known[0].samples} samples of the first batch differ."
+        advice = "Look at a few inputs: does the data set use the index, did the files load?"
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"distinct": float(known[0].distinct)})
 
 
 @rule(

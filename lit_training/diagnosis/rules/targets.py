@@ -287,8 +287,8 @@ def _reach(evidence: Evidence, bounded: bool) -> float:
     """Return about how far all planned updates can move an output, infinite where they grow with the error or are not known."""
     rate = evidence.later.rate if evidence.later is not None else 0.0
     facts = evidence.parameters.values()
-    if not evidence.samples.planned or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
+    if not evidence.planned or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
         return math.inf
     heads = [f.shape[1] for layer in evidence.layers[-1:] if (f := evidence.parameters.get(layer.weight)) and len(f.shape) == 2]
-    path = rate * evidence.samples.planned
+    path = rate * evidence.planned
     return path * (1 + max(heads, default=1) * (1 + path))

@@ -89,14 +89,27 @@ def test_numbers_that_are_nearly_all_zero_are_broken(data) -> None:
     assert found(x, y.clamp_min(float(y.median())), loss="mse", outputs=1) == []
 
 
-BROKEN = ["labels_broken"]
+class Plain(pl.LightningModule):
+    """A module that is not ours, which refuses nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.binary_cross_entropy_with_logits(self.layers(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.01)
 
 
-@pytest.mark.parametrize(("low", "high", "rules"), [(-1, 1, BROKEN), (0, 255, BROKEN), (0, 1, []), (0.1, 0.9, [])])
-def test_bce_takes_0_to_1(data, low: float, high: float, rules: list[str]) -> None:
+@pytest.mark.parametrize(("low", "high", "broken"), [(-1, 1, True), (0, 255, True), (0, 1, False), (0.1, 0.9, False)])
+def test_bce_takes_0_to_1(data, low: float, high: float, broken: bool) -> None:
     x, y = data
-    target = torch.where(y % 2 == 0, low, high).float()
-    assert found(x, target, loss=nn.BCEWithLogitsLoss(), outputs=1) == rules
+    watch = Diagnostics(verbose=False, select=["labels_broken"])
+    loader = DataLoader(TensorDataset(x, torch.where(y % 2 == 0, low, high).float()), 32)
+    pl.Trainer(max_steps=6, barebones=True, accelerator="cpu", callbacks=[watch]).fit(Plain(), loader)
+    assert [finding.rule for finding in watch.findings] == ["labels_broken"] * broken
 
 
 def test_imbalance_is_named_unless_something_makes_up_for_it(data) -> None:

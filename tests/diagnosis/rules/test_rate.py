@@ -1,0 +1,84 @@
+"""Rules about the first update: rates and clipping that are far off, and the ones that people use."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training import LitModule, audit
+from lit_training.callbacks import Diagnostics
+
+RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
+
+
+def found(lr: float, optimizer=torch.optim.SGD, *, steps: int = 200, dropout: float = 0.0, x=None, **options) -> list[str]:
+    torch.manual_seed(0)
+    inputs = torch.randn(256, 8) if x is None else x
+    labels = (torch.randn(256, 8).sum(1) > 0).long()
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    watch = Diagnostics(verbose=False, select=RULES)
+
+    class Stops(LitModule):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = self.global_step > 5
+
+    trainer = pl.Trainer(max_steps=steps, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch], **options)  # fmt: skip
+    trainer.fit(Stops(net, lr=lr, optimizer=optimizer, metrics=[]), DataLoader(TensorDataset(inputs, labels), 32, shuffle=True))
+    return [finding.rule for finding in watch.findings if finding.severity != "note"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "lr"),
+    [
+        (torch.optim.SGD, 0.5),
+        (torch.optim.SGD, 1e-3),
+        (torch.optim.Adam, 3e-2),
+        (torch.optim.Adam, 1e-4),
+        (torch.optim.RMSprop, 1e-3),
+    ],
+)
+def test_rates_that_people_use_are_silent(optimizer, lr: float) -> None:
+    assert found(lr, optimizer) == []
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 300.0), (torch.optim.Adam, 1.0), (torch.optim.AdamW, 0.6)])
+def test_an_update_larger_than_the_weights_is_too_high(optimizer, lr: float) -> None:
+    assert found(lr, optimizer) == ["lr_too_high"]
+    assert found(lr, optimizer, gradient_clip_val=1e-4) == ([] if optimizer is torch.optim.SGD else ["lr_too_high"])
+
+
+@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 1e-6), (torch.optim.Adam, 1e-7)])
+def test_a_run_that_cannot_move_the_weights_is_too_low(optimizer, lr: float) -> None:
+    assert found(lr, optimizer) == ["lr_too_low"]
+    assert found(lr, optimizer, steps=50) == []  # too short to be judged
+
+
+@pytest.mark.parametrize(
+    "options", [{"gradient_clip_val": 1e-5}, {"gradient_clip_val": 1e-7, "gradient_clip_algorithm": "value"}]
+)
+def test_clipping_that_leaves_nothing_is_named(options) -> None:
+    assert found(0.05, **options) == ["clip_too_small"]
+    assert found(1e-3, torch.optim.Adam, **options) == []
+
+
+def test_common_clipping_is_silent() -> None:
+    assert found(0.1, gradient_clip_val=1.0) == []
+
+
+@pytest.mark.parametrize(("p", "rules"), [(0.5, []), (0.8, []), (0.9, ["dropout_too_high"])])
+def test_dropout(p: float, rules: list[str]) -> None:
+    assert found(0.05, dropout=p) == rules
+
+
+def test_samples_that_are_all_alike_are_bad_data() -> None:
+    assert found(0.05, x=torch.ones(256, 8)) == ["bad_data"]
+    assert found(0.05, x=torch.randn(16, 8).repeat(16, 1)) == []
+
+
+def test_audit_knows_no_plan_but_sees_the_rate() -> None:
+    net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+    batch = torch.randn(32, 4), torch.randint(3, (32,))
+    optimizer = torch.optim.Adam(net.parameters(), lr=2.0)
+    assert [f.rule for f in audit(net, batch, nn.functional.cross_entropy, optimizer=optimizer).alarms] == ["lr_too_high"]
