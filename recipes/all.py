@@ -13,6 +13,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 HERE = Path(__file__).parent
 NAMES = {
     "init_depth": "Which initialisation trains deep networks of rectifiers?",
@@ -70,7 +72,9 @@ def main() -> None:
     figures = gallery / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        (figures / f"{name}.png").write_bytes((out / name / f"{name}.png").read_bytes())
+        Image.open(out / name / f"{name}.png").convert("RGB").quantize(32, dither=Image.Dither.NONE).save(
+            figures / f"{name}.png", optimize=True
+        )
     parts = [section(name, out, f"figures/{name}.png", seconds[name]) for name in args.only]
     (gallery / "README.md").write_text("\n".join([INTRO, *parts]))
     print(f"gallery: {gallery / 'README.md'}; all in {sum(seconds.values()) / 60:.1f} minutes")

@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     steps = 500 if args.smoke else 20000 if args.full else 1200
     kinds = ("spiral",) if args.smoke else ("spiral", "circle", "random")
     seeds = range(args.seed, args.seed + (1 if args.smoke else args.seeds))
-    figure, axes = plt.subplots(len(kinds), len(ARMS), figsize=(2 * len(ARMS), 2.3 * len(kinds)), squeeze=False)
+    figure, axes = plt.subplots(
+        len(kinds), len(ARMS), figsize=(2 * len(ARMS), 2.3 * len(kinds)), squeeze=False, layout="constrained"
+    )
     colours, rows = ListedColormap(["#9ecae1", "#fdc086"]), []
     for kind, arm, seed in track([(k, a, s) for k in kinds for a in ARMS for s in seeds], "training"):
         x, y = points(kind, seed)
@@ -102,7 +104,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     for panel in axes[:, 1:].flat:
         panel.set_ylabel("")
     figure.suptitle("decision boundaries of a 2-32-32-2 tanh network; |W|: norm of all weights")
-    figure.tight_layout()
 
     def of(arm: str, key: str, kind: str = "spiral") -> list[float]:
         return [row[key] for row in rows if row["arm"] == arm and row["data"] == kind]

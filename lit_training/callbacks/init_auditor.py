@@ -311,6 +311,7 @@ class InitAuditor(Callback):
             raise self._probe.tracer.failure
         self._attached.close()
         accumulated = trainer.accumulate_grad_batches
+        by_value = trainer.gradient_clip_algorithm == "value"
         return collect(
             self._probe,
             optimizers=trainer.optimizers,
@@ -322,7 +323,8 @@ class InitAuditor(Callback):
             calls=[] if self._calls is None else self._calls.seen,
             samples=self._handed_out(trainer, self._probe),
             planned=int(limit) if math.isfinite(limit := trainer.estimated_stepping_batches) else None,
-            clip=trainer.gradient_clip_val if trainer.gradient_clip_algorithm in (None, "norm") else None,
+            clip=None if by_value else trainer.gradient_clip_val,
+            clip_value=trainer.gradient_clip_val if by_value else None,
         )
 
     def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:

@@ -38,11 +38,12 @@ class Evidence:
         later: what the first few steps showed, `None` before them.
         samples: what the loaders handed out in the first few batches.
         planned: updates that the whole run will do, `None` without a limit.
-        clip: norm that gradients are clipped to, `None` if they are not.
+        clip: norm that gradients are clipped to, `None` if they are not; `clip_value` likewise each element.
         momentum: the largest of the optimisers'.
         in_eval: what the called networks do in eval mode.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the forget gates of each LSTM.
+        dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
         batch_size: number of samples in the joint batch.
         step: optimiser steps done before.
@@ -61,12 +62,14 @@ class Evidence:
     samples: Samples = field(default_factory=Samples)
     planned: int | None = None
     clip: float | None = None
+    clip_value: float | None = None
     momentum: float = 0.0
     stepping: bool = True
     scheduled: bool = False
     in_eval: tuple[InEval, ...] = ()
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
+    dropouts: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     batch_size: int = 0
     step: int = 0
@@ -90,6 +93,7 @@ def collect(
     samples: Samples | None = None,
     planned: int | None = None,
     clip: float | None = None,
+    clip_value: float | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -108,6 +112,7 @@ def collect(
         samples: what the loaders handed out.
         planned: updates that the whole run will do.
         clip: norm that gradients are clipped to.
+        clip_value: what each of their elements is clipped to.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -136,6 +141,8 @@ def collect(
         samples=samples or Samples(),
         planned=planned,
         clip=clip,
+        clip_value=clip_value,
+        dropouts=_dropouts(probe.module),
         momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
         loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,
         stepping=stepping is not None,
@@ -171,3 +178,9 @@ def _forget_gates(module: nn.Module) -> dict[str, float]:
             means = [float((b + other)[size : 2 * size].mean()) for b, other in pairs if other is not None]
             gates[name] = min(means, default=0.0)
     return gates
+
+
+def _dropouts(module: nn.Module) -> dict[str, float]:
+    """Return the probability to drop of each dropout layer in train mode."""
+    kind = nn.modules.dropout._DropoutNd
+    return {name: float(part.p) for name, part in clean_names(module) if isinstance(part, kind) and part.training}

@@ -4,7 +4,7 @@ from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
 from lit_training.diagnosis.rules.divergence import nan_loss, pretrained_lr_too_high, ranks_diverged
-from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval
+from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
 from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import (
     detached_subgraph,
@@ -58,6 +58,7 @@ RULES: tuple[Rule, ...] = (
     init_vanishing,
     bad_gain,
     loss_reduction,
+    dropout_too_high,
     lr_too_high,
     clip_too_small,
     lr_too_low,

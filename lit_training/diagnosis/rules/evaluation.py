@@ -6,9 +6,11 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 
-__all__ = ["batch_mixing", "dropout_active_in_eval"]
+__all__ = ["batch_mixing", "dropout_active_in_eval", "dropout_too_high"]
 
 MIXED = 1e-3
+
+MOST_DROPPED = 0.8
 
 
 @rule(explains=["slow_convergence", "constant_output", "train_val_gap", "bad_initial_loss"])
@@ -66,3 +68,27 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
             advice = "Write F.dropout(x, p, training=self.training), or make an nn.Dropout in __init__."
             yield Finding("dropout_active_in_eval", "warning", result.name, evidence.step, message, advice)
             return
+
+
+@rule(explains=["slow_convergence"])
+def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
+    """A dropout layer drops more than four fifths of its units.
+
+    What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the probability to
+    keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
+
+    How it is measured: `p` of the dropout layers that are in train mode.
+
+    Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and .2 for
+    inputs, and a sharp loss above .8.
+
+    Not an alarm: masked pre-training that masks by other means, `DropPath`.
+
+    What to do: `p=1 - keep`, .5 for hidden units, .2 for inputs at most.
+    """
+    high = {name: p for name, p in evidence.dropouts.items() if p > MOST_DROPPED}
+    if high:
+        name = max(high, key=lambda key: high[key])
+        message = f"It drops {high[name]:.0%} of its units, not .2 to .5 of them."
+        advice = f"nn.Dropout({1 - high[name]:.2g}) if {high[name]:.2g} was meant as the part to keep; .5 at most."
+        yield Finding("dropout_too_high", "error", name, evidence.step, message, advice, {"p": high[name]})

@@ -15,6 +15,7 @@ OVERWRITES = 1.0
 OVERWRITES_ADAPTIVE = 2.0
 LONG_RUN = 100
 STANDS_STILL = 1e-2
+GUESSING = (0.8, 3.0)
 
 
 @rule(explains=["loss_diverging", "nan_loss", "oscillating_loss", "exploding_gradient", "dead_relu", "saturation"])
@@ -88,12 +89,11 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
     before, after = _travel(evidence, clipped=False), _travel(evidence, clipped=True)
     if before is not None and after is not None and after < STANDS_STILL <= before:
         norm = _gradient_norm(evidence)
-        message = f"The gradient's norm is {norm:.2g} and is clipped to {evidence.clip:.2g}, so that {evidence.planned} updates move no "
-        message += f"weight by more than {after:.1g} of its size."
-        advice = f"Trainer(gradient_clip_val={_round(norm)}) or so."
-        yield Finding(
-            "clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": evidence.clip or 0.0}
-        )
+        clip = evidence.clip if evidence.clip is not None else evidence.clip_value
+        move = f"{evidence.planned} updates move no weight by more than {after:.1g} of its size"
+        message = f"The gradient, of norm {norm:.2g}, is clipped to {clip:.2g}, so that {move}."
+        advice = f'Trainer(gradient_clip_val={_round(norm)}, gradient_clip_algorithm="norm") or so.'
+        yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip or 0.0})
 
 
 def _moved(evidence: Evidence) -> list[ParameterFacts]:
@@ -110,17 +110,21 @@ def _change(evidence: Evidence, name: str, *, clipped: bool = True) -> float | N
     if facts.fixed_step is not None:
         return facts.fixed_step * math.sqrt(math.prod(facts.shape)) / facts.norm
     change = facts.first_change
-    return None if change is None else change * (_kept(evidence) if clipped else 1.0)
+    return None if change is None else change * (_kept(evidence, facts) if clipped else 1.0)
 
 
 def _gradient_norm(evidence: Evidence) -> float:
     return math.sqrt(sum(f.gradient**2 for f in evidence.parameters.values() if f.gradient is not None))
 
 
-def _kept(evidence: Evidence) -> float:
-    """Return which part of the gradient clipping leaves."""
+def _kept(evidence: Evidence, facts: ParameterFacts) -> float:
+    """Return which part of a weight's gradient clipping leaves, by its norm over all weights or by value."""
     norm = _gradient_norm(evidence)
-    return min(1.0, evidence.clip / norm) if evidence.clip is not None and norm > 0 else 1.0
+    if evidence.clip is not None and norm > 0:
+        return min(1.0, evidence.clip / norm)
+    if evidence.clip_value is not None and facts.gradient:
+        return min(1.0, evidence.clip_value * math.sqrt(math.prod(facts.shape)) / facts.gradient)
+    return 1.0
 
 
 def _travel(evidence: Evidence, *, clipped: bool) -> float | None:
