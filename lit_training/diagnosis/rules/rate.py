@@ -32,14 +32,14 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     begin with a tenth.
 
     Not an alarm: warm-up, whose first rate counts; weights that start at zero; targets or initialisation that make the gradient
-    large (unnormalised_target, init_exploding).
+    large (unnormalised_target, init_exploding); a single layer, which loses nothing when its first weights are overwritten.
 
     What to do: lower `lr` until the ratio is below .1, or warm up.
     """
     changes = [
         (change, f.name, f.descent is None) for f in _moved(evidence) if (change := _change(evidence, f.name)) is not None
     ]
-    if not changes:
+    if len(changes) < 2:
         return
     typical = median(change for change, *_ in changes)
     limit = OVERWRITES_ADAPTIVE if all(adaptive for *_, adaptive in changes) else OVERWRITES
