@@ -42,7 +42,8 @@ def section(name: str, out: Path, figure: str, seconds: float) -> str:
     """Return a recipe's part of the gallery."""
     with (out / name / f"{name}.claims.csv").open() as file:
         claims = list(csv.DictReader(file))
-    rows = [f"| {c['claim']} | {c['measured']} | {'yes' if c['holds'] == 'True' else '**no**'} |" for c in claims]
+    cells = [[c["claim"], c["measured"], "yes" if c["holds"] == "True" else "**no**"] for c in claims]
+    rows = ["| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in cells]
     table = ["| the lecture's claim | measured | holds here |", "|---|---|---|", *rows]
     head = [
         f"## {NAMES[name]}",

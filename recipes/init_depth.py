@@ -47,7 +47,7 @@ def signals(data: Images, depth: int, scheme: str, seed: int) -> tuple[list[floa
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "init_depth").parse_args(argv)
     data = images(args).standardised()
-    steps, lr = (150, 0.01) if args.smoke else (20000, 0.003) if args.full else (600, 0.003)
+    steps, lr = (150, 0.01) if args.smoke else (20000, 0.003) if args.full else (800, 0.003)
     seeds = range(args.seed, args.seed + (1 if args.smoke else args.seeds))
     depths = (30,) if args.smoke else (22, 30)
     arms = [(depth, scheme, seed) for depth in depths for scheme in ("he", "glorot") for seed in seeds]

@@ -136,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     for place, (_, key, values) in enumerate(bars):
         side.bar(place, np.mean(values), color=COLOURS[place // 2], hatch="//" if key == "ten_crops" else None)
         side.text(place, np.mean(values), shown(values), ha="center", va="bottom", fontsize=8)
-    labels = [f"trained on {arm},\n{TESTED[key]} at test" for arm, key, _ in bars]
+    labels = [f"trained on\n{arm},\n{TESTED[key]}\nat test" for arm, key, _ in bars]
     side.set(xticks=range(len(bars)), xticklabels=labels, ylabel="test accuracy", title="a conv net on 2000 training pictures")
-    side.tick_params(axis="x", labelsize=7)
+    side.tick_params(axis="x", labelsize=8)
     side.set_ylim(max(0.0, min([min(values) for *_, values in bars], default=0.0) - 0.05), None)
     figure.tight_layout()
 
