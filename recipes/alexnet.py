@@ -6,16 +6,15 @@ python recipes/alexnet.py --smoke    # narrow, on digits, seconds
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
-from common import COLOURS, Claim, arguments, band, finish, images, quiet, shown, train
+from common import COLOURS, Claim, arguments, band, finish, images, quiet, seeds_of, shown, started, train
 from rich.progress import track
 from torch import Tensor, nn
-
-from lit_training import initialize_
 
 SPLIT = ("conv1", "conv2", "conv4", "conv5")  # here each tower has kernels of its own; conv3 and the head read both
 CAFFE = {"conv1": "conv1", "conv2": "conv2", "conv3": "conv3", "conv4": "conv4", "conv5": "conv5", "fc6": "head.2", "fc7": "head.5",
@@ -108,65 +107,60 @@ def step(net: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor
     return out.detach(), {name: p.grad.clone() for name, p in net.named_parameters()}, seconds
 
 
+def compare(width: float) -> tuple[dict[str, Any], dict[str, float], dict[str, int]]:
+    """Return how far the two forms are apart, and the seconds and weights of each."""
+    net, x, y = AlexNet(2, width=width), torch.randn(4, 3, 227, 227), torch.arange(4)
+    towers, back = Towers(net), from_caffe(to_caffe(net), width=width)
+    nets = {"towers": towers, "groups = 2": net, "groups = 1": AlexNet(1, width=width)}
+    seconds = {name: min(step(n, x, y)[2] for _ in range(3)) for name, n in nets.items()}
+    with torch.backends.mkldnn.flags(enabled=False):  # its kernels for groups sum in another order than those without
+        (same, own, _), (out, grads, _), (again, _, _) = (step(n, x, y) for n in (towers, net, back))
+    apart = float((out - same).abs().max() / out.abs().max())
+    off = max(float((grads[n] - g).abs().max() / grads[n].abs().max()) for n, g in towers.grouped(own).items())
+    joined = towers.grouped(dict(towers.state_dict()))
+    converted = torch.equal(again, out) and all(torch.equal(a, joined[n]) for n, a in net.state_dict().items())
+    counts = {name: sum(p.numel() for p in n.parameters()) for name, n in nets.items()}
+    return {"outputs_apart": apart, "gradients_apart": off, "converted": converted}, seconds, counts
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "alexnet", seeds=3).parse_args(argv)
     quiet(threads=2)
     data = images(args).standardised()
     torch.manual_seed(args.seed)
-    size = {"channels": 3, "width": 0.125 if args.smoke else 1.0}
-    net, x, y = AlexNet(2, **size), torch.randn(4, 3, 227, 227), torch.arange(4)
-    towers, back, whole = Towers(net), from_caffe(to_caffe(net), **size), AlexNet(1, **size)
-    nets = {"towers": towers, "groups = 2": net, "groups = 1": whole, "from Caffe": back}
-    seconds = {name: min(step(n, x, y)[2] for _ in range(3)) for name, n in nets.items()}
-    with torch.backends.mkldnn.flags(enabled=False):  # its kernels for groups sum in another order than those without
-        results = {name: step(nets[name], x, y) for name in ("towers", "groups = 2", "from Caffe")}
-    (out, grads, _), (same, own, _) = results["groups = 2"], results["towers"]
-    apart = float((out - same).abs().max() / out.abs().max())
-    off = max(float((grads[n] - g).abs().max() / grads[n].abs().max()) for n, g in towers.grouped(own).items())
-    returned = all(torch.equal(a, towers.grouped(dict(towers.state_dict()))[n]) for n, a in net.state_dict().items())
-    returned = returned and torch.equal(results["from Caffe"][0], out)
-    counts = {name: sum(p.numel() for p in n.parameters()) for name, n in nets.items()}
-
+    width = 0.125 if args.smoke else 1.0
+    equal, seconds, counts = compare(width)
     steps = 40 if args.smoke else 20000 if args.full else 250
     small = {"channels": 1, "classes": 10, "width": 0.25, "small": True}
     runs = {}
-    arms = [(g, s) for g in (2, 1) for s in range(args.seed, args.seed + (1 if args.smoke else args.seeds))]
-    for groups, seed in track(arms, "training"):
-        torch.manual_seed(seed)
-        arm = AlexNet(groups, **small)
-        initialize_(arm, "he", generator=torch.Generator().manual_seed(seed))
-        runs[groups, seed] = train(arm, data, steps=steps, seed=seed, lr=0.02, batch=64, threads=2)
+    for groups, seed in track([(g, s) for g in (2, 1) for s in seeds_of(args)], "training"):
+        net = started(AlexNet(groups, **small), seed)
+        runs[groups, seed] = train(net, data, steps=steps, seed=seed, lr=0.02, batch=64, threads=2)
     hits = {g: [run.accuracy for (groups, _), run in runs.items() if groups == g] for g in (2, 1)}
 
     figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4))
-    for colour, groups in zip(COLOURS, (2, 1), strict=False):
-        curves = [run.losses for (g, _), run in runs.items() if g == groups]
-        band(left, curves, colour, f"groups = {groups}: test accuracy {shown(hits[groups])}")
+    for colour, g in zip(COLOURS, hits, strict=False):
+        curves = [run.losses for (groups, _), run in runs.items() if groups == g]
+        band(left, curves, colour, f"groups = {g}: test accuracy {shown(hits[g])}")
     left.set(xlabel="update", ylabel="training loss (nats)", title="small AlexNet on real pictures, mean and range")
     left.legend()
-    names = ["towers", "groups = 2", "groups = 1"]
-    right.bar(names, [1000 * seconds[name] for name in names], color=COLOURS)
-    for place, name in enumerate(names):
+    right.bar(list(seconds), [1000 * value for value in seconds.values()], color=COLOURS)
+    for place, name in enumerate(seconds):
         right.text(place, 1000 * seconds[name], f"{counts[name] / 1e6:.1f} M weights", ha="center", va="bottom")
-    right.set(ylabel="forward and backward of 4 pictures (ms)", title=f"AlexNet at width {size['width']:g}")
+    right.set(ylabel="forward and backward of 4 pictures (ms)", title=f"AlexNet at width {width:g}")
     figure.tight_layout()
-    same_for_all = {"outputs_apart": apart, "gradients_apart": off, "converted": returned}
-    rows = [
-        {"groups": g, "seed": s, "accuracy": r.accuracy, "seconds": r.seconds, "finding": r.finding, **same_for_all}
-        for (g, s), r in runs.items()
-    ]
-    few, many = counts["groups = 2"], counts["groups = 1"]
-    saved = (
-        f"{few / 1e6:.1f} of {many / 1e6:.1f} M weights; small form: accuracy {shown(hits[2])} with, {shown(hits[1])} without"
-    )
-    cheap = few < many and np.mean(hits[2]) > np.mean(hits[1]) - 0.02
-    equal = f"relative difference of outputs {apart:.1g}, of gradients {off:.1g}"
-    claims = [
-        Claim("two towers are one network with groups = 2", equal, apart == 0.0 and off < 1e-6),
-        Claim("weights convert both ways, also in Caffe's layout", "equal to the bit" if returned else "they differ", returned),
-        Claim("groups save weights and cost little accuracy (less than .02)", saved, bool(cheap)),
-    ]
-    finish(args, "alexnet", figure, rows, claims)
+    rows = [{"groups": g, "seed": s, "accuracy": r.accuracy, "seconds": r.seconds, "finding": r.finding, **equal}
+            for (g, s), r in runs.items()]  # fmt: skip
+    few, many, apart, off = counts["groups = 2"], counts["groups = 1"], equal["outputs_apart"], equal["gradients_apart"]
+    finish(args, "alexnet", figure, rows, [
+        Claim("two towers are one network with groups = 2",
+              f"relative difference of outputs {apart:.1g}, of gradients {off:.1g}", apart == 0.0 and off < 1e-6),
+        Claim("weights convert both ways, also in Caffe's layout",
+              "equal to the bit" if equal["converted"] else "they differ", equal["converted"]),
+        Claim("groups save weights and cost little accuracy (less than .02)",
+              f"{few / 1e6:.1f} of {many / 1e6:.1f} M weights; small form: accuracy {shown(hits[2])} with, "
+              f"{shown(hits[1])} without", bool(few < many and np.mean(hits[2]) > np.mean(hits[1]) - 0.02)),
+    ])  # fmt: skip
 
 
 if __name__ == "__main__":

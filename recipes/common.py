@@ -21,7 +21,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_training import LitModule
+from lit_training import LitModule, initialize_
 from lit_training.callbacks import Diagnostics
 
 matplotlib.use("Agg")
@@ -77,6 +77,11 @@ def arguments(doc: str | None, name: str, seeds: int = 5) -> argparse.ArgumentPa
     return parser
 
 
+def seeds_of(args: argparse.Namespace, smoke: int = 1) -> range:
+    """Return the seeds of a run: all that were asked for, with `--smoke` no more than `smoke`."""
+    return range(args.seed, args.seed + (min(args.seeds, smoke) if args.smoke else args.seeds))
+
+
 def images(args: argparse.Namespace) -> Images:
     """Return Fashion-MNIST (60000 and 10000 pictures of 28 x 28), or with `--smoke` the digits (1400 and 397 of 8 x 8)."""
     if not args.smoke:
@@ -116,6 +121,18 @@ def _idx(path: Path) -> Tensor:
     raw = gzip.decompress(path.read_bytes())
     sizes = np.frombuffer(raw, ">i4", raw[3], offset=4)
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(sizes).copy())
+
+
+def started(net: nn.Module, seed: int) -> nn.Module:
+    """Give a network He's weights, drawn by a generator of their own."""
+    initialize_(net, "he", generator=torch.Generator().manual_seed(seed))
+    return net
+
+
+def mlp(inputs: int, seed: int) -> nn.Module:
+    """Return two hidden layers of 128 rectifiers."""
+    layers = nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
+    return started(nn.Sequential(nn.Flatten(), *layers), seed)
 
 
 class Batches(IterableDataset):

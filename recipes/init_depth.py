@@ -11,7 +11,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import COLOURS, Claim, Images, arguments, band, finish, images, shown, train
+from common import COLOURS, Claim, Images, arguments, band, finish, images, seeds_of, shown, train
 from rich.progress import track
 from torch import nn
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "init_depth").parse_args(argv)
     data = images(args).standardised()
     steps, lr = (150, 0.01) if args.smoke else (20000, 0.003) if args.full else (800, 0.003)
-    seeds = range(args.seed, args.seed + (1 if args.smoke else args.seeds))
+    seeds = seeds_of(args)
     depths = (30,) if args.smoke else (22, 30)
     arms = [(depth, scheme, seed) for depth in depths for scheme in ("he", "glorot") for seed in seeds]
     others = ("default",) if args.smoke else tuple(s for s in SCHEMES if s not in ("he", "glorot"))

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import COLOURS, Claim, Images, arguments, band, finish, images, quiet, shown, train
+from common import COLOURS, Claim, Images, arguments, band, finish, images, mlp, quiet, seeds_of, shown, started, train
 from rich.progress import track
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from lit_training import LitModule, initialize_
+from lit_training import LitModule
 
+Views = Callable[[Tensor], Tensor]
 TESTED = {"accuracy": "centre crop", "ten_crops": "ten crops"}
 RATES = (0.03, 0.003, 3e-4, 3e-5)
 SCALES = ("raw", "mean subtracted", "standardised", "PCA-whitened")
@@ -36,40 +37,27 @@ def scaled(data: Images, how: str) -> Images:
     return Images(train_x, data.train_labels, test_x, data.test_labels)
 
 
-def mlp(inputs: int, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    net = nn.Sequential(nn.Flatten(), nn.Linear(inputs, 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10))
-    initialize_(net, "he", generator=torch.Generator().manual_seed(seed))
-    return net
-
-
 def convnet(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
     net = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
         nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(288, 10),
     )  # fmt: skip
-    initialize_(net, "he", generator=torch.Generator().manual_seed(seed))
-    return net
+    return started(net, seed)
 
 
-def crops(size: int) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]] | None:
+def crops(size: int) -> tuple[Views, Views, Views] | None:
     """Return random crops with flips, the centre crop and ten crops of a batch; `None` without torchvision."""
     try:
         from torchvision.transforms import v2
     except ImportError:
         print("crops and flips are left out: they need torchvision, pip install 'lit-training[vision]'")
         return None
-    draw = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()])
-    return (
-        lambda x: torch.stack([draw(picture) for picture in x]),
-        v2.CenterCrop(size),
-        lambda x: torch.stack(v2.TenCrop(size)(x)),
-    )
+    draw, ten = v2.Compose([v2.RandomCrop(size), v2.RandomHorizontalFlip()]), v2.TenCrop(size)
+    return lambda x: torch.stack([draw(one) for one in x]), v2.CenterCrop(size), lambda x: torch.stack(ten(x))
 
 
 @torch.no_grad()
-def right(module: nn.Module, data: Images, views: Callable[[Tensor], Tensor]) -> float:
+def right(module: nn.Module, data: Images, views: Views) -> float:
     """Return the accuracy of the mean prediction over views `[views, N, 1, H, W]` of each test picture."""
     module.eval()
     hits = [(torch.stack([module(v).softmax(1) for v in views(x)]).mean(0).argmax(1) == y).float()
@@ -106,66 +94,56 @@ def best_rate(data: Images, steps: int, seed: int) -> float:
     return min(RATES, key=reached)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = arguments(__doc__, "preprocessing").parse_args(argv)
-    quiet()
-    data = images(args)
-    steps = 150 if args.smoke else 20000 if args.full else 500
-    seeds = range(args.seed, args.seed + (1 if args.smoke else args.seeds))
-    ready = {how: scaled(data, how) for how in SCALES}
-    rates = {how: best_rate(ready[how], steps // 2, args.seed + 100) for how in track(SCALES, "rates")}
-    runs = {
-        (how, seed): train(mlp(ready[how].train[0].numel(), seed), ready[how], steps=steps, seed=seed, lr=rates[how])
-        for how, seed in track([(h, s) for h in SCALES for s in seeds], "scales")
-    }
-    hits = {how: [runs[how, seed].accuracy for seed in seeds] for how in SCALES}
-    rows = [{"arm": how, "seed": seed, "accuracy": run.accuracy, "finding": run.finding} for (how, seed), run in runs.items()]
-    views = augmented(data.standardised(), seeds, 60 if args.smoke else 800)
-
-    def of(arm: str, key: str) -> list[float]:
-        return [float(row[key]) for row in views if row["arm"] == arm]
-
+def draw(curves: dict[str, list[np.ndarray]], labels: dict[str, str], bars: dict[str, list[float]]) -> plt.Figure:
     figure, (left, side) = plt.subplots(1, 2, figsize=(11, 4.2))
     for colour, how in zip(COLOURS, SCALES, strict=False):
-        label = f"{how}, rate {rates[how]:g}: {shown(hits[how])}; audit: {runs[how, args.seed].finding}"
-        band(left, [runs[how, seed].losses.clip(max=10) for seed in seeds], colour, label)
+        band(left, [losses.clip(max=10) for losses in curves[how]], colour, labels[how])
     left.set(xlabel="update", ylabel="training loss (nats), cut at 10", yscale="log")
     left.set_title("an MLP, each at its best rate: test accuracy, mean and range", fontsize=10)
     left.legend(fontsize=7)
-    bars = [(arm, key, of(arm, key)) for arm in ("centre crop", "random crops") for key in TESTED if views]
-    for place, (_, key, values) in enumerate(bars):
-        side.bar(place, np.mean(values), color=COLOURS[place // 2], hatch="//" if key == "ten_crops" else None)
+    for place, values in enumerate(bars.values()):
+        side.bar(place, np.mean(values), color=COLOURS[place // 2], hatch="//" if place % 2 else None)
         side.text(place, np.mean(values), shown(values), ha="center", va="bottom", fontsize=8)
-    labels = [f"trained on\n{arm},\n{TESTED[key]}\nat test" for arm, key, _ in bars]
-    side.set(xticks=range(len(bars)), xticklabels=labels, ylabel="test accuracy", title="a conv net on 2000 training pictures")
+    side.set(xticks=range(len(bars)), xticklabels=bars, ylabel="test accuracy", title="a conv net on 2000 training pictures")
     side.tick_params(axis="x", labelsize=8)
-    side.set_ylim(max(0.0, min([min(values) for *_, values in bars], default=0.0) - 0.05), None)
+    side.set_ylim(max(0.0, min([min(values) for values in bars.values()], default=0.0) - 0.05), None)
     figure.tight_layout()
+    return figure
 
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = arguments(__doc__, "preprocessing").parse_args(argv)
+    quiet()
+    data, seeds = images(args), seeds_of(args)
+    steps = 150 if args.smoke else 20000 if args.full else 500
+    ready = {how: scaled(data, how) for how in SCALES}
+    rates = {how: best_rate(ready[how], steps // 2, args.seed + 100) for how in track(SCALES, "rates")}
+    runs = {(how, seed): train(mlp(ready[how].train[0].numel(), seed), ready[how], steps=steps, seed=seed, lr=rates[how])
+            for how, seed in track([(h, s) for h in SCALES for s in seeds], "scales")}  # fmt: skip
+    hits = {how: [runs[how, seed].accuracy for seed in seeds] for how in SCALES}
+    rows = [{"arm": how, "seed": seed, "accuracy": run.accuracy, "finding": run.finding} for (how, seed), run in runs.items()]
+    views = augmented(data.standardised(), seeds, 60 if args.smoke else 800)
+    tested = {(arm, key): [float(row[key]) for row in views if row["arm"] == arm]
+              for arm in ("centre crop", "random crops") for key in TESTED if views}  # fmt: skip
+
+    labels = {how: f"{how}, rate {rates[how]:g}: {shown(hits[how])}; audit: {runs[how, args.seed].finding}" for how in SCALES}
+    bars = {f"trained on\n{arm},\n{TESTED[key]}\nat test": values for (arm, key), values in tested.items()}
+    figure = draw({how: [runs[how, seed].losses for seed in seeds] for how in SCALES}, labels, bars)
     plain, whitened = hits["standardised"], hits["PCA-whitened"]
-    scales = ", ".join(f"{shown(hits[how])} {how}" for how in SCALES)
     claims = [
-        Claim("zero-centred inputs of variance one train faster than raw pixels", scales, min(plain) > max(hits["raw"])),
-        Claim(
-            "PCA-whitening is not needed on pictures",
-            f"{shown(whitened)} with, {shown(plain)} without",
-            np.mean(whitened) <= np.mean(plain),
-        ),
-    ]
+        Claim("zero-centred inputs of variance one train faster than raw pixels",
+              ", ".join(f"{shown(hits[how])} {how}" for how in SCALES), min(plain) > max(hits["raw"])),
+        Claim("PCA-whitening is not needed on pictures",
+              f"{shown(whitened)} with, {shown(plain)} without", np.mean(whitened) <= np.mean(plain)),
+    ]  # fmt: skip
     if views:
-        fixed, moved, ten = of("centre crop", "accuracy"), of("random crops", "accuracy"), of("random crops", "ten_crops")
+        fixed, moved, ten = (tested[key] for key in (("centre crop", "accuracy"), *(("random crops", k) for k in TESTED)))
         claims += [
-            Claim(
-                "random crops and flips at training help",
-                f"{shown(moved)} with, {shown(fixed)} without",
-                np.mean(moved) > np.mean(fixed),
-            ),
-            Claim(
-                "averaging ten crops at test helps",
-                f"{shown(ten)} with ten, {shown(moved)} with one",
-                np.mean(ten) > np.mean(moved),
-            ),
-        ]
+            Claim("random crops and flips at training help",
+                  f"{shown(moved)} with, {shown(fixed)} without", np.mean(moved) > np.mean(fixed)),
+            Claim("averaging ten crops at test helps",
+                  f"{shown(ten)} with ten, {shown(moved)} with one", np.mean(ten) > np.mean(moved)),
+        ]  # fmt: skip
     finish(args, "preprocessing", figure, rows + views, claims)
 
 

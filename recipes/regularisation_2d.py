@@ -10,7 +10,7 @@ from itertools import pairwise
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import Claim, Images, arguments, finish, interval, shown, train
+from common import Claim, Images, arguments, finish, interval, seeds_of, shown, train
 from lightning.pytorch import Callback
 from matplotlib.colors import ListedColormap
 from rich.progress import track
@@ -74,9 +74,9 @@ def boundary(net: nn.Module, size: int = 80) -> tuple[np.ndarray, float]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = arguments(__doc__, "regularisation_2d").parse_args(argv)
-    steps = 500 if args.smoke else 20000 if args.full else 1200
+    steps = 500 if args.smoke else 20000 if args.full else 1000
     kinds = ("spiral",) if args.smoke else ("spiral", "circle", "random")
-    seeds = range(args.seed, args.seed + (1 if args.smoke else args.seeds))
+    seeds = seeds_of(args)
     figure, axes = plt.subplots(
         len(kinds), len(ARMS), figsize=(2 * len(ARMS), 2.3 * len(kinds)), squeeze=False, layout="constrained"
     )

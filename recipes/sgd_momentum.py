@@ -10,20 +10,15 @@ import lightning.pytorch as pl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from common import COLOURS, Batches, Claim, Images, arguments, band, finish, images, quiet, shown, train
+from common import COLOURS, Batches, Claim, Images, arguments, band, finish, images, mlp, quiet, seeds_of, shown, train
 from rich.progress import track
 from torch import Tensor, nn
 
-from lit_training import LitModule, initialize_
+from lit_training import LitModule
 
 
 def network(data: Images, seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    net = nn.Sequential(
-        nn.Flatten(), nn.Linear(data.train[0].numel(), 128), nn.ReLU(), nn.Linear(128, 128), nn.ReLU(), nn.Linear(128, 10)
-    )
-    initialize_(net, "he", generator=torch.Generator().manual_seed(seed))
-    return net
+    return mlp(data.train[0].numel(), seed)
 
 
 def by_hand(net: nn.Module, data: Images, *, steps: int, seed: int, lr: float, momentum: float) -> list[Tensor]:
@@ -62,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     data = images(args).standardised()
     steps = 60 if args.smoke else 20000 if args.full else 600
-    seeds = range(args.seed, args.seed + (min(args.seeds, 3) if args.smoke else args.seeds))
+    seeds = seeds_of(args, smoke=3)
     lr = 0.01
     apart = largest_difference(data, steps=steps, seed=args.seed, lr=lr, momentum=0.9)
     arms = [(momentum, seed) for momentum in (0.0, 0.9) for seed in seeds]
