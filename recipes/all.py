@@ -73,9 +73,12 @@ def main() -> None:
     figures = gallery / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for name in args.only:
-        Image.open(out / name / f"{name}.png").convert("RGB").quantize(32, dither=Image.Dither.NONE).save(
-            figures / f"{name}.png", optimize=True
+        small = (
+            Image.open(out / name / f"{name}.png")
+            .convert("RGB")
+            .quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         )
+        small.save(figures / f"{name}.png", optimize=True)
     parts = [section(name, out, f"figures/{name}.png", seconds[name]) for name in args.only]
     (gallery / "README.md").write_text("\n".join([INTRO, *parts]))
     print(f"gallery: {gallery / 'README.md'}; all in {sum(seconds.values()) / 60:.1f} minutes")

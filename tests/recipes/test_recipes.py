@@ -11,9 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": path, "WANDB_MODE": "offline"}
+def run(*arguments: str, folder: Path, path: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    paths = os.pathsep.join([str(path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = os.environ | {"PYTHONPATH": paths, "WANDB_MODE": "offline"}
     done = subprocess.run(
         [sys.executable, *arguments], capture_output=True, text=True, timeout=240, check=False, cwd=folder, env=environment
     )
@@ -73,13 +73,27 @@ def test_sgd_momentum(tmp_path: Path) -> None:
     assert {float(row["apart"]) for row in rows} == {0.0}
 
 
-def test_all_makes_a_gallery(tmp_path: Path) -> None:
-    arguments = ("--smoke", "--no-wandb", "--seeds", "1", "--only", "sgd_momentum", "--out", str(tmp_path))
+def test_all_makes_a_gallery_and_logs_offline(tmp_path: Path) -> None:
+    arguments = ("--smoke", "--seeds", "1", "--only", "sgd_momentum", "--out", str(tmp_path))
     run(str(ROOT / "recipes" / "all.py"), *arguments, folder=tmp_path)
     page = (tmp_path / "README.md").read_text()
     assert "![sgd_momentum](figures/sgd_momentum.png)" in page
     assert "| training is three steps" in page
     assert (tmp_path / "figures" / "sgd_momentum.png").exists()
+    assert list(tmp_path.glob("sgd_momentum/wandb/offline-run-*/*.wandb"))
+
+
+def test_a_wandb_that_fails_costs_a_line(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import wandb\n\ndef init(**_):\n    raise OSError('no space left')\n\nwandb.init = init\n"
+    )
+    started = run(
+        *(str(ROOT / "recipes" / "sgd_momentum.py"), "--smoke", "--seeds", "1", "--out", str(tmp_path)),
+        folder=tmp_path,
+        path=tmp_path,
+    )
+    assert "W&B is not used (OSError: no space left)" in started.stdout
+    assert (tmp_path / "sgd_momentum.csv").exists()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
