@@ -46,7 +46,7 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     outputs = last[0].shape[1] if len(last[0].shape) > 1 else 1
     if widest < outputs:
         return  # a bottleneck on purpose, as in a linear autoencoder
-    message = f"No nonlinearity lies between the {len(layers)} layers, so together they are one linear layer."
+    message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
 
 

@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.rate import kept
 from lit_training.trace import LOSSES, Graph, Node
 
 __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
@@ -74,11 +75,12 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     half of a weight is no small correction, and momentum then adds ten of them.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
-    and others that divide by the gradient's size.
+    and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
-    changes = [f.first_change for f in evidence.parameters.values() if f.kind == "weight" and f.first_change is not None]
+    weights = [f for f in evidence.parameters.values() if f.kind == "weight"]
+    changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
     if not changes or evidence.batch_size < 4:
         return
     for loss in evidence.differentiated:

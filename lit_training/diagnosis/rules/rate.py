@@ -9,13 +9,14 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import times_guessing
 
-__all__ = ["clip_too_small", "lr_too_high", "lr_too_low"]
+__all__ = ["clip_too_small", "kept", "lr_too_high", "lr_too_low"]
 
 OVERWRITES = 1.0
 OVERWRITES_ADAPTIVE = 2.0
 LONG_RUN = 100
 STANDS_STILL = 1e-2
 GUESSING = (0.8, 3.0)
+LONG_MEMORY = 0.99
 
 
 @rule(explains=["loss_diverging", "nan_loss", "oscillating_loss", "exploding_gradient", "dead_relu", "saturation"])
@@ -29,7 +30,8 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     weight's root mean square.
 
     Threshold: 1 for SGD, 2 for Adam and its like. Healthy updates are about a thousandth of the weights (Karpathy); fast recipes
-    begin with a tenth.
+    begin with a tenth. With SGD's momentum m above .99 updates add up to 1 / (1 - m) times the first one, over hundreds of steps
+    that cannot take back what they overwrite; then this sum is what counts.
 
     Not an alarm: warm-up, whose first rate counts; weights that start at zero; targets or initialisation that make the gradient
     large (unnormalised_target, init_exploding); a single layer, which loses nothing when its first weights are overwritten.
@@ -42,12 +44,20 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     if len(changes) < 2:
         return
     typical = median(change for change, *_ in changes)
-    limit = OVERWRITES_ADAPTIVE if all(adaptive for *_, adaptive in changes) else OVERWRITES
-    if typical > limit:
-        largest = max(changes)
+    adaptive = all(adaptive for *_, adaptive in changes)
+    where = max(changes)[1]
+    total = typical / (1 - evidence.momentum)
+    if typical > (OVERWRITES_ADAPTIVE if adaptive else OVERWRITES):
         message = f"The first update is {typical:.2g} times as large as the weights (median of {len(changes)}), not .001 to .1."
         advice = f"Lower lr by a factor of {_round(typical / 0.01)} or so, or warm up."
-        yield Finding("lr_too_high", "error", largest[1], evidence.step, message, advice, {"ratio": typical})
+        yield Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical})
+    elif not adaptive and evidence.momentum > LONG_MEMORY and total > OVERWRITES:
+        adds = f"momentum {evidence.momentum:g} adds up {1 / (1 - evidence.momentum):.0f} of them"
+        message = (
+            f"The first update is {typical:.2g} times as large as the weights, and {adds}: {total:.2g} times, not .01 to 1."
+        )
+        advice = "momentum=0.9, or lower lr by as much as the momentum adds up."
+        yield Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical, "total": total})
 
 
 @rule(explains=["slow_convergence", "constant_output"])
@@ -110,14 +120,14 @@ def _change(evidence: Evidence, name: str, *, clipped: bool = True) -> float | N
     if facts.fixed_step is not None:
         return facts.fixed_step * math.sqrt(math.prod(facts.shape)) / facts.norm
     change = facts.first_change
-    return None if change is None else change * (_kept(evidence, facts) if clipped else 1.0)
+    return None if change is None else change * (kept(evidence, facts) if clipped else 1.0)
 
 
 def _gradient_norm(evidence: Evidence) -> float:
     return math.sqrt(sum(f.gradient**2 for f in evidence.parameters.values() if f.gradient is not None))
 
 
-def _kept(evidence: Evidence, facts: ParameterFacts) -> float:
+def kept(evidence: Evidence, facts: ParameterFacts) -> float:
     """Return which part of a weight's gradient clipping leaves, by its norm over all weights or by value."""
     norm = _gradient_norm(evidence)
     if evidence.clip is not None and norm > 0:

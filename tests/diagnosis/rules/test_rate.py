@@ -82,3 +82,24 @@ def test_audit_knows_no_plan_but_sees_the_rate() -> None:
     batch = torch.randn(32, 4), torch.randint(3, (32,))
     optimizer = torch.optim.Adam(net.parameters(), lr=2.0)
     assert [f.rule for f in audit(net, batch, nn.functional.cross_entropy, optimizer=optimizer).alarms] == ["lr_too_high"]
+
+
+@pytest.mark.parametrize(("momentum", "rules"), [(0.9, []), (0.9999, ["lr_too_high"])])
+def test_momentum_that_adds_up_more_than_the_weights_is_too_high(momentum: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=momentum)
+    batch = torch.randn(32, 8), torch.randint(2, (32,))
+    assert [f.rule for f in audit(net, batch, nn.functional.cross_entropy, optimizer=optimizer).alarms] == rules
+
+
+@pytest.mark.parametrize(("clip", "rules"), [(None, ["loss_reduction"]), (0.1, [])])
+def test_a_summed_loss_that_is_clipped_is_no_alarm(clip: float | None, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+    data = TensorDataset(torch.randn(64, 8), torch.randint(2, (64,)))
+    watch = Diagnostics(verbose=False, select=["loss_reduction"])
+    trainer = pl.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, gradient_clip_val=clip,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(net, lr=0.1, loss=nn.CrossEntropyLoss(reduction="sum"), metrics=[]), DataLoader(data, 32))
+    assert [finding.rule for finding in watch.findings] == rules
