@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_training.gains import gain
-from lit_training.trace import NORMALISATIONS, Graph, Node
+from lit_training.graph import NORMALISATIONS, Graph, Node
 
 __all__ = ["Following", "following", "last_layers", "residual_branch_ends"]
 

@@ -5,100 +5,21 @@ as a whole. At each layer three tensors are measured: its output (before the non
 makes of it, and the gradient with respect to its output.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lit_training.columns import as_columns
 from lit_training.direction import agreement
-from lit_training.moments import Moments, merge, moments
-from lit_training.trace import ACTIVATIONS, LOSSES, Graph, Node, Tracer, first_operand
+from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
+from lit_training.tensor_stats import TensorStats, measure
+from lit_training.trace import Tracer
 
-__all__ = ["Layer", "LossCall", "Probe", "TensorStats", "measure"]
+__all__ = ["Layer", "LossCall", "Probe"]
 
 _SUM = 2.0
-_BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
-
-
-@dataclass(frozen=True)
-class TensorStats:
-    """Statistics of one tensor over the batch, mergeable across processes and calls.
-
-    `columns` are the moments of each position of a sample over the batch, `[columns]`; `low` and `high` the extremes of each
-    unit, `[units]`; `saturated` the fraction of elements near the bound of an activation, `[]`.
-    """
-
-    columns: Moments
-    low: Tensor
-    high: Tensor
-    saturated: Tensor
-
-    @property
-    def rows(self) -> int:
-        """Number of samples."""
-        return int(self.columns.count)
-
-    @property
-    def mean(self) -> float:
-        """Mean over all elements."""
-        return float(self.columns.mean.mean())
-
-    @property
-    def std(self) -> float:
-        """Standard deviation over all elements."""
-        between = (self.columns.mean - self.columns.mean.mean()).square()
-        return math.sqrt(float((self.columns.variance + between).mean()))
-
-    @property
-    def rms(self) -> float:
-        """Root mean square over all elements."""
-        return math.hypot(self.std, self.mean)
-
-    @property
-    def signal(self) -> float:
-        """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
-        return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
-
-    @property
-    def largest(self) -> float:
-        """Largest absolute value."""
-        return float(torch.maximum(self.low.abs(), self.high.abs()).max())
-
-    @property
-    def finite(self) -> bool:
-        """Whether no element is NaN or infinite."""
-        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
-
-    @property
-    def constant_units(self) -> float:
-        """Fraction of units that have one and the same value everywhere."""
-        return float((self.low == self.high).double().mean())
-
-    @property
-    def silent_units(self) -> float:
-        """Fraction of units that are nowhere above zero: dead, after a rectifier."""
-        return float((self.high <= 0).double().mean())
-
-    def merge(self, other: "TensorStats") -> "TensorStats":
-        """Return the statistics of both tensors' rows together."""
-        share = other.columns.count / (self.columns.count + other.columns.count)
-        return TensorStats(
-            merge(self.columns, other.columns),
-            torch.minimum(self.low, other.low),
-            torch.maximum(self.high, other.high),
-            self.saturated * (1 - share) + other.saturated * share,
-        )
-
-    def scaled(self, factor: float) -> "TensorStats":
-        """Return the statistics of the tensor times a positive factor."""
-        count, mean, deviations = self.columns.count, self.columns.mean, self.columns.deviations
-        columns = Moments(count, mean * factor, deviations * factor**2)
-        return TensorStats(columns, self.low * factor, self.high * factor, self.saturated)
 
 
 @dataclass
@@ -152,6 +73,7 @@ class Probe:
         batch_size: number of samples, so that sequences are not taken for batches.
         batch: what the loader handed out, so that its tensors are known.
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 1))
     >>> with Probe(net, batch_size=4) as probe:
     ...     net(torch.randn(4, 8)).sum().backward()
@@ -317,37 +239,6 @@ class Probe:
         if len(targets) != 1 or len(nodes) - len(targets) < 1:
             return None
         return agreement(gradient.detach(), targets[0])
-
-
-@torch.no_grad()
-def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
-    """Measure one tensor over its batch, on its device.
-
-    Everything is accumulated in float64, so that the squares of a vanished signal do not underflow.
-
-    Args:
-        tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
-        batch_size: number of samples; where it does not divide the tensor, its first dimension counts as the batch.
-        unit_dim: dimension of the units (channels).
-        bounded_by: activation whose bounds count as saturation.
-
-    >>> measure(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), batch_size=2).signal
-    0.707...
-    """
-    x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
-    low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    return TensorStats(
-        moments(as_columns(x, batch_size).double(), dim=0), low.double(), high.double(), _saturated(x, bounded_by).double()
-    )
-
-
-def _saturated(x: Tensor, activation: str) -> Tensor:
-    if activation not in _BOUNDED:
-        return x.new_zeros(())
-    low, high = _BOUNDED[activation]
-    margin = 0.01 * (high - low)
-    return ((x < low + margin) | (x > high - margin)).to(x.dtype).mean()
 
 
 def _padded(value: Tensor | PackedSequence) -> Tensor:

@@ -8,8 +8,8 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from lit_training.fans import weight_names
+from lit_training.graph import ACTIVATIONS, LINEAR, Graph, Node, Origin
 from lit_training.selection import clean_names
-from lit_training.trace import ACTIVATIONS, LINEAR, Graph, Node, Origin
 
 __all__ = ["symbolic_graph"]
 

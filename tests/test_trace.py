@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_training.trace import Tracer, first_operand, trace
+from lit_training.graph import first_operand
+from lit_training.trace import Tracer, trace
 
 
 class Written(nn.Module):

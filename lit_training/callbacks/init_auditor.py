@@ -3,7 +3,6 @@
 This file only decides when to look, and makes one evidence of what all processes saw.
 """
 
-import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_training.callbacks._settings import gradient_factor, loss_scale, settings_of
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.callbacks.layer_freezing import declared_frozen
@@ -227,8 +227,7 @@ class InitAuditor(Callback):
         if self._probe is not None:
             self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
         if self._loss is None:
-            scaler = getattr(trainer.precision_plugin, "scaler", None)
-            self._loss_scale = float(scaler.get_scale()) if scaler is not None else 1.0
+            self._loss_scale = loss_scale(trainer)
             self._loss = loss.detach().clone()
 
     @harmless
@@ -310,21 +309,15 @@ class InitAuditor(Callback):
         if self._probe.tracer.failure is not None:
             raise self._probe.tracer.failure
         self._attached.close()
-        accumulated = trainer.accumulate_grad_batches
-        by_value = trainer.gradient_clip_algorithm == "value"
         return collect(
             self._probe,
-            optimizers=trainer.optimizers,
-            loss=None if self._loss is None else self._loss * accumulated,
-            gradient_factor=accumulated / self._loss_scale / trainer.world_size,
+            loss=None if self._loss is None else self._loss * trainer.accumulate_grad_batches,
+            gradient_factor=gradient_factor(trainer, self._loss_scale),
             expect_frozen=(*self.expect_frozen, *declared_frozen(trainer)),
             stepping=optimizer,
-            scheduled=bool(trainer.lr_scheduler_configs),
             calls=[] if self._calls is None else self._calls.seen,
             samples=self._handed_out(trainer, self._probe),
-            planned=int(limit) if math.isfinite(limit := trainer.estimated_stepping_batches) else None,
-            clip=None if by_value else trainer.gradient_clip_val,
-            clip_value=trainer.gradient_clip_val if by_value else None,
+            **settings_of(trainer),
         )
 
     def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:

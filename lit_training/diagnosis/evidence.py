@@ -12,9 +12,10 @@ from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
 from lit_training.diagnosis.samples import Samples
 from lit_training.following import last_layers
-from lit_training.probe import Layer, LossCall, Probe, TensorStats
+from lit_training.graph import Graph
+from lit_training.probe import Layer, LossCall, Probe
 from lit_training.selection import clean_names
-from lit_training.trace import Graph
+from lit_training.tensor_stats import TensorStats
 
 __all__ = ["Evidence", "ParameterFacts", "collect"]
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from lit_training.trace import Graph, Node
+from lit_training.graph import Graph, Node
 
 __all__ = ["cut_after", "reached_by_gradient", "used_by"]
 

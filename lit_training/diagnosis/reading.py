@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_training.trace import LOSSES, Graph, Node
+from lit_training.graph import LOSSES, Graph, Node
 
 __all__ = ["Term", "producer", "terms"]
 

@@ -9,8 +9,8 @@ from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
 from lit_training.following import residual_branch_ends
 from lit_training.gains import gain
+from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
-from lit_training.trace import NORMALISATIONS
 
 __all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
 

@@ -6,7 +6,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import producer
 from lit_training.diagnosis.rule import rule
-from lit_training.trace import Node
+from lit_training.graph import Node
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 

@@ -8,7 +8,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.rate import kept
-from lit_training.trace import LOSSES, Graph, Node
+from lit_training.graph import LOSSES, Graph, Node
 
 __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.trace import Graph, Node
+from lit_training.graph import Graph, Node
 
 __all__ = ["bias_before_bn", "bn_eval_in_train", "small_batch_norm"]
 

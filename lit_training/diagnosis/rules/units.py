@@ -8,8 +8,8 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
-from lit_training.trace import NORMALISATIONS
 
 __all__ = ["bad_bias_init", "dead_relu", "saturation"]
 

@@ -1,0 +1,157 @@
+"""The operations of one forward as a graph, and what can be read off it: layers, what follows them, where values come from.
+
+`lit_training.trace` records it, `lit_training.symbolic` makes it without data.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+__all__ = ["ACTIVATIONS", "LINEAR", "LOSSES", "NORMALISATIONS", "Graph", "Node", "Origin", "first_operand"]
+
+Origin = Literal["constant", "parameter", "data"]
+
+LINEAR = frozenset(
+    "mm addmm bmm baddbmm mv addmv dot linear convolution _convolution embedding _embedding_bag "
+    "_embedding_bag_forward_only mkldnn_rnn_layer _cudnn_rnn".split()
+)
+ACTIVATIONS = frozenset(
+    "relu relu6 leaky_relu elu selu celu gelu silu mish sigmoid tanh softplus hardtanh hardswish hardsigmoid prelu "
+    "log_sigmoid softmax log_softmax threshold glu rrelu softshrink hardshrink sin cos exp log abs sqrt square pow "
+    "clamp clamp_min clamp_max maximum minimum erf sign sgn round".split()
+)
+NORMALISATIONS = frozenset(
+    "native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm "
+    "batch_norm_with_update _batch_norm_with_update native_layer_norm native_group_norm _fused_rms_norm".split()
+)
+LOSSES = frozenset(
+    "nll_loss_forward nll_loss2d_forward binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
+    "smooth_l1_loss huber_loss soft_margin_loss multi_margin_loss multilabel_margin_loss_forward _ctc_loss".split()
+)
+_TRANSPARENT = NORMALISATIONS | frozenset(
+    "view _unsafe_view _reshape_alias t transpose permute expand squeeze unsqueeze clone contiguous alias _to_copy detach "
+    "native_dropout _fused_dropout feature_dropout add sub mul div neg select slice split unsafe_split split_with_sizes "
+    "unbind cat stack constant_pad_nd reflection_pad2d max_pool1d_with_indices max_pool2d_with_indices "
+    "max_pool3d_with_indices avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d mean sum amax max "
+    "upsample_nearest2d upsample_bilinear2d pixel_shuffle roll flip index index_select gather masked_fill".split()
+)
+
+
+@dataclass(eq=False)
+class Node:
+    """One tensor of the graph: what an operation made, or a leaf.
+
+    The `op` of a leaf is `"parameter"`, `"buffer"`, `"unregistered"` (it asks for a gradient, but no module owns it) or
+    `"input"`. `scope` is the innermost module that was running, `origin` what the tensor derives from, `weight` the name of the
+    parameter that a linear operation multiplied data by (else `""`), `requires_grad` is known once the tensor was used.
+    """
+
+    index: int
+    op: str
+    parents: tuple[int, ...]
+    scope: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    origin: Origin
+    name: str = ""
+    weight: str = ""
+    scalars: tuple[float, ...] = ()
+    grad_mode: bool = True
+    requires_grad: bool | None = None
+
+
+@dataclass
+class Graph:
+    """The operations of one forward in the order of execution."""
+
+    nodes: list[Node] = field(default_factory=list)
+    calls: dict[str, int] = field(default_factory=dict)
+    _readers: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
+    _reaching: tuple[int, set[int]] | None = field(default=None, init=False, repr=False, compare=False)
+
+    def layers(self) -> list[Node]:
+        """Return the operations that multiply data by a parameter, in forward order, one for each call.
+
+        >>> from torch import nn
+        >>> from lit_training.trace import trace
+        >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.zeros(2, 3))
+        >>> [node.weight for node in graph.layers()]
+        ['0.weight', '2.weight']
+        """
+        return [node for node in self.nodes if node.weight]
+
+    def consumers(self) -> list[list[int]]:
+        """Return for each node the nodes that read it."""
+        if self._readers is None or len(self._readers) != len(self.nodes):
+            self._readers = [[] for _ in self.nodes]
+            for node in self.nodes:
+                for parent in dict.fromkeys(node.parents):
+                    self._readers[parent].append(node.index)
+        return self._readers
+
+    def ancestors(self, index: int) -> set[int]:
+        """Return the nodes that a node was computed from, itself included."""
+        seen, stack = {index}, [index]
+        while stack:
+            new = [parent for parent in self.nodes[stack.pop()].parents if parent not in seen]
+            seen.update(new)
+            stack.extend(new)
+        return seen
+
+    def reaches_layer(self, index: int) -> bool:
+        """Tell whether some layer reads what a node's values became."""
+        if self._reaching is None or self._reaching[0] != len(self.nodes):
+            reaching: set[int] = set()
+            for node in reversed(self.nodes):
+                if node.weight or node.index in reaching:
+                    reaching.update(node.parents)
+            self._reaching = len(self.nodes), reaching
+        return index in self._reaching[1]
+
+    def follows(
+        self, index: int, readers: Sequence[Sequence[int]] | None = None, *, through_normalisation: bool = True
+    ) -> tuple[str, ...]:
+        """Return what acts next on a node's values: an activation's name, `"linear"`, `"product"`, `"loss"`, another operation.
+
+        Reshaping, padding, pooling, dropout and addition are looked through, and normalisation unless told otherwise. Empty if
+        nothing reads the node.
+
+        >>> from torch import nn
+        >>> from lit_training.trace import trace
+        >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 3))
+        >>> [graph.follows(node.index) for node in graph.layers()]
+        [('relu',), ()]
+        """
+        readers = self.consumers() if readers is None else readers
+        found: dict[str, None] = {}
+        seen, stack = {index}, [index]
+        while stack:
+            for reader in readers[stack.pop()]:
+                if reader in seen:
+                    continue
+                seen.add(reader)
+                verdict = self._acts(self.nodes[reader])
+                if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
+                    verdict = "normalisation"
+                if verdict is None:
+                    stack.append(reader)
+                else:
+                    found[verdict] = None
+        return tuple(found)
+
+    def _acts(self, node: Node) -> str | None:
+        """Name what an operation does to the values, or return None if it may be looked through."""
+        if node.op in LINEAR:
+            return "linear"
+        if node.op in LOSSES:
+            return "loss"
+        if node.op in ("mul", "div") and sum(self.nodes[p].origin == "data" for p in node.parents) > 1:
+            return "product"
+        return None if node.op in _TRANSPARENT else node.op
+
+
+def first_operand(op: str) -> int:
+    """Return where the operands of a linear operation begin: `addmm` and its like take what is added first."""
+    return 1 if op in ("addmm", "baddbmm", "addmv") else 0
