@@ -14,12 +14,16 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.direction import agreement
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
+from lit_training.loss_calls import LossCall, difference, difference_loss, loss_call
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
 
-__all__ = ["Layer", "LossCall", "Probe"]
+__all__ = ["Layer", "Probe"]
 
-_SUM = 2.0
+_OF_DIFFERENCES = frozenset(["sub", "abs", "square", "pow", "mul"])
+_BREAKING = LOSSES | frozenset(
+    "log log2 log10 log1p sqrt rsqrt div reciprocal exp expm1 pow acos asin atanh acosh xlogy".split()
+)
 
 
 @dataclass
@@ -42,26 +46,6 @@ class Layer:
     gradient: TensorStats | None = None
     calls: int = 1
     agreement: float | None = None
-
-
-@dataclass(frozen=True)
-class LossCall:
-    """One of torch's losses as it was called: what it compared, and what came out.
-
-    `prediction` and `target` are graph nodes; `low` and `high` the extremes of each; `scale` the mean over the batch of
-    `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if a scalar;
-    `node` its node; `summed` whether it was reduced by a sum.
-    """
-
-    op: str
-    prediction: int
-    target: int
-    prediction_range: tuple[float, float]
-    target_range: tuple[float, float]
-    scale: float
-    value: float | None
-    node: int = -1
-    summed: bool = False
 
 
 @dataclass
@@ -101,6 +85,8 @@ class Probe:
         )
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
+        self._differences: dict[int, LossCall] = {}
+        self._finite: list[tuple[Node, Tensor]] = []
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
     @property
@@ -122,6 +108,10 @@ class Probe:
             node = self.graph.nodes[node.parents[0]]
         self.differentiated.append(node.index)
 
+    def first_broken(self) -> Node | None:
+        """Return the first operation among logarithms, roots, quotients, powers and losses that made a value not finite."""
+        return next((node for node, finite in self._finite if not finite), None)
+
     def _on_input(self, node: Node, tensor: Tensor) -> None:
         if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
             self.inputs[node.index] = measure(tensor, self.batch_size)
@@ -135,7 +125,11 @@ class Probe:
             self._add_layer(node, tensor, operands)
         elif node.op == "mul" and len(operands) == 2:
             self._add_labels(node, operands)
-        elif node.op in ACTIVATIONS:
+        if node.op in _BREAKING:
+            self._finite.append((node, tensor.isfinite().all()))
+        if node.op in _OF_DIFFERENCES:
+            self._add_difference(node, tensor, operands)
+        if node.op in ACTIVATIONS:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op
@@ -161,20 +155,17 @@ class Probe:
     def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if self.losses and self.losses[-1].prediction == node.parents[0]:
             return  # a second output of the same operation
-        prediction, target = operands[0].detach(), operands[1].detach()
-        log_sum = prediction.logsumexp(1).mean() if "nll" in node.op and prediction.ndim > 1 else prediction.new_zeros(())
-        call = LossCall(
-            node.op,
-            node.parents[0],
-            node.parents[1],
-            (float(prediction.amin()), float(prediction.amax())),
-            (float(target.amin()), float(target.amax())),
-            float(log_sum),
-            float(tensor) if tensor.ndim == 0 else None,
-            node.index,
-            node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
-        )
-        self.losses.append(call)
+        self.losses.append(loss_call(node, tensor, operands[0].detach(), operands[1].detach()))
+
+    def _add_difference(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        """Follow differences between predictions and targets to where they become a loss."""
+        if node.op == "sub" and len(operands) == 2:
+            compared = difference(self.graph, node, (operands[0].detach(), operands[1].detach()))
+            if compared is not None:
+                self._differences[node.index] = compared
+        elif len(set(node.parents)) == 1 and node.parents[0] in self._differences:
+            call = difference_loss(node, tensor, self._differences[node.parents[0]])
+            self.losses += [call] if call is not None else []
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""

@@ -1,35 +1,30 @@
 """What a trainer is set to that the rules have to know."""
 
 import math
-from collections.abc import Sequence
-from typing import TypedDict
 
 from lightning.pytorch import Trainer
-from torch.optim import Optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-__all__ = ["Settings", "gradient_factor", "loss_scale", "settings_of"]
+from lit_training.diagnosis.plan import Plan, future_rates
 
+__all__ = ["gradient_factor", "loss_scale", "plan_of"]
 
-class Settings(TypedDict):
-    """As `evidence.collect` takes them."""
-
-    optimizers: Sequence[Optimizer]
-    scheduled: bool
-    planned: int | None
-    clip: float | None
-    clip_value: float | None
+_BETTER = {"min": ("loss", "error", "err", "perplexity", "mse", "mae"), "max": ("acc", "accuracy", "f1", "auc", "auroc", "iou", "r2", "map")}
 
 
-def settings_of(trainer: Trainer) -> Settings:
-    """Read optimisers, schedule, planned updates and clipping off a trainer."""
+def plan_of(trainer: Trainer) -> Plan:
+    """Read planned updates, schedule and clipping off a trainer."""
     by_value = trainer.gradient_clip_algorithm == "value"
-    planned = trainer.estimated_stepping_batches
-    return Settings(
-        optimizers=trainer.optimizers,
-        scheduled=bool(trainer.lr_scheduler_configs),
-        planned=int(planned) if math.isfinite(planned) else None,
+    limit = trainer.estimated_stepping_batches
+    updates = int(limit) if math.isfinite(limit) else None
+    return Plan(
+        updates=updates,
         clip=None if by_value else trainer.gradient_clip_val,
         clip_value=trainer.gradient_clip_val if by_value else None,
+        scheduled=bool(trainer.lr_scheduler_configs),
+        rates=() if updates is None else _rates(trainer, updates),
+        backwards=_backwards(trainer),
+        loss_scaled=loss_scale(trainer) != 1.0,
     )
 
 
@@ -42,3 +37,30 @@ def loss_scale(trainer: Trainer) -> float:
 def gradient_factor(trainer: Trainer, scale: float) -> float:
     """Return what gradients at the layers have to be multiplied by to be those of the mean loss, given its scale."""
     return trainer.accumulate_grad_batches / scale / trainer.world_size
+
+
+def _rates(trainer: Trainer, updates: int) -> tuple[float, ...]:
+    """Return the planned rates of the only schedule that Lightning steps, empty if there is none or more than one."""
+    configs = trainer.lr_scheduler_configs
+    if len(configs) != 1 or not trainer.lightning_module.automatic_optimization:
+        return ()
+    config = configs[0]
+    if config.interval == "step":
+        every = config.frequency
+    else:
+        batches = trainer.num_training_batches
+        if not math.isfinite(batches):
+            return ()
+        every = config.frequency * max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
+    return future_rates(config.scheduler, updates, lambda update: update % every == 0)
+
+
+def _backwards(trainer: Trainer) -> str:
+    """Return the metric that a `ReduceLROnPlateau` takes for better in the wrong direction, by its name."""
+    for config in trainer.lr_scheduler_configs:
+        if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor:
+            words = config.monitor.lower().replace("/", "_").replace("-", "_").split("_")
+            wrong = _BETTER["max" if config.scheduler.mode == "min" else "min"]
+            if any(word in wrong for word in words):
+                return f"mode={config.scheduler.mode!r} with {config.monitor}"
+    return ""

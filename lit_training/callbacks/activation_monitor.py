@@ -17,7 +17,7 @@ from lit_training.callbacks.logging import log_scalars, logged_step
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.ranks import gather_packed
-from lit_training.diagnosis.rules.divergence import nan_loss
+from lit_training.diagnosis.rules.divergence import became_nan
 from lit_training.sampling import is_sampled
 from lit_training.trace import Tracer
 
@@ -180,7 +180,7 @@ class ActivationMonitor(Callback):
     def _judge(self) -> None:
         broken = next((name for name, stats in self.latest.items() if not stats.finite), None)
         if broken is not None and not self.findings:
-            self.findings += nan_loss(broken, self._last_step)
+            self.findings += became_nan(broken, self._last_step)
 
 
 def _scalars(stats: dict[str, ActivationStats]) -> dict[str, float]:

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_training.callbacks._settings import gradient_factor, loss_scale, settings_of
+from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.callbacks.layer_freezing import declared_frozen
@@ -317,7 +317,8 @@ class InitAuditor(Callback):
             stepping=optimizer,
             calls=[] if self._calls is None else self._calls.seen,
             samples=self._handed_out(trainer, self._probe),
-            **settings_of(trainer),
+            optimizers=trainer.optimizers,
+            plan=plan_of(trainer),
         )
 
     def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:

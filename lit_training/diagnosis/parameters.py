@@ -28,7 +28,9 @@ class ParameterFacts:
     optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first
     dimension) have the same weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if
     plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`; `fixed_step` the learning rate if Adam or
-    its like does, whose first step moves each element by it.
+    its like does, whose first step moves each element by it; `made_with` the rate before a schedule changed it. `gradient_sum` is
+    the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's `weight_decay`, `decoupled`
+    whether that acts on the weight and not through the gradient.
     """
 
     name: str
@@ -47,6 +49,11 @@ class ParameterFacts:
     high: float = 0.0
     descent: float | None = None
     fixed_step: float | None = None
+    made_with: float = 0.0
+    gradient_sum: float = 0.0
+    along: float = 0.0
+    decay: float = 0.0
+    decoupled: bool = False
 
     @property
     def first_change(self) -> float | None:
@@ -90,17 +97,27 @@ def parameter_facts(
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
     descents, fixed = _rates(optimizers or (), _PLAIN), _rates(optimizers or (), _FIXED)
+    groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
-    gradients = iter(zip(to_host(map(_norm, with_gradient)), to_host(map(_equal_units, with_gradient)), strict=True))
+    gradients = iter(
+        zip(
+            to_host(map(_norm, with_gradient)),
+            to_host(map(_equal_units, with_gradient)),
+            to_host(map(_sum, with_gradient)),
+            to_host(_along(p) for p in parameters if p.grad is not None),
+            strict=True,
+        )
+    )
     measured = zip(*(to_host(map(f, parameters)) for f in (_norm, _equal_units, _low, _high)), strict=True)
     facts = {}
     for info, (norm, units, low, high) in zip(infos, measured, strict=True):
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         judged = not requires_grad or p.grad is None or info.name in heads
-        gradient, equal = next(gradients) if p.grad is not None else (None, False)
+        gradient, equal, gradient_sum, along = next(gradients) if p.grad is not None else (None, False, 0.0, 0.0)
+        optimizer, group = groups.get(id(p), (None, {}))
         facts[info.name] = ParameterFacts(
             name=info.name,
             kind=info.kind,
@@ -118,6 +135,11 @@ def parameter_facts(
             high=high,
             descent=descents.get(id(p)),
             fixed_step=fixed.get(id(p)),
+            made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
+            gradient_sum=gradient_sum,
+            along=along,
+            decay=float(group.get("weight_decay", 0.0)),
+            decoupled=isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
         )
     return facts
 
@@ -146,8 +168,22 @@ def _rates(optimizers: Iterable[Optimizer], kinds: tuple[type[Optimizer], ...]) 
 
 
 def _norm(tensor: Tensor) -> Tensor:
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor.detach()
-    return whole(values.float().norm())
+    return whole(_values(tensor).float().norm())
+
+
+def _sum(tensor: Tensor) -> Tensor:
+    return whole(_values(tensor).float().abs().sum())
+
+
+def _along(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    if gradient is None or gradient.is_sparse:
+        return torch.zeros((), device=parameter.device)
+    return whole((parameter.detach().float() * gradient.float()).sum())
+
+
+def _values(tensor: Tensor) -> Tensor:
+    return tensor.coalesce().values() if tensor.is_sparse else tensor.detach()
 
 
 def _low(tensor: Tensor) -> Tensor:

@@ -3,8 +3,9 @@
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
-from lit_training.diagnosis.rules.divergence import nan_loss, pretrained_lr_too_high, ranks_diverged
+from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
+from lit_training.diagnosis.rules.finite import nan_loss
 from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import (
     detached_subgraph,
@@ -15,8 +16,9 @@ from lit_training.diagnosis.rules.learning import (
 )
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
-from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, small_batch_norm
+from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
+from lit_training.diagnosis.rules.schedule import lr_schedule, weight_decay_too_strong
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import (
     class_imbalance,
@@ -59,9 +61,13 @@ RULES: tuple[Rule, ...] = (
     bad_gain,
     loss_reduction,
     dropout_too_high,
+    lr_schedule,
     lr_too_high,
+    weight_decay_too_strong,
     clip_too_small,
     lr_too_low,
+    bn_stats,
+    nan_loss,
     class_imbalance,
     bias_before_bn,
     small_batch_norm,
@@ -73,6 +79,5 @@ RULES: tuple[Rule, ...] = (
 MONITORED: tuple[Rule, ...] = (
     Rule(ranks_diverged, explains=("nan_loss",)),
     Rule(pretrained_lr_too_high, explains=("nan_loss",)),
-    Rule(nan_loss),
 )
 """What monitors find while a run goes on; they measure it themselves."""

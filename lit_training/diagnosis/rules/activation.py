@@ -16,7 +16,7 @@ SIGMOID_GAIN = 4.0
 CHOKED = 0.1
 
 
-@rule(explains=["slow_convergence"])
+@rule(explains=["slow_convergence", "lr_too_low"])
 def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     """No nonlinearity stands between any two layers, so the whole stack can only do what one linear layer can.
 
@@ -57,6 +57,7 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         "saturation",
         "bad_gain",
         "slow_convergence",
+        "lr_too_low",
         "detached_subgraph",
         "dead_relu",
     ]

@@ -15,7 +15,7 @@ OFFSET = 5.0
 ALIKE = 0.2
 
 
-@rule(explains=["nan_loss", "exploding_gradient"])
+@rule(explains=["nan_loss", "lr_too_low", "exploding_gradient"])
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
     """The first batch holds NaN or infinite values that reach the loss, or nearly all of its samples are one and the same.
 
@@ -53,6 +53,7 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(
     explains=[
+        "lr_too_low",
         "bad_initial_loss",
         "init_exploding",
         "init_vanishing",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from lit_training.diagnosis.finding import Finding
 from lit_training.thawing import Thaw
 
-__all__ = ["nan_loss", "pretrained_lr_too_high", "ranks_diverged"]
+__all__ = ["became_nan", "pretrained_lr_too_high", "ranks_diverged"]
 
 FAR = 0.3
 
@@ -93,23 +93,11 @@ def pretrained_lr_too_high(thaw: Thaw) -> list[Finding]:
     ]
 
 
-def nan_loss(place: str, step: int) -> list[Finding]:
-    """A layer's output became NaN or infinite while the network trained.
+def became_nan(place: str, step: int) -> list[Finding]:
+    """A layer's output became NaN or infinite while the network trained: `nan_loss`.
 
-    What it means: from here on the loss is NaN, and the next update makes every weight NaN. Typical causes: a learning rate that
-    is too high, an exploding gradient, half precision that overflows, the logarithm of zero, a bad sample.
-
-    How it is measured: at sampled steps, over all elements of each layer's output, in forward order; the first such layer is
-    named, those before it were finite.
-
-    Threshold: a single value.
-
-    Not an alarm: masks of minus infinity inside a layer whose output is finite.
-
-    What to do: lower the learning rate, clip gradients, check the data for NaN.
-
-    >>> nan_loss("head", step=8)[0].where
-    'head'
+    >>> became_nan("head", step=8)[0].rule
+    'nan_loss'
     """
     message = "The output is NaN or infinite; the layers before it were finite."
     advice = "Look at what enters this layer: lower the learning rate, clip gradients, or check the data for NaN."

@@ -13,7 +13,7 @@ MIXED = 1e-3
 MOST_DROPPED = 0.8
 
 
-@rule(explains=["slow_convergence", "constant_output", "train_val_gap", "bad_initial_loss"])
+@rule(explains=["slow_convergence", "lr_too_low", "constant_output", "train_val_gap", "bad_initial_loss"])
 def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     """The output for one sample depends on the other samples of its batch.
 
@@ -70,7 +70,7 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["slow_convergence"])
+@rule(explains=["slow_convergence", "lr_too_low"])
 def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
     """A dropout layer drops more than four fifths of its units.
 

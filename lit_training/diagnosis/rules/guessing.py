@@ -6,7 +6,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
 from lit_training.probe import Layer
 
-__all__ = ["hidden", "is_drawn", "times_guessing"]
+__all__ = ["guesses", "hidden", "is_drawn", "times_guessing"]
 
 
 def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
@@ -46,3 +46,12 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
         if ratio > best[0]:
             best = ratio, next((layer for layer in evidence.layers if layer.node == head.index), None)
     return best
+
+
+def guesses(evidence: Evidence) -> bool:
+    """Tell whether the first loss is about what a guess costs: all classes alike, or the mean of a regression's targets."""
+    ratio, _ = times_guessing(evidence)
+    if ratio > 0:
+        return 0.8 < ratio < 3
+    known = [call.value / call.constant for call in evidence.losses if call.value is not None and call.constant]
+    return bool(known) and min(known) > 0.8

@@ -26,7 +26,7 @@ RECTIFIERS = ("relu", "relu6", "leaky_relu", "prelu", "gelu", "silu", "elu", "mi
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
 
-@rule(explains=["vanishing_gradient", "constant_output", "slow_convergence", "dead_relu", "bad_gain"])
+@rule(explains=["vanishing_gradient", "constant_output", "slow_convergence", "lr_too_low", "dead_relu", "bad_gain"])
 def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     """All units of a layer start with the same weights and get the same gradient, so they stay copies of one unit for ever.
 
@@ -121,7 +121,9 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
 
 
-@rule(explains=["vanishing_gradient", "constant_output", "slow_convergence", "dead_relu", "bad_gain", "no_update"])
+@rule(
+    explains=["vanishing_gradient", "constant_output", "slow_convergence", "lr_too_low", "dead_relu", "bad_gain", "no_update"]
+)
 def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     """The signal dies on its way through the layers, so that the last layers see the same input whatever the sample.
 
@@ -168,7 +170,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         passed.append(layer)
 
 
-@rule(explains=["vanishing_gradient", "slow_convergence"])
+@rule(explains=["vanishing_gradient", "slow_convergence", "lr_too_low"])
 def bad_gain(evidence: Evidence) -> Iterator[Finding]:
     """SELU layers are drawn with another gain than the one that makes them normalise themselves.
 

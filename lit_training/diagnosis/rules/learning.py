@@ -14,7 +14,7 @@ __all__ = ["detached_subgraph", "frozen_by_accident", "gradients_not_zeroed", "n
 CARRIED = 2
 
 
-@rule(explains=["no_update", "slow_convergence", "frozen_by_accident", "vanishing_gradient"])
+@rule(explains=["no_update", "slow_convergence", "lr_too_low", "frozen_by_accident", "vanishing_gradient"])
 def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     """Something gets a gradient, but no optimiser holds it, so it never moves.
 
@@ -54,7 +54,7 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("not_in_optimizer", "error", loose[0].scope, evidence.step, message, advice, {"tensors": len(loose)})
 
 
-@rule(explains=["no_update", "slow_convergence"])
+@rule(explains=["no_update", "slow_convergence", "lr_too_low"])
 def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     """Weights that were never trained are frozen, and nobody declared it.
 
@@ -86,7 +86,7 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
 
 
-@rule(explains=["no_update", "slow_convergence", "vanishing_gradient", "not_in_optimizer"])
+@rule(explains=["no_update", "slow_convergence", "lr_too_low", "vanishing_gradient", "not_in_optimizer"])
 def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     """The loss uses a layer, but its gradient cannot get back to it.
 
@@ -153,7 +153,7 @@ def _twins(a: ParameterFacts, b: ParameterFacts) -> bool:
     return a.shape == b.shape and len(left) == len(right) and sum(different) == 1 and not different[-1]
 
 
-@rule(explains=["slow_convergence"])
+@rule(explains=["slow_convergence", "lr_too_low"])
 def no_update(evidence: Evidence) -> Iterator[Finding]:
     """Nothing moves: the weights are the same to the bit after several steps, or no step ever uses a gradient.
 
@@ -188,7 +188,7 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "no_update", "error", "", evidence.step, message, "Call optimizer.step() after backward in training_step."
         )
-    elif later.steps > 0 and later.rate == 0 and not evidence.scheduled:
+    elif later.steps > 0 and later.rate == 0 and not evidence.plan.scheduled:
         message = (
             f"All weights are as at the start after {later.steps} steps: the learning rate is 0, and no schedule raises it."
         )

@@ -13,7 +13,9 @@ __all__ = ["wrong_last_activation", "wrong_loss"]
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, float("inf"))}
 
 
-@rule(explains=["slow_convergence", "bad_initial_loss", "no_update", "dead_relu", "constant_output", "saturation"])
+@rule(
+    explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "no_update", "dead_relu", "constant_output", "saturation"]
+)
 def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     """The network ends in an activation that its loss applies again, or that cannot produce the targets.
 
@@ -50,7 +52,7 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
                 return
 
 
-@rule(explains=["slow_convergence", "bad_initial_loss", "loss_diverging", "loss_sign", "vanishing_gradient"])
+@rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "loss_diverging", "loss_sign", "vanishing_gradient"])
 def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     """The loss is not made for what it gets: log-probabilities, several classes, labels that exclude each other.
 

@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.rate import kept
+from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
 
 __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
@@ -16,7 +16,7 @@ LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
 
 
-@rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence"])
+@rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
 def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     """Training climbs: a step against the gradient takes the outputs away from their targets.
 
@@ -104,7 +104,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["slow_convergence", "bad_initial_loss", "constant_output"])
+@rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "constant_output"])
 def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     """Outputs and targets of different shapes are broadcast against each other, so every sample is compared with every target.
 

@@ -7,12 +7,14 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.graph import Graph, Node
 
-__all__ = ["bias_before_bn", "bn_eval_in_train", "small_batch_norm"]
+__all__ = ["bias_before_bn", "bn_eval_in_train", "bn_stats", "small_batch_norm"]
 
 FEW = 16
+LONG_RUN = 100
+LEFT = 0.5
 
 
-@rule(explains=["slow_convergence", "bn_stats", "train_val_gap", "exploding_gradient"])
+@rule(explains=["slow_convergence", "lr_too_low", "bn_stats", "train_val_gap", "exploding_gradient"])
 def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
     """Batch norm is in eval mode while the net trains, with running statistics that were never updated: it does nothing.
 
@@ -27,6 +29,32 @@ def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
         first = evidence.idle_norms[0]
         message = f"{len(evidence.idle_norms)} batch-norm layer(s) are in eval mode with statistics that were never updated."
         yield Finding("bn_eval_in_train", "error", first, evidence.step, message, "Call model.train() before fit.")
+
+
+@rule(explains=["train_val_gap"])
+def bn_stats(evidence: Evidence) -> Iterator[Finding]:
+    """Batch norm's running statistics move so slowly that they do not arrive at the data's before the run ends.
+
+    What it means: training uses the batch's statistics and looks fine; validation and predictions use running ones that are
+    still half 0 and 1. Typical cause: `momentum` as other frameworks have it, .99 or .999 for what is kept, turned into 1 -
+    .999.
+
+    How it is measured: (1 - momentum) to the power of the planned updates, which is the part of the start that is left in them.
+
+    Threshold: half, in runs of 100 updates or more, for statistics that are new.
+
+    Not an alarm: trained statistics that are fine-tuned; `momentum=None`, which averages all batches alike.
+
+    What to do: `momentum=0.1`, .01 for long runs; `PreciseBatchNorm` computes them anew.
+    """
+    updates = evidence.plan.updates or 0
+    left = {name: (1 - momentum) ** updates for name, momentum in evidence.collecting_norms.items()}
+    slow = [name for name, part in left.items() if part > LEFT]
+    if slow and updates >= LONG_RUN:
+        momentum = evidence.collecting_norms[slow[0]]
+        kept = f"{left[slow[0]]:.0%} of the start is left in the running statistics ({len(slow)} layer(s)), not 0"
+        message = f"After {updates} updates with momentum {momentum:g}, {kept}."
+        yield Finding("bn_stats", "error", slow[0], evidence.step, message, "momentum=0.1.", {"left": left[slow[0]]})
 
 
 @rule()

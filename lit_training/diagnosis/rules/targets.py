@@ -9,7 +9,7 @@ from torch import Tensor
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.probe import LossCall
+from lit_training.loss_calls import LossCall
 
 __all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "train_val_mismatch", "unnormalised_target"]
 
@@ -26,6 +26,7 @@ _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 @rule(
     explains=[
+        "lr_too_low",
         "data_not_shuffled",
         "class_imbalance",
         "wrong_loss",
@@ -287,8 +288,8 @@ def _reach(evidence: Evidence, bounded: bool) -> float:
     """Return about how far all planned updates can move an output, infinite where they grow with the error or are not known."""
     rate = evidence.later.rate if evidence.later is not None else 0.0
     facts = evidence.parameters.values()
-    if not evidence.planned or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
+    if not evidence.plan.updates or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
         return math.inf
     heads = [f.shape[1] for layer in evidence.layers[-1:] if (f := evidence.parameters.get(layer.weight)) and len(f.shape) == 2]
-    path = rate * evidence.planned
+    path = rate * evidence.plan.updates
     return path * (1 + max(heads, default=1) * (1 + path))

@@ -23,7 +23,16 @@ OVERCONFIDENT = 5.0
 
 
 @rule(
-    explains=["dead_relu", "saturation", "init_vanishing", "init_exploding", "bad_gain", "slow_convergence", "constant_output"]
+    explains=[
+        "dead_relu",
+        "saturation",
+        "init_vanishing",
+        "init_exploding",
+        "bad_gain",
+        "slow_convergence",
+        "lr_too_low",
+        "constant_output",
+    ]
 )
 def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     """Biases are so large that they decide alone, whatever the sample.
@@ -77,7 +86,17 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["init_vanishing", "vanishing_gradient", "slow_convergence", "constant_output", "bad_gain", "no_update"])
+@rule(
+    explains=[
+        "init_vanishing",
+        "vanishing_gradient",
+        "slow_convergence",
+        "lr_too_low",
+        "constant_output",
+        "bad_gain",
+        "no_update",
+    ]
+)
 def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     """Nearly all units behind a rectifier are silent on the whole batch, so no gradient passes.
 
@@ -107,7 +126,7 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["vanishing_gradient", "slow_convergence", "init_vanishing", "bad_gain", "constant_output"])
+@rule(explains=["vanishing_gradient", "slow_convergence", "lr_too_low", "init_vanishing", "bad_gain", "constant_output"])
 def saturation(evidence: Evidence) -> Iterator[Finding]:
     """Most values of a bounded activation lie at its bounds, where its slope is zero.
 

@@ -1,0 +1,57 @@
+"""How modules are set that the rules have to know: batch norm's statistics, LSTM gates, dropout."""
+
+import torch
+from torch import nn
+
+from lit_training.selection import clean_names
+
+__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms"]
+
+FEW = 100  # forwards, so that accumulation or several calls in the first step do not count
+
+
+def collecting_norms(module: nn.Module) -> dict[str, float]:
+    """Return the momentum of batch-norm layers in train mode whose running statistics are as they were born."""
+    return {
+        name: float(part.momentum)
+        for name, part in clean_names(module)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        and part.training
+        and part.momentum is not None
+        and part.num_batches_tracked is not None
+        and int(part.num_batches_tracked) < FEW
+    }
+
+
+def idle_norms(module: nn.Module) -> tuple[str, ...]:
+    """Return batch-norm layers in eval mode whose running statistics are still those they were born with."""
+    return tuple(
+        name
+        for name, part in clean_names(module)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        and not part.training
+        and part.num_batches_tracked is not None
+        and int(part.num_batches_tracked) == 0
+        and part.running_mean is not None
+        and not part.running_mean.any()
+    )
+
+
+@torch.no_grad()
+def forget_gates(module: nn.Module) -> dict[str, float]:
+    """Return the mean bias of the forget gates of each LSTM, the lowest of its layers."""
+    gates = {}
+    for name, part in clean_names(module):
+        if isinstance(part, nn.LSTM) and part.bias:
+            size = part.hidden_size
+            biases = dict(part.named_parameters(recurse=False))
+            pairs = [(b, biases.get(leaf.replace("bias_ih", "bias_hh"))) for leaf, b in biases.items() if "bias_ih" in leaf]
+            means = [float((b + other)[size : 2 * size].mean()) for b, other in pairs if other is not None]
+            gates[name] = min(means, default=0.0)
+    return gates
+
+
+def dropouts(module: nn.Module) -> dict[str, float]:
+    """Return the probability to drop of each dropout layer in train mode."""
+    kind = nn.modules.dropout._DropoutNd
+    return {name: float(part.p) for name, part in clean_names(module) if isinstance(part, kind) and part.training}

@@ -1,0 +1,93 @@
+"""What a training is going to do: how many updates, at which rates, with which clipping."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+
+__all__ = ["Plan", "future_rates"]
+
+MOST = 20_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training is set to do.
+
+    Args:
+        updates: that the whole run will do, `None` without a limit.
+        clip: norm that gradients are clipped to, `None` if they are not.
+        clip_value: what each of their elements is clipped to.
+        scheduled: whether a schedule changes the learning rate.
+        rates: that the schedule has for each update, over the rate that the optimiser was made with; empty where that is not known.
+        backwards: what a `ReduceLROnPlateau` watches in the wrong direction, `""` if it does not.
+        loss_scaled: whether mixed precision scales the loss, so that an overflow now and then is part of it.
+    """
+
+    updates: int | None = None
+    clip: float | None = None
+    clip_value: float | None = None
+    scheduled: bool = False
+    rates: tuple[float, ...] = ()
+    backwards: str = ""
+    loss_scaled: bool = False
+
+
+def future_rates(
+    scheduler: LRScheduler, updates: int, steps_after: Callable[[int], bool] = lambda update: True
+) -> tuple[float, ...]:
+    """Return the learning rate of each of the coming updates, of the optimiser's first group.
+
+    A copy of the scheduler runs ahead on a stand-in for its optimiser; nothing of the original is touched.
+
+    Args:
+        scheduler: as it stands before the first update.
+        updates: how many.
+        steps_after: tells of each update, counted from 1, whether the schedule steps after it.
+
+    Returns:
+        The rates over the one that the optimiser was made with; empty if they cannot be told: the scheduler waits for a metric,
+        cannot be copied, or the run is longer than 20000 updates.
+
+    >>> import torch
+    >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> [round(rate, 3) for rate in future_rates(torch.optim.lr_scheduler.ExponentialLR(sgd, 0.1), 4)]
+    [1.0, 0.1, 0.01, 0.001]
+    >>> sgd.param_groups[0]["lr"]
+    0.5
+    """
+    if isinstance(scheduler, ReduceLROnPlateau) or updates > MOST:
+        return ()
+    stand_in: Any = _StandIn(scheduler.optimizer)
+    try:
+        ahead = copy.deepcopy(scheduler, {id(scheduler.optimizer): stand_in})
+        return tuple(_run_ahead(ahead, stand_in, updates, steps_after))
+    except Exception:  # whatever a scheduler of the user's own holds or does
+        return ()
+
+
+def _run_ahead(scheduler: LRScheduler, stand_in: "_StandIn", updates: int, steps_after: Callable[[int], bool]) -> list[float]:
+    group = stand_in.param_groups[0]
+    made_with = float(group.get("initial_lr", group["lr"]))
+    rates = []
+    for update in range(1, updates + 1):
+        rates.append(float(group["lr"]) / made_with if made_with > 0 else 0.0)
+        if steps_after(update):
+            scheduler.step()
+    return rates
+
+
+class _StandIn:
+    """An optimiser's settings without its parameters: what a scheduler reads and writes."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.param_groups = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+        self.param_groups = copy.deepcopy(self.param_groups)
+        self.defaults = dict(optimizer.defaults)
+        self._opt_called = True
+
+    def step(self) -> None:
+        """Be there: schedulers look whether `step` was called before them."""

@@ -1,0 +1,56 @@
+"""The rule about losses and gradients that are not numbers any more."""
+
+import math
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+
+__all__ = ["nan_loss"]
+
+_ROOTS = frozenset("sqrt rsqrt linalg_vector_norm norm std var pow div".split())
+
+
+@rule(explains=["nan_loss", "exploding_gradient", "loss_diverging"])
+def nan_loss(evidence: Evidence) -> Iterator[Finding]:
+    """The loss, a gradient or a layer's output is NaN or infinite.
+
+    What it means: the next update makes every weight NaN, and from there on all is NaN. Typical causes: the logarithm of
+    zero or of a negative number, 0 / 0, the slope of a square root or a norm at 0, exp of large numbers, half precision
+    that overflows; while a run goes on, a learning rate that is too high, an exploding gradient, or a bad sample.
+
+    How it is measured: at the first step, the loss and the gradient of every parameter; the first logarithm, root,
+    quotient, power or loss in the forward whose result is not finite is named. Later, at sampled steps, all elements of
+    each layer's output, in forward order; the first such layer is named, those before it were finite.
+
+    Threshold: a single value.
+
+    Not an alarm: inputs that are not finite (bad_data); masks of minus infinity inside a layer whose output is finite;
+    gradients that overflow under mixed precision's loss scale, whose step is skipped.
+
+    What to do: losses on logits (`cross_entropy`, `binary_cross_entropy_with_logits`, `logsumexp`) instead of logarithms of
+    probabilities; `(x + eps).sqrt()`, `log(x.clamp(min=eps))`; a lower rate, clipped gradients.
+    """
+    if evidence.loss is None or any(not stats.finite for stats in evidence.inputs):
+        return
+    if not math.isfinite(evidence.loss):
+        layer = next((layer.name for layer in evidence.layers if not layer.output.finite), "")
+        what = (
+            f"the first value that is not finite comes from {evidence.broken or layer}"
+            if evidence.broken or layer
+            else "the data are"
+        )
+        message = f"The first loss is {evidence.loss}, although the inputs are finite: {what}."
+        advice = "Work on logits, or keep its argument away from 0: log(x.clamp(min=1e-6)), (x + 1e-8).sqrt()."
+        yield Finding("nan_loss", "error", layer, evidence.step, message, advice)
+        return
+    broken = [f for f in evidence.parameters.values() if f.gradient is not None and not math.isfinite(f.gradient)]
+    if broken and not evidence.plan.loss_scaled:
+        roots = sorted({node.op for node in evidence.graph.nodes if node.op in _ROOTS and node.grad_mode})
+        message = (
+            f"The loss is {evidence.loss:.3g}, but the gradient of {broken[0].name} is not finite ({len(broken)} like this)."
+        )
+        culprit = f"Look at {', '.join(roots)}: " if roots else ""
+        advice = f"{culprit}roots, norms and quotients have no finite slope at 0; add an epsilon inside: (x + 1e-8).sqrt()."
+        yield Finding("nan_loss", "error", broken[0].name, evidence.step, message, advice)

@@ -1,0 +1,133 @@
+"""Rules about what the whole run will do: the learning rate's schedule, and weight decay against the gradient."""
+
+import math
+from collections.abc import Iterator
+from statistics import median
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.updates import matrices
+
+__all__ = ["lr_schedule", "weight_decay_too_strong"]
+
+LONG_RUN = 100
+IDLE = 0.01
+MOST_IDLE = 0.5
+STARTED = 0.1
+GROWS = 10.0
+STRONGER = 2.0
+STRONGER_DECOUPLED = 0.5
+ALONG = 0.7
+FEW = 100
+
+
+@rule(explains=["lr_too_low", "lr_too_high", "no_update", "slow_convergence", "loss_diverging", "nan_loss", "oscillating_loss"])
+def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
+    """The schedule does not fit the run: it ends early, warms up for longer than the run lasts, grows, or waits the wrong way.
+
+    What it means: most of the run trains at a rate of nearly nothing, or at one that grows without end. Typical causes: a
+    schedule that counts epochs and is stepped at every batch, or the other way round; a number of warm-up steps from a
+    longer run; integer division; `ReduceLROnPlateau(mode="max")` on a loss.
+
+    How it is measured: a copy of the scheduler runs ahead over all planned updates before the first one, so that the rate
+    of each is known. `ReduceLROnPlateau`: whether its `mode` fits the name of what it monitors.
+
+    Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than half of the updates; it never
+    gets to a tenth of the rate that the optimiser was made with and ends at its highest; it ends at more than 10 times both
+    that rate and its own median.
+
+    Not an alarm: cosine, linear, step and one-cycle schedules over the whole run, warm restarts, a decay by 10 three times.
+
+    What to do: `{"scheduler": s, "interval": "step"}` for a schedule in updates, `"epoch"` for one in epochs; take its
+    length from `trainer.estimated_stepping_batches`.
+    """
+    rates = evidence.plan.rates
+    advice = 'Take its length from trainer.estimated_stepping_batches and step it with "interval": "step".'
+    if evidence.plan.backwards:
+        message = f"The schedule waits for a plateau the wrong way round: {evidence.plan.backwards}."
+        advice = 'ReduceLROnPlateau(mode="min") for a loss or an error, "max" for an accuracy.'
+        yield Finding("lr_schedule", "warning", "", evidence.step, message, advice)
+    if len(rates) < LONG_RUN:
+        return
+    peak, n = max(rates), len(rates)
+    idle = sum(rate < IDLE * peak for rate in rates)
+    if peak < STARTED and rates[-1] >= 0.99 * peak:
+        message = (
+            f"In all {n} planned updates the rate stays below {peak:.2g} times the optimiser's own: the warm-up is too long."
+        )
+        yield Finding("lr_schedule", "error", "", evidence.step, message, advice, {"peak": peak})
+    elif idle > MOST_IDLE * n:
+        message = f"The rate is below 1 % of its peak in {idle} of the {n} planned updates: the schedule is over too early."
+        yield Finding("lr_schedule", "error", "", evidence.step, message, advice, {"idle": idle / n})
+    elif rates[-1] > GROWS * max(1.0, median(rates)):
+        message = f"The rate grows to {rates[-1]:.2g} times the optimiser's own over the {n} planned updates."
+        yield Finding(
+            "lr_schedule", "error", "", evidence.step, message, "Schedules lower the rate: gamma below 1.", {"last": rates[-1]}
+        )
+
+
+@rule(explains=["weights_shrinking", "slow_convergence", "constant_output", "lr_too_low", "bad_initial_loss"])
+def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
+    """Weight decay pulls harder at the weights than the loss does, so they shrink towards zero whatever the data say.
+
+    What it means: the network underfits, or its output becomes constant. Typical causes: a decay that was meant as the
+    rate, a penalty that is summed over all weights without a small factor, SGD's decay copied to AdamW or the other way
+    round.
+
+    How it is measured, at the first step, over all weight matrices together: through the gradient (SGD, Adam): decay times
+    weights over the gradient; decoupled (AdamW): decay times the weights' root mean square over the step's size, 1; a
+    penalty inside the loss: the cosine between gradient and weights, which is 1 for an L2 penalty alone, .8 for L1, and
+    near 0 for data.
+
+    Threshold: above 2, or .5 if decoupled, where the planned updates would shrink the weights by more than a factor e; a
+    cosine above .7, over 100 weights or more. Healthy set-ups with a usual decay start below .1.
+
+    Not an alarm: a strong decay in a run too short for it to matter; weights that decay in front of a normalisation at
+    usual strength.
+
+    What to do: 5e-4 for SGD, .01 to .1 for AdamW; a penalty should be a small part of the loss.
+    """
+    weights = [f for f in matrices(evidence) if f.gradient is not None and f.optimized]
+    gradient = math.hypot(*(f.gradient or 0.0 for f in weights))
+    norm = math.hypot(*(f.norm for f in weights))
+    if not 0 < gradient < math.inf or sum(math.prod(f.shape) for f in weights) < FEW:
+        return
+    cosine = sum(f.along for f in weights) / (gradient * norm)
+    decayed = [f for f in weights if f.decay > 0]
+    shrink = max((_shrink(evidence, f) for f in decayed), default=0.0)
+    decoupled = any(f.decoupled for f in decayed)
+    pull = (
+        max(f.decay * _rms(f) for f in decayed if f.decoupled)
+        if decoupled
+        else math.hypot(*(f.decay * f.norm for f in decayed)) / gradient
+    )
+    if shrink > 1 and pull > (STRONGER_DECOUPLED if decoupled else STRONGER):
+        against = "the step" if decoupled else "the loss"
+        message = f"Decay pulls {pull:.2g} times as hard as {against}, and alone would divide the weights by e^{shrink:.2g}."
+        advice = f"weight_decay={'0.01' if decoupled else '5e-4'} or so instead of {max(f.decay for f in decayed):g}."
+        where = max(decayed, key=lambda f: f.decay).name
+        yield Finding(
+            "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"pull": pull, "shrink": shrink}
+        )
+    elif cosine > ALONG:
+        message = (
+            f"The gradient points along the weights themselves (cosine {cosine:.2f}, not near 0): a penalty outweighs the data."
+        )
+        advice = "Lower the factor of the penalty in the loss, or use WeightDecay(...) with 5e-4."
+        yield Finding("weight_decay_too_strong", "error", "", evidence.step, message, advice, {"cosine": cosine})
+
+
+def _shrink(evidence: Evidence, facts: ParameterFacts) -> float:
+    """Return how many times the planned updates would divide a weight by e, by its decay alone."""
+    rate = facts.made_with * (evidence.plan.updates or 0)
+    if facts.decoupled:
+        return rate * facts.decay
+    if facts.fixed_step is not None:
+        return rate / _rms(facts)
+    return rate * facts.decay / max(1 - evidence.momentum, 1e-4)
+
+
+def _rms(facts: ParameterFacts) -> float:
+    return facts.norm / math.sqrt(math.prod(facts.shape))

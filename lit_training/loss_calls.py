@@ -1,0 +1,94 @@
+"""What the losses of a step compared: torch's own, and differences from the targets that a step writes out by hand."""
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from lit_training.graph import Graph, Node
+
+__all__ = ["LossCall", "difference", "difference_loss", "loss_call"]
+
+_SUM = 2.0
+_RESHAPED = frozenset(
+    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
+)
+
+
+@dataclass(frozen=True)
+class LossCall:
+    """One of torch's losses as it was called, or a difference from the targets: what it compared, and what came out.
+
+    `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over the
+    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if
+    a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the targets'
+    deviations from their mean: what that mean would have cost under a squared and an absolute loss.
+    """
+
+    op: str
+    prediction: int
+    target: int
+    prediction_range: tuple[float, float]
+    target_range: tuple[float, float]
+    scale: float
+    value: float | None
+    node: int = -1
+    summed: bool = False
+    spread: tuple[float, float] | None = None
+
+    @property
+    def constant(self) -> float | None:
+        """What the targets' mean would have cost instead of the prediction, `None` for losses other than l1 and mse."""
+        if self.spread is None or self.op not in ("mse_loss", "l1_loss"):
+            return None
+        return self.spread[self.op == "l1_loss"]
+
+
+def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> LossCall:
+    """Describe a call of one of torch's losses, which are the operations in `graph.LOSSES`."""
+    log_sum = float(prediction.logsumexp(1).mean()) if "nll" in node.op and prediction.ndim > 1 else 0.0
+    return LossCall(
+        node.op,
+        node.parents[0],
+        node.parents[1],
+        _range(prediction),
+        _range(target),
+        log_sum,
+        float(value) if value.ndim == 0 else None,
+        node.index,
+        node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
+        _spread(target),
+    )
+
+
+def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> LossCall | None:
+    """Describe `prediction - target`, of what layers made and what the loader gave, as a loss that is still to be finished."""
+    pairs = [(node.parents, operands), (node.parents[::-1], operands[::-1])]
+    for (made, given), (prediction, target) in pairs:
+        if _from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
+            return LossCall("", made, given, _range(prediction), _range(target), 0.0, None, spread=_spread(target))
+    return None
+
+
+def difference_loss(node: Node, value: Tensor, compared: LossCall) -> LossCall | None:
+    """Finish a difference if `node` squares it or takes its size: what `mse_loss` and `l1_loss` would be, averaged."""
+    square = node.op == "square" or (node.op == "pow" and node.scalars == (2.0,)) or node.op == "mul"
+    if not square and node.op != "abs":
+        return None
+    return replace(compared, op="mse_loss" if square else "l1_loss", value=float(value.mean()), node=node.index)
+
+
+def _from_loader(graph: Graph, node: Node) -> bool:
+    while node.op in _RESHAPED and node.parents:
+        node = graph.nodes[node.parents[0]]
+    return node.name == "batch"
+
+
+def _range(values: Tensor) -> tuple[float, float]:
+    return (float(values.amin()), float(values.amax())) if values.numel() else (0.0, 0.0)
+
+
+def _spread(target: Tensor) -> tuple[float, float] | None:
+    if not target.is_floating_point() or target.ndim == 0 or len(target) < 2:
+        return None
+    away = target.float() - target.float().mean(0)
+    return float(away.square().mean()), float(away.abs().mean())

@@ -1,0 +1,143 @@
+"""Rules about the schedule and about weight decay, on whole plans."""
+
+from dataclasses import replace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import lr_scheduler as schedules
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.evidence import Evidence, collect
+from lit_training.diagnosis.plan import Plan
+from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.rules.normalisation import bn_stats
+from lit_training.diagnosis.rules.schedule import lr_schedule, weight_decay_too_strong
+from lit_training.probe import Probe
+from tests.diagnosis.rules.looking import mlp, vectors
+
+
+def evidence(optimizer, loss=F.cross_entropy, *, net: nn.Module | None = None, updates: int = 500, **plan) -> Evidence:
+    net, (x, y) = mlp(16, 32, 32, 4) if net is None else net, vectors()
+    held = optimizer(net.parameters())
+    with Probe(net, len(x), (x, y)) as probe:
+        value = loss(net(x), y) if loss is F.cross_entropy else loss(net, x, y)
+        probe.differentiate(value)
+        value.backward()
+    return collect(probe, optimizers=[held], loss=value, stepping=held, plan=Plan(updates, **plan))
+
+
+def scheduled(make, steps: int = 200) -> list[str]:
+    """What the rule says of a schedule that Lightning steps at every batch."""
+    torch.manual_seed(0)
+    watch = Diagnostics(verbose=False, select=["lr_schedule"])
+
+    class Net(LitModule):
+        def configure_optimizers(self):
+            optimizer = torch.optim.SGD(self.parameters(), lr=0.1)
+            return {"optimizer": optimizer, "lr_scheduler": {"interval": "step", "monitor": "train/loss", "strict": False}
+                    | make(optimizer)}  # fmt: skip
+
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = self.global_step > 1
+
+    data = DataLoader(TensorDataset(torch.randn(64, 4), torch.randint(2, (64,))), 16)
+    trainer = pl.Trainer(max_steps=steps, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(Net(nn.Linear(4, 2), metrics=[]), data)
+    return [finding.rule for finding in watch.findings]
+
+
+HEALTHY = {
+    "cosine": lambda o: schedules.CosineAnnealingLR(o, 200),
+    "thrice by ten": lambda o: schedules.MultiStepLR(o, [60, 120, 160]),
+    "one cycle": lambda o: schedules.OneCycleLR(o, 0.5, total_steps=200),
+    "warm-up": lambda o: schedules.LambdaLR(o, lambda step: min(1.0, step / 100)),
+    "restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 10),
+    "inverse root": lambda o: schedules.LambdaLR(o, lambda step: min((step + 1) ** -0.5, (step + 1) * 20**-1.5)),
+    "slow exponential": lambda o: schedules.ExponentialLR(o, 0.97),
+}
+FAULTY = {
+    "stepped per batch": lambda o: schedules.StepLR(o, 10),
+    "exponential per batch": lambda o: schedules.ExponentialLR(o, 0.9),
+    "never warm": lambda o: schedules.LambdaLR(o, lambda step: min(1.0, step / 10_000)),
+    "integer division": lambda o: schedules.LambdaLR(o, lambda step: min(1, step // 1000)),
+    "growing": lambda o: schedules.ExponentialLR(o, 1.05),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_usual_schedules_are_silent(name: str) -> None:
+    assert scheduled(lambda o: {"scheduler": HEALTHY[name](o)}) == []
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_schedule_that_does_not_fit_the_run_is_named(name: str) -> None:
+    assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}) == ["lr_schedule"]
+    assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}, steps=50) == []  # too short to be judged
+
+
+@pytest.mark.parametrize(
+    ("mode", "monitor", "rules"),
+    [
+        ("min", "val_loss", []),
+        ("max", "val_loss", ["lr_schedule"]),
+        ("max", "val/acc", []),
+        ("min", "val_accuracy", ["lr_schedule"]),
+        ("max", "reward", []),
+        ("max", "closs", []),
+    ],
+)
+def test_a_plateau_is_waited_for_in_the_metrics_direction(mode: str, monitor: str, rules: list[str]) -> None:
+    def make(optimizer):
+        return {"scheduler": schedules.ReduceLROnPlateau(optimizer, mode=mode), "monitor": monitor, "frequency": 1000}
+
+    assert scheduled(make) == rules
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "strong", "usual"),
+    [
+        (lambda p, wd: torch.optim.SGD(p, lr=0.05, momentum=0.9, weight_decay=wd), 1.0, 5e-4),
+        (lambda p, wd: torch.optim.Adam(p, lr=0.003, weight_decay=wd), 1.0, 1e-4),
+        (lambda p, wd: torch.optim.AdamW(p, lr=0.01, weight_decay=wd), 10.0, 0.1),
+    ],
+)
+def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: float, usual: float) -> None:
+    def found(decay: float, updates: int = 500) -> list[str]:
+        return [f.rule for f in weight_decay_too_strong(evidence(lambda p: optimizer(p, decay), updates=updates))]
+
+    assert found(strong) == ["weight_decay_too_strong"]
+    assert found(usual) == []
+    assert found(strong, updates=1) == []
+
+
+@pytest.mark.parametrize(("power", "factor", "strong"), [(2, 1.0, True), (1, 0.1, True), (2, 1e-4, False), (1, 1e-5, False)])
+def test_a_penalty_in_the_loss_is_seen_by_where_the_gradient_points(power: int, factor: float, strong: bool) -> None:
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(x), y) + factor * sum(p.abs().pow(power).sum() for p in net.parameters())
+
+    found = evidence(lambda p: torch.optim.SGD(p, lr=0.05), loss)
+    assert [f.rule for f in weight_decay_too_strong(found)] == ["weight_decay_too_strong"] * strong
+
+
+def test_statistics_that_never_arrive_are_named() -> None:
+    def found(momentum: float | None, updates: int = 500, trained: bool = False) -> list[str]:
+        norm = nn.BatchNorm1d(32, momentum=momentum)
+        if trained:
+            norm.num_batches_tracked.fill_(5000)
+        net = nn.Sequential(nn.Linear(16, 32), norm, nn.ReLU(), nn.Linear(32, 4))
+        return [f.rule for f in bn_stats(evidence(lambda p: torch.optim.SGD(p, lr=0.05), net=net, updates=updates))]
+
+    assert found(1e-3) == ["bn_stats"]
+    assert found(0.1) == found(0.01) == found(None) == found(1e-3, updates=2000) == found(1e-3, trained=True) == []
+
+
+def test_without_a_plan_nothing_is_said_about_it() -> None:
+    seen = replace(evidence(lambda p: torch.optim.SGD(p, lr=1e-9)), plan=Plan())
+    assert not [f.rule for rule in RULES for f in rule(seen) if f.rule in ("lr_too_low", "lr_schedule", "bn_stats")]
+    assert not list(lr_schedule(seen))
