@@ -87,6 +87,7 @@ class Probe:
         self._by_node: dict[int, Layer] = {}
         self._differences: dict[int, LossCall] = {}
         self._finite: list[tuple[Node, Tensor]] = []
+        self._stats: dict[tuple[int, int], TensorStats] = {}
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
     @property
@@ -114,7 +115,7 @@ class Probe:
 
     def _on_input(self, node: Node, tensor: Tensor) -> None:
         if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
-            self.inputs[node.index] = measure(tensor, self.batch_size)
+            self.inputs[node.index] = self._measure(node.index, tensor)
 
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if node.scope in self._recurrent:
@@ -133,17 +134,17 @@ class Probe:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op
-                layer.activation = measure(tensor, self.batch_size, _unit_dim(layer.op, tensor), node.op)
+                layer.activation = self._measure(node.index, tensor, _unit_dim(layer.op, tensor), node.op)
 
     def _add_layer(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         name = node.weight.removesuffix(".weight")
         if name in self.layers:
             self.layers[name].calls += 1
             return
-        output = measure(tensor, self.batch_size, _unit_dim(node.op, tensor))
+        output = self._measure(node.index, tensor, _unit_dim(node.op, tensor))
         source = next(
             (
-                measure(operand, self.batch_size, _unit_dim(node.op, operand))
+                self._measure(parent, operand, _unit_dim(node.op, operand))
                 for parent, operand in list(zip(node.parents, operands, strict=True))[first_operand(node.op) :]
                 if self.graph.nodes[parent].origin == "data" and operand.is_floating_point()
             ),
@@ -151,6 +152,13 @@ class Probe:
         )
         layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
         self.layers[name] = self._by_node[node.index] = layer
+
+    def _measure(self, node: int, tensor: Tensor, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
+        """Measure the tensor of a node, once: what one layer gives is often what the next one takes."""
+        key = node, unit_dim % tensor.ndim
+        if key not in self._stats:
+            self._stats[key] = measure(tensor, self.batch_size, unit_dim, bounded_by)
+        return self._stats[key]
 
     def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if self.losses and self.losses[-1].prediction == node.parents[0]:
