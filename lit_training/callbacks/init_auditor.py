@@ -146,7 +146,7 @@ class InitAuditor(Callback):
         """Note the loss, and what it is scaled by."""
         if self._observing:
             self._note_loss(trainer, loss)
-        self._before_backward()
+        self._before_backward(loss)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
@@ -220,7 +220,7 @@ class InitAuditor(Callback):
         """Add to what is known the targets of all batches seen so far."""
         targets = self._batches_seen.targets(known.target)
         labels = targets is not None and not targets.is_floating_point()
-        return replace(known, targets=targets, labels=labels)
+        return replace(known, targets=targets, labels=labels, broken=self._batches_seen.broken())
 
     @harmless
     def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
@@ -231,9 +231,9 @@ class InitAuditor(Callback):
             self._loss = loss.detach().clone()
 
     @harmless
-    def _before_backward(self) -> None:
+    def _before_backward(self, loss: Tensor) -> None:
         if self._first is not None:
-            self._first.before_backward()
+            self._first.before_backward(loss)
 
     @harmless
     def _after_batch(self) -> None:

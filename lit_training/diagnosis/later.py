@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.parameters import norms, to_host, whole
@@ -13,6 +13,8 @@ from lit_training.selection import classify
 
 __all__ = ["FirstSteps", "Later"]
 
+_MOST_LOSSES = 64
+
 
 @dataclass(frozen=True)
 class Later:
@@ -20,7 +22,8 @@ class Later:
 
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
     start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps whose
-    gradients were added to those of the step before, `zeroed` those whose were not; `rate` is the largest learning rate so far.
+    gradients were added to those of the step before, `zeroed` those whose were not; `rate` is the largest learning rate so far;
+    `losses` are those that were differentiated after the first update.
     """
 
     steps: int
@@ -30,6 +33,7 @@ class Later:
     carried: int = 0
     zeroed: int = 0
     rate: float = 0.0
+    losses: tuple[float, ...] = ()
 
 
 class FirstSteps:
@@ -42,7 +46,7 @@ class FirstSteps:
     >>> first = FirstSteps(layer, [sgd])
     >>> for _ in range(3):
     ...     loss = layer(torch.ones(4, 2)).sum()
-    ...     first.before_backward(); loss.backward(); first.before_step(sgd); sgd.step()
+    ...     first.before_backward(loss); loss.backward(); first.before_step(sgd); sgd.step()
     >>> later = first.conclude()
     >>> later.carried, later.moved["weight"]
     (2, True)
@@ -62,14 +66,17 @@ class FirstSteps:
         self._counts: dict[int, int] = {}
         self._carried = self._zeroed = 0
         self._rate = 0.0
+        self._losses: list[Tensor] = []
 
     @property
     def steps(self) -> int:
         """Updates that some optimiser was about to do."""
         return max(self._counts.values(), default=0)
 
-    def before_backward(self) -> None:
-        """Note of optimisers that have stepped whether their gradients were set back."""
+    def before_backward(self, loss: Tensor) -> None:
+        """Keep the loss; note of optimisers that have stepped whether their gradients were set back."""
+        if self._counts and len(self._losses) < _MOST_LOSSES:
+            self._losses.append(loss.detach().clone())
         for optimizer in self._optimizers:
             if self._pending.get(id(optimizer), True) is not True:
                 self._pending[id(optimizer)] = _is_zeroed(optimizer)
@@ -95,7 +102,8 @@ class FirstSteps:
         """Compare the weights with those at the start."""
         moved = {name: now != self._start[name] for name, now in self._hashes().items()}
         steps = max(self.steps - 1, 0)
-        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate)
+        losses = tuple(to_host(self._losses))
+        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate, losses)
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]

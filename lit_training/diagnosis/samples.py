@@ -37,6 +37,7 @@ class Samples:
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
         val: of the first validation batch, likewise; empty if there was none before training.
         target: which of them the loss takes as its target.
+        broken: which of the first batches, counted from 0, hold NaN or infinite values.
     """
 
     targets: Tensor | None = None
@@ -45,6 +46,7 @@ class Samples:
     train: tuple[Part | None, ...] = ()
     val: tuple[Part | None, ...] = ()
     target: int | None = None
+    broken: tuple[int, ...] = ()
 
 
 @dataclass
@@ -58,17 +60,23 @@ class FirstBatches:
     """
 
     columns: list[dict[int, Tensor]] = field(default_factory=list)
+    finite: list[list[Tensor]] = field(default_factory=list)
 
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if len(self.columns) < BATCHES:
-            leaves = enumerate(tree_leaves(batch))
-            self.columns.append({i: x.detach().flatten().clone() for i, x in leaves if isinstance(x, Tensor) and _one_each(x)})
+            tensors = {i: x.detach() for i, x in enumerate(tree_leaves(batch)) if isinstance(x, Tensor) and not x.is_sparse}
+            self.columns.append({i: x.flatten().clone() for i, x in tensors.items() if _one_each(x)})
+            self.finite.append([x.isfinite().all() for x in tensors.values() if x.is_floating_point()])
 
     def targets(self, place: int | None) -> Tensor | None:
         """Return the values at a place of all batches, in order, on the host."""
         found = [column[place].cpu() for column in self.columns if place is not None and place in column]
         return torch.cat(found) if found and len(found) == len(self.columns) else None
+
+    def broken(self) -> tuple[int, ...]:
+        """Return which batches hold NaN or infinite values."""
+        return tuple(i for i, flags in enumerate(self.finite) if not all(flags))
 
 
 def target_place(probe: Probe) -> int | None:

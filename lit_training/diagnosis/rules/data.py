@@ -15,16 +15,16 @@ OFFSET = 5.0
 ALIKE = 0.2
 
 
-@rule(explains=["nan_loss", "lr_too_low", "exploding_gradient"])
+@rule(explains=["nan_loss", "lr_too_low", "lr_too_high", "exploding_gradient"])
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
-    """The first batch holds NaN or infinite values that reach the loss, or nearly all of its samples are one and the same.
+    """The first batches hold NaN or infinite values that reach the loss, or nearly all samples are one and the same.
 
     What it means: one such value makes the loss NaN, and the update then makes every weight NaN. Typical causes: missing
     values read as NaN, the logarithm of zero, a division by a standard deviation of zero.
 
     Samples that are all alike come from files that failed to load, or a data set that ignores the index.
 
-    How it is measured: every floating-point tensor that entered the step, and the loss; how many samples of the batch differ.
+    How it is measured: every floating-point tensor of the first four batches, and the loss; how many samples of the batch differ.
 
     Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold.
 
@@ -35,6 +35,11 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     broken = sum(not stats.finite for stats in evidence.inputs)
     if broken and (evidence.loss is None or not math.isfinite(evidence.loss)):
         message = f"{broken} tensor(s) of the first batch hold NaN or infinity, and so the loss is {evidence.loss}."
+        yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
+        return
+    later = evidence.later
+    if later is not None and evidence.samples.broken and not all(map(math.isfinite, later.losses)):
+        message = f"Batch {evidence.samples.broken[0]} holds NaN or infinity, and the loss becomes NaN."
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
         return
     samples = evidence.samples
@@ -54,6 +59,7 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 @rule(
     explains=[
         "lr_too_low",
+        "lr_too_high",
         "bad_initial_loss",
         "init_exploding",
         "init_vanishing",

@@ -4,9 +4,10 @@ import math
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
+from lit_training.loss_calls import LossCall
 from lit_training.probe import Layer
 
-__all__ = ["guesses", "hidden", "is_drawn", "times_guessing"]
+__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "times_guessing"]
 
 
 def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
@@ -29,15 +30,13 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
     graph = evidence.graph
     for call in evidence.losses:
         logits = graph.nodes[call.prediction]
+        classes = classes_of(evidence, call)
         if "nll" in call.op:
             maker = producer(graph, logits)
-            classes = logits.shape[1] if len(logits.shape) > 1 else 1
             if maker.op != "log_softmax" or not maker.parents:
                 continue
             logits = graph.nodes[maker.parents[0]]
-        elif call.op == "binary_cross_entropy_with_logits":
-            classes = 2
-        else:
+        elif call.op != "binary_cross_entropy_with_logits":
             continue
         if call.value is None or call.summed or classes < 2 or not math.isfinite(call.value):
             continue
@@ -53,5 +52,20 @@ def guesses(evidence: Evidence) -> bool:
     ratio, _ = times_guessing(evidence)
     if ratio > 0:
         return 0.8 < ratio < 3
-    known = [call.value / call.constant for call in evidence.losses if call.value is not None and call.constant]
-    return bool(known) and min(known) > 0.8
+    return any(call.value > 0.8 * call.constant for call in evidence.losses if call.value and call.constant)
+
+
+def guess(evidence: Evidence) -> float | None:
+    """Return the loss of a guess, `None` where that is not known or the loss has other parts."""
+    if len(evidence.losses) != 1 or evidence.losses[0].summed:
+        return None
+    classes = classes_of(evidence, evidence.losses[0])
+    return math.log(classes) if classes > 1 else evidence.losses[0].constant
+
+
+def classes_of(evidence: Evidence, call: LossCall) -> int:
+    """Return how many classes a loss tells apart, 0 if it is no classification."""
+    shape = evidence.graph.nodes[call.prediction].shape
+    if "nll" in call.op and len(shape) > 1:
+        return shape[1]
+    return 2 if "binary_cross_entropy" in call.op else 0

@@ -1,12 +1,13 @@
 """Rules about the size of the first update: rate and clipping against the weights that they move."""
 
+import math
 from collections.abc import Iterator
 from statistics import median
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import guesses
+from lit_training.diagnosis.rules.guessing import guess, guesses
 from lit_training.diagnosis.updates import change, gradient_norm, matrices, promised
 
 __all__ = ["clip_too_small", "lr_too_high", "lr_too_low"]
@@ -15,46 +16,32 @@ OVERWRITES = 1.0
 OVERWRITES_ADAPTIVE = 2.0
 LONG_RUN = 100
 FALLS = 0.4
+FLUNG = 5.0
 LONG_MEMORY = 0.99
 
 
 @rule(explains=["loss_diverging", "nan_loss", "oscillating_loss", "exploding_gradient", "dead_relu", "saturation"])
 def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
-    """The first update is larger than the weights that it moves.
+    """The first update is larger than the weights that it moves, or the first few fling the loss up.
 
     What it means: what was drawn with care is overwritten by noise at once; the loss jumps, units die or saturate.
 
-    How it is measured: norm of the first update over norm of the weight, the median over all weight matrices: rate times
-    gradient (after clipping) for SGD; for Adam and its like, whose first step moves each weight by the rate, rate over the
-    weight's root mean square.
+    How it is measured: after the first three updates, the loss against that of guessing (all classes alike, or the targets'
+    mean) and against the first one. At the first step, norm of the first update over norm of the weight, the median over
+    all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like, whose first step moves each
+    weight by the rate, rate over the weight's root mean square.
 
-    Threshold: 1 for SGD, 2 for Adam and its like. Healthy updates are about a thousandth of the weights (Karpathy); fast recipes
-    begin with a tenth. With SGD's momentum m above .99 updates add up to 1 / (1 - m) times the first one, over hundreds of steps
-    that cannot take back what they overwrite; then this sum is what counts.
+    Threshold: a loss 5 times as high; healthy set-ups from scratch rise by up to 1.7. For updates 1 for SGD, 2 for Adam and
+    its like. Healthy updates are about a thousandth of the weights (Karpathy); fast recipes begin with a tenth. With SGD's
+    momentum m above .99 updates add up to 1 / (1 - m) times the first one, over hundreds of steps that cannot take back
+    what they overwrite; then this sum is what counts.
 
     Not an alarm: warm-up, whose first rate counts; weights that start at zero; targets or initialisation that make the gradient
     large (unnormalised_target, init_exploding); a single layer, which loses nothing when its first weights are overwritten.
 
     What to do: lower `lr` until the ratio is below .1, or warm up.
     """
-    changes = [(moved, f.name, f.descent is None) for f in matrices(evidence) if (moved := change(evidence, f)) is not None]
-    if len(changes) < 2:
-        return
-    typical = median(moved for moved, *_ in changes)
-    adaptive = all(adaptive for *_, adaptive in changes)
-    where = max(changes)[1]
-    total = typical / (1 - evidence.momentum)
-    if typical > (OVERWRITES_ADAPTIVE if adaptive else OVERWRITES):
-        message = f"The first update is {typical:.2g} times as large as the weights (median of {len(changes)}), not .001 to .1."
-        advice = f"Lower lr by a factor of {_round(typical / 0.01)} or so, or warm up."
-        yield Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical})
-    elif not adaptive and evidence.momentum > LONG_MEMORY and total > OVERWRITES:
-        adds = f"momentum {evidence.momentum:g} adds up {1 / (1 - evidence.momentum):.0f} of them"
-        message = (
-            f"The first update is {typical:.2g} times as large as the weights, and {adds}: {total:.2g} times, not .01 to 1."
-        )
-        advice = "momentum=0.9, or lower lr by as much as the momentum adds up."
-        yield Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical, "total": total})
+    yield from _overwritten(evidence) or _flung(evidence)
 
 
 @rule(explains=["slow_convergence", "constant_output"])
@@ -64,11 +51,11 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     What it means: training ends near where it began.
 
     How it is measured: what the first update lowers the loss by, to first order (rate times the gradient's square for SGD, over
-    1 - m with momentum m; rate times the sum of the gradient's sizes for Adam and its like), times the number of planned updates
-    and the mean of the planned rates, over the loss.
+    1 - m with momentum m; rate times the sum of the gradient's sizes for Adam and its like), times the number of planned
+    updates and the mean of the planned rates, over the loss.
 
-    Threshold: .4, in a run of 100 updates or more, while the loss is that of guessing. A batch's noise makes the figure too large;
-    healthy set-ups have 1.3 and more, most above 10.
+    Threshold: .4, in a run of 100 updates or more, while the loss is that of guessing. A batch's noise makes the figure too
+    large; healthy set-ups have 1.3 and more, most above 10.
 
     Not an alarm: fine-tuning of a network that is good already; runs of unknown length.
 
@@ -107,6 +94,45 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
         message = f"The gradient, of norm {norm:.2g}, is clipped to {clip:.2g}, so that {fall}."
         advice = f'Trainer(gradient_clip_val={_round(norm)}, gradient_clip_algorithm="norm") or so.'
         yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip or 0.0})
+
+
+def _flung(evidence: Evidence) -> list[Finding]:
+    """Say so if the loss after the first updates is far above that of guessing."""
+    later, level = evidence.later, guess(evidence)
+    if later is None or not later.losses or level is None or evidence.loss is None or later.steps == 0:
+        return []
+    start = max(evidence.loss, level)
+    worst = max(math.inf if math.isnan(loss) else loss for loss in later.losses)
+    if not start * FLUNG < worst or not math.isfinite(start):
+        return []
+    message = (
+        f"After {later.steps} updates the loss is {worst:.3g}: {worst / start:.2g} times that of guessing or of the start."
+    )
+    advice = "Lower lr by a factor of 10 or so, or warm up."
+    return [Finding("lr_too_high", "error", "", evidence.step, message, advice, {"times": worst / start})]
+
+
+def _overwritten(evidence: Evidence) -> list[Finding]:
+    """Say so if the first update is larger than the weights."""
+    changes = [(moved, f.name, f.descent is None) for f in matrices(evidence) if (moved := change(evidence, f)) is not None]
+    if len(changes) < 2:
+        return []
+    typical = median(moved for moved, *_ in changes)
+    adaptive = all(adaptive for *_, adaptive in changes)
+    where = max(changes)[1]
+    total = typical / (1 - evidence.momentum)
+    if typical > (OVERWRITES_ADAPTIVE if adaptive else OVERWRITES):
+        message = f"The first update is {typical:.2g} times as large as the weights (median of {len(changes)}), not .001 to .1."
+        advice = f"Lower lr by a factor of {_round(typical / 0.01)} or so, or warm up."
+        return [Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical})]
+    if not adaptive and evidence.momentum > LONG_MEMORY and total > OVERWRITES:
+        adds = f"momentum {evidence.momentum:g} adds up {1 / (1 - evidence.momentum):.0f} of them"
+        message = (
+            f"The first update is {typical:.2g} times as large as the weights, and {adds}: {total:.2g} times, not .01 to 1."
+        )
+        advice = "momentum=0.9, or lower lr by as much as the momentum adds up."
+        return [Finding("lr_too_high", "error", where, evidence.step, message, advice, {"ratio": typical, "total": total})]
+    return []
 
 
 def _is_judged(evidence: Evidence) -> bool:

@@ -9,6 +9,7 @@ from torch import Tensor
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import classes_of
 from lit_training.loss_calls import LossCall
 
 __all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "train_val_mismatch", "unnormalised_target"]
@@ -243,14 +244,8 @@ def _takes_labels(evidence: Evidence) -> bool:
 
 
 def _classes(evidence: Evidence) -> int:
-    """Return how many classes the loss tells apart, 0 where it is no classification."""
-    for call in evidence.losses:
-        shape = evidence.graph.nodes[call.prediction].shape
-        if "nll" in call.op and len(shape) > 1:
-            return shape[1]
-        if "binary_cross_entropy" in call.op:
-            return 2
-    return 0
+    """Return how many classes the first loss that is a classification tells apart, 0 where there is none."""
+    return next((n for call in evidence.losses if (n := classes_of(evidence, call))), 0)
 
 
 def _is_weighted(evidence: Evidence) -> bool:

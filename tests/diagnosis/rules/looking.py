@@ -70,7 +70,7 @@ def findings(
         value = loss(model(x), y)
         if zero_grad:
             held.zero_grad()
-        first.before_backward()
+        first.before_backward(value)
         value.backward()
         first.before_step(held)
         held.step()

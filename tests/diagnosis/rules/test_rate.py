@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule, audit
 from lit_training.callbacks import Diagnostics
+from tests.diagnosis.rules.looking import alarms, mlp, numbers
 
 RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
 
@@ -103,3 +104,29 @@ def test_a_summed_loss_that_is_clipped_is_no_alarm(clip: float | None, rules: li
                          enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
     trainer.fit(LitModule(net, lr=0.1, loss=nn.CrossEntropyLoss(reduction="sum"), metrics=[]), DataLoader(data, 32))
     assert [finding.rule for finding in watch.findings] == rules
+
+
+@pytest.mark.parametrize(("lr", "rules"), [(0.05, []), (2.0, ["lr_too_high"])])
+def test_a_loss_that_is_flung_up_by_the_first_updates_is_seen(lr: float, rules: list[str]) -> None:
+    assert alarms(
+        mlp(16, 32, 1), numbers(), nn.functional.mse_loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=lr)
+    ) == (rules)
+
+
+def test_a_converged_network_may_jump_below_the_level_of_guessing() -> None:
+    net, (x, y) = mlp(16, 32, 1), numbers()
+    y = net(x).detach() + 1e-3 * y
+    assert alarms(net, (x, y), nn.functional.mse_loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.3)) == []
+
+
+def test_a_later_batch_that_is_not_finite_is_bad_data_and_no_rate() -> None:
+    x = torch.randn(256, 8)
+    x[40] = torch.nan
+    data = DataLoader(TensorDataset(x, torch.randint(2, (256,))), 32)
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(mlp(8, 16, 2), lr=0.1, metrics=[]), data)
+    found = [finding for finding in watch.findings if finding.severity != "note"]
+    assert [finding.rule for finding in found] == ["bad_data"]
+    assert "Batch 1" in found[0].message
