@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
 from lit_training.callbacks.eager import eager
-from lit_training.callbacks.harmless import harmless, stop_if_asked
+from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.experiments import Calls
@@ -24,6 +24,7 @@ from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
+from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
@@ -173,11 +174,10 @@ class InitAuditor(Callback):
         self._look_again(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing attached; if the first step raised, say what a layer could not take."""
-        first = self._observing
-        self.release()
-        if first and isinstance(exception, Exception):
+        """Leave nothing attached; say what a layer or the loss could not take, and what the first step showed until it raised."""
+        if isinstance(exception, Exception) and not isinstance(exception, DiagnosisError):
             self._explain(trainer, pl_module, exception)
+        self.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Leave nothing attached."""
@@ -196,7 +196,11 @@ class InitAuditor(Callback):
     @harmless
     def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:
         """Tell on the rank that raised: the others may never come here."""
-        found = [finding for finding in explain_crash(exception, module, trainer.global_step) if self.wanted.wants(finding)]
+        step = trainer.global_step
+        found = [*explain_crash(exception, module, step), *explain_loss_crash(exception, step)]
+        if self._observing and self._loss is not None and not found:
+            found = explain_loss_shape(self._loss, step) or diagnose(self._collected(trainer, None), self.rules)
+        found = [finding for finding in found if self.wanted.wants(finding)]
         self.findings += found
         if found and self.verbose:
             show(verdict_view(found))
@@ -303,6 +307,9 @@ class InitAuditor(Callback):
 
     @harmless
     def _collect(self, trainer: Trainer, optimizer: Optimizer | None) -> Evidence:
+        return self._collected(trainer, optimizer)
+
+    def _collected(self, trainer: Trainer, optimizer: Optimizer | None) -> Evidence:
         """Gather this rank's evidence."""
         if self._probe is None:
             raise RuntimeError("nothing was observed")

@@ -22,7 +22,7 @@ def used_by(graph: Graph, losses: Iterable[int]) -> set[int]:
 
 
 def _back(graph: Graph, losses: Iterable[int], *, only_gradient: bool) -> set[int]:
-    seen = set(losses)
+    seen = {loss for loss in losses if not only_gradient or graph.nodes[loss].requires_grad is not False}
     stack = list(seen)
     while stack:
         for parent in graph.nodes[stack.pop()].parents:

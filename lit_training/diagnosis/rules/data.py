@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import is_normalised
 from lit_training.probe import Layer
 
 __all__ = ["bad_data", "unnormalised_input"]
 
 LARGE = 20.0
+SMALL = 0.03
 OFFSET = 5.0
 ALIKE = 0.2
 
@@ -76,9 +78,10 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """The inputs reach the first layer at a scale, or with an offset, that initialisation is not made for.
 
     Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square
-    is over 20, or the mean is more than 5 standard deviations from zero. Initialisation assumes inputs of variance 1 (Glorot
-    and Bengio 2010); the gradient of the first layer grows with their scale, and an offset makes all its columns move together
-    (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a root mean square of 100 and more.
+    is over 20, or the mean is more than 5 standard deviations from zero, or no value is above .03 and no normalisation follows.
+    Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the first layer grows with their scale,
+    and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a root mean square
+    of 100 and more, divided by 255 twice they stay below .004.
 
     Not an alarm: integers for an embedding; inputs in 0...1, which are off but train.
 
@@ -88,6 +91,11 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
         stats = layer.source
         if stats is None or layer.node is None or not stats.finite or _has_layer_before(evidence, layer):
             continue
+        if 0 < stats.largest < SMALL and not is_normalised(evidence, layer):
+            message = f"The inputs are within {stats.largest:.2g} of zero where {layer.name} reads them, not of size 1."
+            advice = "Standardise: x = (x - mean) / std; were they divided by 255 twice?"
+            yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, {"largest": stats.largest})
+            return
         offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
         if stats.rms > LARGE or (offset > OFFSET and stats.rms > 2):
             message = (

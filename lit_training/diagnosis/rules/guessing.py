@@ -7,7 +7,7 @@ from lit_training.diagnosis.reading import producer
 from lit_training.loss_calls import LossCall
 from lit_training.probe import Layer
 
-__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "times_guessing"]
+__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "is_normalised", "times_guessing"]
 
 
 def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
@@ -19,6 +19,12 @@ def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
 def hidden(evidence: Evidence) -> list[Layer]:
     """Return the layers whose output another layer reads."""
     return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node)]
+
+
+def is_normalised(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a normalisation takes back the scale of a layer's output."""
+    graph = evidence.graph
+    return layer.node is not None and "normalisation" in graph.follows(layer.node, through_normalisation=False)
 
 
 def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, times_guessing
 from lit_training.following import residual_branch_ends
 from lit_training.gains import gain
 from lit_training.graph import NORMALISATIONS
@@ -97,7 +97,7 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
-    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not _is_normalised(evidence, layer)]
+    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not is_normalised(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
@@ -226,12 +226,6 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
         if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
             grown.append((layer, growth))
     return max(grown, key=lambda pair: pair[1], default=None)
-
-
-def _is_normalised(evidence: Evidence, layer: Layer) -> bool:
-    """Tell whether a normalisation takes back the scale of a layer's output."""
-    graph = evidence.graph
-    return layer.node is not None and "normalisation" in graph.follows(layer.node, through_normalisation=False)
 
 
 def _gain(layer: Layer) -> float | None:

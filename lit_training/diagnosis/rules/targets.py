@@ -17,10 +17,11 @@ __all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "train_val_m
 ENOUGH = 48
 ONE_VALUE = 0.95
 IGNORED = 0.9
-MAJORITY = 0.9
+MAJORITY = 0.88
 FEW_CLASSES = 0.45
 SHIFT, STRETCH = 1.0, 3.0
 SORTED = 5.0
+BY_CHANCE = math.log(1e6)
 OUT_OF_REACH = 100.0
 _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
@@ -40,11 +41,12 @@ _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     """The targets cannot be what was meant: all alike, nearly all ignored, or outside of what the loss takes.
 
-    What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et al.
-    2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling, masks of 0
-    and 255, labels -1 and 1.
+    What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova
+    et al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before
+    scaling, masks of 0 and 255, labels -1 and 1.
 
-    How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of BCE.
+    How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets
+    of BCE.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1.
@@ -82,14 +84,15 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
     batch norm its statistics are those of one class (Bengio 2012, "Practical recommendations", section 3.1).
 
     How it is measured: the targets of the first four batches in the order in which they came. Labels: the number of times that
-    the label changes from one sample to the next, against what chance gives (the runs test of Wald and Wolfowitz 1940). Numbers:
-    the correlation of the ranks of neighbours.
+    the label changes from one sample to the next, against what chance gives (the runs test of Wald and Wolfowitz 1940).
+    Numbers: the correlation of the ranks of neighbours.
 
-    Threshold: 48 or more targets; fewer changes than chance by 5 standard deviations, and less than half of them; a correlation
-    above .9. If all labels are one and the same: a loader that is known to read its data set in order.
+    Threshold: 48 or more targets; fewer changes than chance by 5 standard deviations, and less than half of them, or all
+    samples of each label in one block, which chance does less than once in a million; a correlation above .9. If all labels
+    are one and the same: a loader that is known to read its data set in order.
 
-    Not an alarm: balanced or stratified batches, which change more often than chance, tokens of a text, one target a sequence of
-    a shuffled set.
+    Not an alarm: balanced or stratified batches, which change more often than chance, tokens of a text, one target a
+    sequence of a shuffled set.
 
     What to do: `DataLoader(..., shuffle=True)`, or shuffle a stream's buffer.
     """
@@ -101,7 +104,7 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         changes, expected, deviation = _changes(targets)
         if expected == 0 and samples.in_order and _classes(evidence) > 1 and float(targets[0]) >= 0:
             message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif changes < expected / 2 and changes < expected - SORTED * deviation:
+        elif (changes < expected / 2 and changes < expected - SORTED * deviation) or _in_blocks(targets, changes):
             order = f"in random order about {expected:.0f} times"
             message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
         else:
@@ -118,13 +121,13 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
 def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     """A few classes make up nearly all of the samples, and the loss does not make up for it.
 
-    What it means: always naming the common class is nearly as good, so that the rare ones are learned late or never (Buda et al.
-    2018). Accuracy does not show it.
+    What it means: always naming the common class is nearly as good, so that the rare ones are learned late or never (Buda
+    et al. 2018). Accuracy does not show it.
 
     How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights.
 
-    Threshold: 48 or more labels; one class has 90 % or more, or, with five classes and more, the effective number of classes (the
-    exponential of the labels' entropy) is below .45 of them.
+    Threshold: 48 or more labels; one class has 88 % or more (so that 90 % are found in a sample), or, with five classes and
+    more, the effective number of classes (the exponential of the labels' entropy) is below .45 of them.
 
     Not an alarm: `weight=`, `pos_weight=`, other losses such as focal loss, samplers that balance the batches.
 
@@ -170,9 +173,9 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the largest target of a squared, absolute or Huber loss against the first outputs, and the first update.
 
-    Threshold: targets above 30 and above 30 times the largest output, and a first update of SGD that exceeds a weight matrix; or,
-    for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to (rate times updates
-    times the width of the last layer).
+    Threshold: targets above 30 and above 30 times the largest output, and a first update of SGD that exceeds a weight
+    matrix; or, for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to
+    (rate times updates times the width of the last layer).
 
     Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
 
@@ -271,6 +274,13 @@ def _changes(labels: Tensor) -> tuple[int, float, float]:
     squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
     variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
     return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
+
+
+def _in_blocks(labels: Tensor, changes: int) -> bool:
+    """Tell whether all samples of a label lie together, which chance would do less than once in a million times."""
+    counts = torch.unique(labels, return_counts=True)[1].tolist()
+    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
+    return 0 < changes == len(counts) - 1 and orders - math.lgamma(len(counts) + 1) > BY_CHANCE
 
 
 def _neighbours(values: Tensor) -> float:

@@ -149,3 +149,11 @@ def test_the_first_validation_batch_changes_nothing(data) -> None:
         trainer.fit(module, DataLoader(TensorDataset(x, y), 32, shuffle=True), DataLoader(TensorDataset(x, y), 32))
         weights.append([p.detach().clone() for p in module.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
+
+
+def test_a_sorted_set_that_begins_with_one_class_and_a_few_of_the_next_is_not_shuffled(data) -> None:
+    x, y = data
+    y = (torch.arange(512) >= 122).long()
+    assert found(x, y, shuffle=False, outputs=2) == ["data_not_shuffled"]
+    y = (torch.arange(512) % 16 == 3).long()
+    assert found(x, y, shuffle=False, outputs=2) == ["class_imbalance"]

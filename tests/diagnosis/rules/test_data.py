@@ -1,0 +1,34 @@
+"""Rules about what enters the network."""
+
+import pytest
+import torch
+from torch import nn
+
+from tests.diagnosis.rules.looking import alarms, mlp, vectors
+
+
+@pytest.mark.parametrize(
+    ("scale", "rules"), [(1.0, []), (0.1, []), (1 / 255, ["unnormalised_input"]), (50.0, ["unnormalised_input"])]
+)
+def test_inputs_of_another_scale_are_seen(scale: float, rules: list[str]) -> None:
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 4), (scale * x / x.abs().max() * 2, y)) == rules
+
+
+def test_small_inputs_that_a_normalisation_takes_are_silent() -> None:
+    x, y = vectors()
+    net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    assert alarms(net, (x / 255, y)) == []
+    assert alarms(nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4)), (x / 255, y)) == []
+
+
+@pytest.mark.parametrize(("offset", "rules"), [(2.0, []), (40.0, ["unnormalised_input"])])
+def test_inputs_far_from_zero_are_seen(offset: float, rules: list[str]) -> None:
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 4), (x + offset, y)) == rules
+
+
+def test_sparse_one_hot_inputs_are_silent() -> None:
+    _, y = vectors()
+    x = torch.nn.functional.one_hot(torch.arange(32) * 7 % 200, 200).float()
+    assert alarms(mlp(200, 32, 4), (x, y)) == []
