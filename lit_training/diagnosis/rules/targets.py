@@ -21,7 +21,7 @@ MAJORITY = 0.88
 FEW_CLASSES = 0.45
 SHIFT, STRETCH = 1.0, 3.0
 SORTED = 5.0
-BY_CHANCE = math.log(1e6)
+BY_CHANCE, BY_CHANCE_IN_ORDER = math.log(1e6), math.log(50)
 OUT_OF_REACH = 100.0
 _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
@@ -88,8 +88,9 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
     Numbers: the correlation of the ranks of neighbours.
 
     Threshold: 48 or more targets; fewer changes than chance by 5 standard deviations, and less than half of them, or all
-    samples of each label in one block, which chance does less than once in a million; a correlation above .9. If all labels
-    are one and the same: a loader that is known to read its data set in order.
+    samples of each label in one block, which chance does less than once in a million (in fifty, where the loader is known
+    to read in order); a correlation above .9. If all labels are one and the same: a loader that is known to read its data
+    set in order.
 
     Not an alarm: balanced or stratified batches, which change more often than chance, tokens of a text, one target a
     sequence of a shuffled set.
@@ -104,7 +105,9 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         changes, expected, deviation = _changes(targets)
         if expected == 0 and samples.in_order and _classes(evidence) > 1 and float(targets[0]) >= 0:
             message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif (changes < expected / 2 and changes < expected - SORTED * deviation) or _in_blocks(targets, changes):
+        elif (changes < expected / 2 and changes < expected - SORTED * deviation) or _in_blocks(
+            targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE
+        ):
             order = f"in random order about {expected:.0f} times"
             message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
         else:
@@ -276,11 +279,11 @@ def _changes(labels: Tensor) -> tuple[int, float, float]:
     return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
 
 
-def _in_blocks(labels: Tensor, changes: int) -> bool:
-    """Tell whether all samples of a label lie together, which chance would do less than once in a million times."""
+def _in_blocks(labels: Tensor, changes: int, by_chance: float) -> bool:
+    """Tell whether all samples of a label lie together, which chance would do less than once in e^by_chance times."""
     counts = torch.unique(labels, return_counts=True)[1].tolist()
     orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
-    return 0 < changes == len(counts) - 1 and orders - math.lgamma(len(counts) + 1) > BY_CHANCE
+    return 0 < changes == len(counts) - 1 and orders - math.lgamma(len(counts) + 1) > by_chance
 
 
 def _neighbours(values: Tensor) -> float:
