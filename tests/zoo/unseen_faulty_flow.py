@@ -69,8 +69,8 @@ def f_trunk_forgotten(case: Case) -> None:
     case.module = VerdictOnly
 
 
-@faulty("not_in_optimizer", "no_update", twin="h_wide_deep", source="parameters() is an iterator: exhausted by counting them")
-def f_embeddings_left_out(case: Case) -> None:
+@faulty("not_in_optimizer", "no_update", twin="h_wide_deep", source="only the last layer of the deep part is handed to Adagrad")
+def f_wide_part_left_out(case: Case) -> None:
     case.optimizer = lambda model: torch.optim.Adagrad(model.deep[-1].parameters(), lr=0.08)  # type: ignore[union-attr, index]
 
 

@@ -235,9 +235,9 @@ def h_soft_tree(seed: int) -> Case:
     return Case(seed=seed, model=SoftTree(5, 3), data=data.arcs(seed), optimizer=adam(5e-2), max_steps=250, **CE)
 
 
-@healthy("bad_gain", "lr_too_low", source="two thousand hidden units, SGD at a rate that suits them")
+@healthy("bad_gain", "lr_too_low", source="two thousand hidden units, Adam at a rate that suits them")
 def h_two_thousand_wide(seed: int) -> Case:
-    return Case(seed=seed, model=mlp([5, 2000, 3], nn.SiLU), data=data.arcs(seed), optimizer=sgd(0.05), max_steps=250, **CE)
+    return Case(seed=seed, model=mlp([5, 2000, 3], nn.SiLU), data=data.arcs(seed), optimizer=adam(5e-3), max_steps=250, **CE)
 
 
 @healthy("init_symmetry", "dead_relu", source="six tanh units are enough")
