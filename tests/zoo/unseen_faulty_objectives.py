@@ -1,13 +1,12 @@
 """Faulty, unseen: what is minimised - the loss itself, its sign, its size, its shapes, what the last layer hands to it."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.case import Case, faulty
 from tests.zoo.data import replace
 from tests.zoo.unseen_healthy_classes import poly
 from tests.zoo.unseen_healthy_objectives import log_cosh
@@ -112,18 +111,6 @@ def f_field_likelihood(case: Case) -> None:
 @faulty("loss_sign", twin="h_shapes_gelu", source="a gain made of a loss: 1 - cross-entropy")
 def f_one_minus_loss(case: Case) -> None:
     case.loss = lambda output, target: 1 - F.cross_entropy(output, target)
-
-
-@faulty(
-    "loss_sign",
-    "wrong_loss",
-    "labels_broken",
-    twin="h_triplet",
-    source="triplet loss with positive and negative in each other's place",
-)
-def f_triplet_swapped(case: Case) -> None:
-    right = case.loss
-    case.loss = lambda anchor, near, far: right(anchor, far, near)
 
 
 # ------------------------------------------------------------------------------------------ reduction
@@ -253,22 +240,3 @@ class Rounded(nn.Module):
 )
 def f_rounded_output(case: Case) -> None:
     case.model.append(Rounded())  # type: ignore[operator]
-
-
-class TwoLosses(Supervised):
-    """The second output's target is that of another row."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        place, height = self(x).unbind(1)
-        return F.mse_loss(place, y[:, 0]) + F.mse_loss(height, y[:, 1].roll(1))
-
-
-@faulty(
-    "labels_broken",
-    "wrong_loss",
-    twin="h_spectra",
-    source="two losses, the second one fed with a target of another row",
-)
-def f_second_task_misaligned(case: Case) -> None:
-    case.module = TwoLosses

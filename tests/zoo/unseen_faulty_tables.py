@@ -118,6 +118,11 @@ def f_one_array_sorted(case: Case) -> None:
     train_only(case, 0, lambda x: x[x[:, 0, 0].argsort()])
 
 
+@faulty("labels_broken", twin="h_spectra", source="two targets from two files: the rows of the second are shifted by one")
+def f_second_target_misaligned(case: Case) -> None:
+    train_only(case, -1, lambda y: torch.stack([y[:, 0], y[:, 1].roll(1)], 1))
+
+
 @faulty(
     "labels_broken", "bad_data", twin="h_forecast", source="the window of another series: targets shifted by a hundred rows"
 )

@@ -130,6 +130,7 @@ def f_relu_of_minus_square(case: Case) -> None:
 @faulty(
     "dead_relu",
     "wrong_hidden_activation",
+    "init_vanishing",
     twin="h_shapes_sgd",
     source="a threshold of 12 copied from a spiking net in place of ReLU",
 )
