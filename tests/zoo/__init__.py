@@ -21,6 +21,23 @@ from tests.zoo import (
     healthy_structures,
     healthy_transfer,
     healthy_vectors,
+    unseen_faulty_flow,
+    unseen_faulty_objectives,
+    unseen_faulty_rates,
+    unseen_faulty_regularisation,
+    unseen_faulty_tables,
+    unseen_faulty_weights,
+    unseen_healthy_classes,
+    unseen_healthy_objectives,
+    unseen_healthy_passes,
+    unseen_healthy_routes,
+    unseen_healthy_sentences,
+    unseen_healthy_sets,
+    unseen_healthy_shapes,
+    unseen_healthy_shared,
+    unseen_healthy_signals,
+    unseen_healthy_steps,
+    unseen_healthy_tables,
 )
 from tests.zoo.case import CASES
 

@@ -45,7 +45,8 @@ def train(name: str, seed: int) -> Outcome:
     quiet()
     start = perf_counter()
     case = CASES[name].build(seed)
-    targets = torch.cat([torch.as_tensor(batch[-1]) for batch in loaders(case)[1]])
+    batches = (list(batch.values()) if isinstance(batch, dict) else batch for batch in loaders(case)[1])
+    targets = torch.cat([torch.as_tensor(batch[-1]) for batch in batches])
     metric = METRICS[case.metric]
     worst = -1.0 if case.metric == "r2" else 0.0
     try:

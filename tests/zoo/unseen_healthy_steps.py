@@ -1,0 +1,107 @@
+"""Healthy, unseen: optimisers, schedules and loops out of the ordinary, each of which learns."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, PolynomialLR
+
+from tests.zoo import unseen_data as data
+from tests.zoo.case import Case, healthy
+from tests.zoo.nets import CE, MSE, adam, mlp, sgd
+
+
+def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.optim.Optimizer], dict[str, Any]]:
+    """A schedule that moves with every step."""
+    return lambda optimizer: {"scheduler": schedule(optimizer, **settings), "interval": "step"}
+
+
+def arcs(seed: int, optimizer: Callable[[nn.Module], torch.optim.Optimizer], **settings: Any) -> Case:
+    """The arcs and a small net."""
+    return Case(seed=seed, model=mlp([5, 48, 48, 3]), data=data.arcs(seed), optimizer=optimizer, **CE | settings)
+
+
+# ------------------------------------------------------------------------------------------ optimisers
+class Lion(torch.optim.Optimizer):
+    """Chen et al. 2023: the sign of an average of gradients."""
+
+    def __init__(self, params: Any, lr: float) -> None:
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    average = self.state[p].setdefault("average", torch.zeros_like(p))
+                    p.sub_(group["lr"] * (0.9 * average + 0.1 * p.grad).sign())
+                    average.lerp_(p.grad, 0.01)
+        return loss
+
+
+@healthy("lr_too_low", "no_update", source="Chen et al. 2023: Lion, an optimiser of one's own")
+def h_lion(seed: int) -> Case:
+    return arcs(seed, lambda model: Lion(model.parameters(), lr=2e-3))
+
+
+@healthy("lr_too_high", source="Zeiler 2012: Adadelta at its default rate of 1")
+def h_adadelta(seed: int) -> Case:
+    return arcs(seed, lambda model: torch.optim.Adadelta(model.parameters(), lr=1.0), max_steps=250)
+
+
+@healthy("lr_too_high", source="Rprop on the whole data set, eighty steps")
+def h_rprop(seed: int) -> Case:
+    return arcs(seed, lambda model: torch.optim.Rprop(model.parameters(), lr=1e-2), batch_size=1024, max_steps=80)
+
+
+@healthy("lr_too_high", source="NAdam with an unusual epsilon and betas")
+def h_nadam(seed: int) -> Case:
+    return arcs(seed, lambda model: torch.optim.NAdam(model.parameters(), lr=1e-2, betas=(0.8, 0.95), eps=1e-3))
+
+
+@healthy("lr_too_low", "no_update", source="one learning rate per layer, smaller towards the input")
+def h_layerwise_rates(seed: int) -> Case:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+        groups = [{"params": layer.parameters(), "lr": 2e-2 * 0.2 ** (2 - i)} for i, layer in enumerate(layers)]
+        return torch.optim.Adam(groups)
+
+    return arcs(seed, optimizer, max_steps=260)
+
+
+@healthy("lr_too_high", "no_update", source="LBFGS with line search on all of a regression's data")
+def h_lbfgs_regression(seed: int) -> Case:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(model.parameters(), lr=1.0, max_iter=10, line_search_fn="strong_wolfe")
+
+    model = mlp([48, 16, 2], nn.Tanh)
+    return Case(seed=seed, model=model, data=data.spectra(seed), optimizer=optimizer, batch_size=1024, max_steps=12, **MSE)
+
+
+# ------------------------------------------------------------------------------------------ schedules
+@healthy("lr_schedule", "no_update", "lr_too_low", source="linear warm-up from 0 over forty steps, then a polynomial decay")
+def h_warm_up_then_polynomial(seed: int) -> Case:
+    def rate(step: int) -> float:
+        return min(step / 40, (1 - step / 250) ** 0.9)
+
+    return arcs(seed, sgd(0.1), scheduler=stepped(LambdaLR, lr_lambda=rate), max_steps=249)
+
+
+@healthy("lr_schedule", source="Loshchilov and Hutter 2017: cosine with warm restarts")
+def h_warm_restarts(seed: int) -> Case:
+    return arcs(seed, sgd(0.1), scheduler=stepped(CosineAnnealingWarmRestarts, T_0=50), max_steps=200)
+
+
+@healthy("lr_schedule", "lr_too_high", source="Smith 2017: a cyclic rate")
+def h_cyclic_rate(seed: int) -> Case:
+    return arcs(seed, sgd(0.02), scheduler=stepped(CyclicLR, base_lr=0.01, max_lr=0.15, step_size_up=30))
+
+
+@healthy("lr_schedule", "lr_too_low", source="a polynomial decay to zero at the end of the run, per step")
+def h_polynomial_to_zero(seed: int) -> Case:
+    return arcs(seed, adam(2e-2), scheduler=stepped(PolynomialLR, total_iters=200, power=2.0))
