@@ -1,4 +1,4 @@
-"""Healthy, unseen: losses of classes that are not plain cross-entropy."""
+"""Healthy, second set: losses of classes that are not plain cross-entropy."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import replace, standardise
+from tests.zoo.healthy_tables import Tabular
 from tests.zoo.nets import CE, adam, adamw, mlp, sgd
-from tests.zoo.unseen_healthy_tables import Tabular
 
 # ------------------------------------------------------------------------------------------ comparing
 

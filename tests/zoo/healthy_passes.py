@@ -1,4 +1,4 @@
-"""Healthy, unseen: training loops out of the ordinary, each of which learns."""
+"""Healthy, second set: training loops out of the ordinary, each of which learns."""
 
 import copy
 from collections.abc import Sequence
@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.healthy_shapes import strided
+from tests.zoo.healthy_signals import Tagger, pulse_net
+from tests.zoo.healthy_steps import arcs
+from tests.zoo.healthy_tables import Tabular, standard_target
 from tests.zoo.nets import BCE, CE, adam, mlp, sgd
-from tests.zoo.unseen_healthy_shapes import strided
-from tests.zoo.unseen_healthy_signals import Tagger, pulse_net
-from tests.zoo.unseen_healthy_steps import arcs
-from tests.zoo.unseen_healthy_tables import Tabular, standard_target
 
 
 # ------------------------------------------------------------------------------------------ loops

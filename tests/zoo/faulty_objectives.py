@@ -1,4 +1,4 @@
-"""Faulty, unseen: what is minimised - the loss itself, its sign, its size, its shapes, what the last layer hands to it."""
+"""Faulty, second set: what is minimised - the loss itself, its sign, its size, its shapes, what the last layer hands to it."""
 
 from collections.abc import Sequence
 
@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from tests.zoo.case import Case, faulty
 from tests.zoo.data import replace
-from tests.zoo.unseen_healthy_classes import poly
-from tests.zoo.unseen_healthy_objectives import log_cosh
-from tests.zoo.unseen_healthy_routes import Bandit
-from tests.zoo.unseen_healthy_sentences import FieldModule
+from tests.zoo.healthy_classes import poly
+from tests.zoo.healthy_objectives import log_cosh
+from tests.zoo.healthy_routes import Bandit
+from tests.zoo.healthy_sentences import FieldModule
 
 
 # ------------------------------------------------------------------------------------------ wrong

@@ -1,4 +1,4 @@
-"""Faulty, unseen: rates, clipping and schedules."""
+"""Faulty, second set: rates, clipping and schedules."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, PolynomialLR
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_steps import Lion, stepped
 from tests.zoo.nets import adamw, sgd
-from tests.zoo.unseen_healthy_steps import Lion, stepped
 
 
 # ------------------------------------------------------------------------------------------ rates

@@ -1,4 +1,4 @@
-"""Healthy, unseen: gradients on unusual routes - estimated, straight through, reversed, frozen, generated, shared."""
+"""Healthy, second set: gradients on unusual routes - estimated, straight through, reversed, frozen, generated, shared."""
 
 import copy
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.nets import CE, adam, mlp
 

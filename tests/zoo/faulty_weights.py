@@ -1,4 +1,4 @@
-"""Faulty, unseen: the start - weights, biases, gains - and what the layers do with it: activations dead, flat or missing."""
+"""Faulty, second set: the start - weights, biases, gains - and what the layers do with it: activations dead, flat or missing."""
 
 import torch
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""Healthy, unseen: sentences and ciphers, from convolutions over words to a conditional random field."""
+"""Healthy, second set: sentences and ciphers, from convolutions over words to a conditional random field."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.nets import CE, adam, adamw
 

@@ -1,4 +1,4 @@
-"""Healthy, unseen: tables of numbers, codes and counts; networks that no layer of activations holds together."""
+"""Healthy, second set: tables of numbers, codes and counts; networks that no layer of activations holds together."""
 
 from collections.abc import Callable
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
 from tests.zoo.data import replace, standardise
 from tests.zoo.nets import BCE, CE, MSE, Lambda, adam, adamw, init_weights, mlp, sgd

@@ -1,10 +1,10 @@
-"""Healthy, unseen: colour pictures and the convolutional architectures of the last fifteen years in small."""
+"""Healthy, second set: colour pictures and the convolutional architectures of the last fifteen years in small."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
 from tests.zoo.data import replace
 from tests.zoo.nets import CE, MSE, adam, adamw, he, init_weights, sgd

@@ -1,4 +1,4 @@
-"""Healthy, unseen: weights that are frozen, pruned, shared by several layers or stacked into one product."""
+"""Healthy, second set: weights that are frozen, pruned, shared by several layers or stacked into one product."""
 
 import math
 from typing import Any
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
+from tests.zoo.healthy_routes import arcs
+from tests.zoo.healthy_shapes import strided
+from tests.zoo.healthy_signals import pulse_net
 from tests.zoo.nets import CE, MSE, adam, mlp, sgd, trainable
-from tests.zoo.unseen_healthy_routes import arcs
-from tests.zoo.unseen_healthy_shapes import strided
-from tests.zoo.unseen_healthy_signals import pulse_net
 
 
 # ------------------------------------------------------------------------------------------ frozen, pruned, shared

@@ -1,10 +1,10 @@
-"""Faulty, unseen: the data - scales, labels, holes, order, shares of classes, and what validation gets instead."""
+"""Faulty, second set: the data - scales, labels, holes, order, shares of classes, and what validation gets instead."""
 
 import torch
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, faulty
 from tests.zoo.data import reorder, replace
 from tests.zoo.nets import BCE

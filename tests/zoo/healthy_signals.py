@@ -1,4 +1,4 @@
-"""Healthy, unseen: signals, sentences, sets and graphs, whose dimensions are moved about for a reason."""
+"""Healthy, second set: signals, sentences, sets and graphs, whose dimensions are moved about for a reason."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
 from tests.zoo.nets import CE, MSE, adam, sgd
 

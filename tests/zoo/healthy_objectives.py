@@ -1,4 +1,4 @@
-"""Healthy, unseen: losses that compare, rank, weigh, bound or go below zero."""
+"""Healthy, second set: losses that compare, rank, weigh, bound or go below zero."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import replace
+from tests.zoo.healthy_tables import standard_target
 from tests.zoo.nets import CE, MSE, adam, mlp
-from tests.zoo.unseen_healthy_tables import standard_target
 
 
 # ------------------------------------------------------------------------------------------ comparing

@@ -1,4 +1,4 @@
-"""Faulty, unseen: decay, dropout, norms and too little data."""
+"""Faulty, second set: decay, dropout, norms and too little data."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Healthy, unseen: graphs, whose batch is that of the nodes, and sets of points."""
+"""Healthy, second set: graphs, whose batch is that of the nodes, and sets of points."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
 from tests.zoo.nets import CE, Lambda, adam, adamw
 

@@ -1,4 +1,4 @@
-"""Healthy, unseen: optimisers, schedules and loops out of the ordinary, each of which learns."""
+"""Healthy, second set: optimisers, schedules and loops out of the ordinary, each of which learns."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, PolynomialLR
 
-from tests.zoo import unseen_data as data
+from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
 from tests.zoo.nets import CE, MSE, adam, mlp, sgd
 

@@ -1,4 +1,4 @@
-"""Faulty, unseen: what should learn and does not - frozen, left out, cut off, never stepped - and samples that mix."""
+"""Faulty, second set: what should learn and does not - frozen, left out, cut off, never stepped - and samples that mix."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_passes import InFirstStep, SharpnessAware
+from tests.zoo.healthy_routes import Quantised
+from tests.zoo.healthy_shapes import strided
+from tests.zoo.healthy_shared import Probe
+from tests.zoo.healthy_signals import Mixer
 from tests.zoo.nets import trainable
-from tests.zoo.unseen_healthy_passes import InFirstStep, SharpnessAware
-from tests.zoo.unseen_healthy_routes import Quantised
-from tests.zoo.unseen_healthy_shapes import strided
-from tests.zoo.unseen_healthy_shared import Probe
-from tests.zoo.unseen_healthy_signals import Mixer
 
 
 # ------------------------------------------------------------------------------------------ frozen
