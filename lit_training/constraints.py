@@ -103,59 +103,66 @@ class MaxNormProjection:
 
     def largest(self) -> Tensor:
         """Return the largest norm before the latest projection; a scalar, NaN if any norm was."""
-        return _gather([part.norms().amax() for part in self._parts]).amax()
+        return _gather([part.largest() for part in self._parts]).amax()
 
     def count(self) -> Tensor:
         """Return how many units the latest projection moved; a scalar."""
-        return _gather([(part.norms() > part.ball.bound).sum() for part in self._parts]).sum()
+        return _gather([part.count() for part in self._parts]).sum()
 
 
 class _Batch:
-    """Weights on one device, of one dtype, with the norms of all their units in one buffer and their factors in another."""
+    """Weights on one device, of one dtype; one buffer holds the norms of all their units, and then what they are scaled by."""
 
     def __init__(self, weights: Sequence[_Weight], max_norm: float) -> None:
         views = sorted((_unit_view(w, kept) for w, kept in weights), key=_copied_length)
         runs = [list(run) for _, run in groupby(views, key=lambda view: _copied_length(view) or id(view))]
         shapes = [_norm_shape(*view) for view in views]
         first = views[0][0]
-        self.ball = _Ball(first, max_norm)
+        self._ball = _Ball(first, max_norm)
         self._weights = [w for w, _ in views]
-        self._norms = torch.zeros(sum(map(math.prod, shapes)), dtype=_norm_dtype(first), device=first.device)
-        self._factors = torch.ones_like(self._norms)
-        parts = self._factors.split([math.prod(shape) for shape in shapes])
-        self._factors_of = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
-        parts = self._norms.split([sum(math.prod(_norm_shape(*view)) for view in run) for run in runs])
+        self._buffer = torch.ones(sum(map(math.prod, shapes)), dtype=_norm_dtype(first), device=first.device)
+        parts = self._buffer.split([math.prod(shape) for shape in shapes])
+        self._factors = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        parts = self._buffer.split([sum(math.prod(_norm_shape(*view)) for view in run) for run in runs])
         self._norm_calls = [call for run, part in zip(runs, parts, strict=True) for call in _calls(run, part)]
+        self._largest = self._buffer.new_zeros(())
 
-    def norms(self) -> Tensor:
-        return self._norms
+    def largest(self) -> Tensor:
+        return self._largest
+
+    def count(self) -> Tensor:
+        return (self._buffer < 1).sum()
 
     def project(self) -> None:
         for call in self._norm_calls:
             call()
-        if self._norms.is_cpu and self._norms.max().item() <= self.ball.bound:
-            return
-        self.ball.factors_(self._factors.copy_(self._norms))
-        torch._foreach_mul_(self._weights, self._factors_of)
+        self._largest = self._buffer.max()
+        if self._buffer.is_cpu and self._largest.item() <= self._ball.bound:
+            self._buffer.fill_(1.0)
+        else:
+            self._ball.factors_(self._buffer)
+            torch._foreach_mul_(self._weights, self._factors)
 
 
 class _Sharded:
     """One DTensor: the norm of a unit split across ranks is that of the whole unit."""
 
     def __init__(self, weight: Tensor, kept: tuple[int, ...], max_norm: float) -> None:
-        self.ball = _Ball(weight, max_norm)
+        self._ball = _Ball(weight, max_norm)
         self._weight = weight
         self._summed = _summed(weight, kept)
         self._norms = weight
 
-    def norms(self) -> Tensor:
-        full: Tensor = self._norms.full_tensor()  # type: ignore[attr-defined]
-        return full
+    def largest(self) -> Tensor:
+        return _full(self._norms).amax()
+
+    def count(self) -> Tensor:
+        return (_full(self._norms) > self._ball.bound).sum()
 
     def project(self) -> None:
         w = self._weight
         self._norms = torch.linalg.vector_norm(w, 2, self._summed, keepdim=True, dtype=_norm_dtype(w))
-        w.mul_(self.ball.factors_(self._norms.clone()))
+        w.mul_(self._ball.factors_(self._norms.clone()))
 
 
 class _Ball:
@@ -255,6 +262,11 @@ def _norm_dtype(weight: Tensor) -> torch.dtype:
 
 def _is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole
 
 
 def _gather(scalars: Sequence[Tensor]) -> Tensor:
