@@ -23,7 +23,6 @@ _Weight = tuple[Tensor, tuple[int, ...]]  # and its kept dimensions
 _View = tuple[Tensor, tuple[int, ...]]  # and its summed dimensions
 
 
-@torch.no_grad()
 def max_norm_(weight: Tensor, max_norm: float, dim: int | Sequence[int] = 0) -> Tensor:
     r"""Project, in place, each unit's weights onto the ball of radius `max_norm`.
 
@@ -95,7 +94,6 @@ class MaxNormProjection:
         self._parts += [_Sharded(w, kept, max_norm) for w, kept in sharded]
         self.units = sum(math.prod(w.shape[d] for d in kept) for w, kept in weights)
 
-    @torch.no_grad()
     def __call__(self) -> None:
         """Project all weights in place."""
         for part in self._parts:
