@@ -3,8 +3,8 @@
 PYTHONPATH=. python tests/benchmarks/enforcers.py
 
 Max norm is timed right after the step, on the weights that the step has just written, in two regimes: no unit reaches the bound,
-or every step takes all units over it. Decay is timed with its step. Every peer has weights of its own, made anew several times,
-since where they lie in memory changes the times by a tenth.
+or every step takes all units over it. Decay is timed with its step. Every peer of max norm has weights of its own. All is
+made anew several times, since where weights lie in memory changes the times by a tenth.
 """
 
 import statistics
@@ -31,12 +31,12 @@ def shapes() -> dict[str, list[tuple[int, ...]]]:
     return {"8 of 512x512": [(512, 512)] * 8, "60 of 64x64": [(64, 64)] * 60, "conv net": conv}
 
 
-def trained(sizes: list[tuple[int, ...]], rate: float = 1e-8, **options: float) -> tuple[Weights, torch.optim.Optimizer]:
+def trained(sizes: list[tuple[int, ...]], rate: float = RATES["inside"]) -> tuple[Weights, torch.optim.Optimizer]:
     torch.manual_seed(0)
     weights = [nn.Parameter(nn.init.kaiming_normal_(torch.empty(size))) for size in sizes]
     for weight in weights:
         weight.grad = torch.randn_like(weight)
-    return weights, torch.optim.SGD(weights, lr=rate, momentum=0.9, **options)
+    return weights, torch.optim.SGD(weights, lr=rate, momentum=0.9)
 
 
 def ours(weights: Weights) -> Act:
@@ -118,14 +118,14 @@ def max_norm_shares(sizes: list[tuple[int, ...]], regime: str) -> dict[str, floa
 
 def decay_ratios(sizes: list[tuple[int, ...]]) -> dict[str, float]:
     """Return what a step with decay takes, in units of one without."""
-    weights, optimizer = trained(sizes)
+    weights, bare = trained(sizes)
+    own = torch.optim.SGD(weights, lr=RATES["inside"], momentum=0.9, weight_decay=DECAY)
 
     def decayed() -> None:
-        decay_(weights, 1e-8 * DECAY)
-        optimizer.step()
+        decay_(weights, RATES["inside"] * DECAY)
+        bare.step()
 
-    own = trained(sizes, weight_decay=DECAY)[1].step
-    taken = seconds({"bare": trained(sizes)[1].step, "ours": decayed, "SGD's own": own}, ROUNDS)
+    taken = seconds({"bare": bare.step, "ours": decayed, "SGD's own": own.step}, ROUNDS)
     return {name: taken[name] / taken["bare"] for name in ("ours", "SGD's own")}
 
 
