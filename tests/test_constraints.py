@@ -96,6 +96,25 @@ def test_projecting_twice_is_projecting_once(seed: int, bound: float, inputs: in
     assert torch.equal(weight, once)
 
 
+def test_units_inside_stay_bit_identical_for_every_bound() -> None:
+    """Also where c times the rounded 1 / c is not 1."""
+    weight = rand(8, 5, scale=0.1)
+    weight[-1] *= 1e4
+    for bound in range(1, 200):
+        after = weight.clone()
+        assert max_norm_(after, float(bound)) == 1
+        assert torch.equal(after[:-1], weight[:-1])
+
+
+@pytest.mark.parametrize("inputs", [64, 384, 512, 576, 577, 1152, 4096, 2**16])
+def test_no_norm_exceeds_where_equal_weights_make_rounding_add_up(inputs: int) -> None:
+    before = (1 + 3e-6 * torch.linspace(-1, 1, 200, dtype=torch.float64))[:, None].expand(-1, inputs) / math.sqrt(inputs)
+    for bound in (0.37, 1.0, 3.1, 49.0):
+        weight = (bound * before).float()
+        max_norm_(weight, bound)
+        assert unit_norms(weight, 0).max() <= bound * (1 + 1e-6)
+
+
 def test_a_nan_stays_visible_and_touches_no_other_unit() -> None:
     weight = rand(4, 5)
     weight[2, 3] = math.nan
