@@ -30,7 +30,7 @@ def max_norm_(weight: Tensor, max_norm: float, dim: int | Sequence[int] = 0) -> 
     every weight by its epsilon), zeros stay zero, and a unit with a NaN becomes NaN altogether. Norms are computed in float32
     or wider; afterwards they are at most `max_norm` times $1 + 10^{-6}$, and times $1 + \epsilon / 2$ in half precision
     ($\epsilon$ = `torch.finfo(dtype).eps`), where weights are rounded after scaling. Units within rounding of the ball count as
-    inside, so that projecting twice is projecting once.
+    inside, and projected ones land two roundings below it, so that projecting twice is projecting once.
 
     Args:
         weight: `[..., units, ...]`, changed in place; also a DTensor, of which all ranks must call.
@@ -73,8 +73,8 @@ def check_max_norm(max_norm: float) -> None:
 class MaxNormProjection:
     """Project many weights at once; made once, called after every step.
 
-    All norms of a batch of weights land in one buffer. On the CPU one comparison decides whether the batch needs work at
-    all; on other devices nothing is read back. After a call `largest()`, `count()` and `units` tell what it met.
+    All norms of a batch of weights land in one buffer. On the CPU one comparison decides whether the batch is scaled at all; on
+    other devices nothing is read back. After a call `largest()`, `count()` and `units` tell what it met.
 
     Args:
         weights: pairs of a tensor and its kept dimensions, as `max_norm_` takes them. The tensors' storage must stay in place.
