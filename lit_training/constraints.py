@@ -5,22 +5,24 @@ norm, $\lVert w \rVert_2 \le c$; where the lecture bounds the square, $\lVert w 
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 
 import torch
 from torch import Tensor
-from torch.nn.functional import threshold
 
 __all__ = ["MaxNormProjection", "check_max_norm", "max_norm_"]
 
-_LARGE = 2**17  # elements: above it reading them again from memory costs more than one comparison each
-_SMALL = 2**14  # elements: below it the calls cost more than copying several weights together
-_ROW = 1024  # above it a float32 norm is summed in two levels: one long sum would be off by more than 1e-6
+_CACHED = 2**20  # elements that are still in the cache when all their norms are known and they are scaled
+_SMALL = 2**14  # elements: weights up to here take less time to copy together than to be summed one by one
+_ROW = 576  # elements: longer rows are summed in levels, since one float32 sum of more equal numbers is off by over 6.5e-7
+
+_Weight = tuple[Tensor, tuple[int, ...]]  # and its kept dimensions
+_View = tuple[Tensor, tuple[int, ...]]  # and its summed dimensions
 
 
-@torch.no_grad()
 def max_norm_(weight: Tensor, max_norm: float, dim: int | Sequence[int] = 0) -> Tensor:
     r"""Project, in place, each unit's weights onto the ball of radius `max_norm`.
 
@@ -28,7 +30,7 @@ def max_norm_(weight: Tensor, max_norm: float, dim: int | Sequence[int] = 0) -> 
     every weight by its epsilon), zeros stay zero, and a unit with a NaN becomes NaN altogether. Norms are computed in float32
     or wider; afterwards they are at most `max_norm` times $1 + 10^{-6}$, and times $1 + \epsilon / 2$ in half precision
     ($\epsilon$ = `torch.finfo(dtype).eps`), where weights are rounded after scaling. Units within rounding of the ball count as
-    inside, so that projecting twice is projecting once.
+    inside, and projected ones land two roundings below it, so that projecting twice is projecting once.
 
     Args:
         weight: `[..., units, ...]`, changed in place; also a DTensor, of which all ranks must call.
@@ -71,8 +73,8 @@ def check_max_norm(max_norm: float) -> None:
 class MaxNormProjection:
     """Project many weights at once; made once, called after every step.
 
-    All norms of a batch of weights land in one buffer. On the CPU one comparison decides whether the batch needs work at
-    all; on other devices nothing is read back. After a call `largest()`, `count()` and `units` tell what it met.
+    All norms of a batch of weights land in one buffer. On the CPU one comparison decides whether the batch is scaled at all; on
+    other devices nothing is read back. After a call `largest()`, `count()` and `units` tell what it met.
 
     Args:
         weights: pairs of a tensor and its kept dimensions, as `max_norm_` takes them. The tensors' storage must stay in place.
@@ -85,14 +87,13 @@ class MaxNormProjection:
     (tensor(5.), tensor(1), 2)
     """
 
-    def __init__(self, weights: Sequence[tuple[Tensor, tuple[int, ...]]], max_norm: float) -> None:
+    def __init__(self, weights: Sequence[_Weight], max_norm: float) -> None:
         local = [(w.detach(), kept) for w, kept in weights if not _is_dtensor(w)]
         sharded = [(w.detach(), kept) for w, kept in weights if _is_dtensor(w)]
         self._parts: list[_Batch | _Sharded] = [_Batch(batch, max_norm) for batch in _batches(local)]
         self._parts += [_Sharded(w, kept, max_norm) for w, kept in sharded]
         self.units = sum(math.prod(w.shape[d] for d in kept) for w, kept in weights)
 
-    @torch.no_grad()
     def __call__(self) -> None:
         """Project all weights in place."""
         for part in self._parts:
@@ -100,112 +101,96 @@ class MaxNormProjection:
 
     def largest(self) -> Tensor:
         """Return the largest norm before the latest projection; a scalar, NaN if any norm was."""
-        return _gather([part.norms().amax() for part in self._parts]).amax()
+        return _gather([part.largest() for part in self._parts]).amax()
 
     def count(self) -> Tensor:
         """Return how many units the latest projection moved; a scalar."""
-        return _gather([(part.norms() > part.bound).sum() for part in self._parts]).sum()
+        return _gather([part.count() for part in self._parts]).sum()
 
 
 class _Batch:
-    """Weights on one device, of one dtype, with the norms of all their units in one buffer."""
+    """Weights on one device, of one dtype; one buffer holds the norms of all their units, and then what they are scaled by."""
 
-    def __init__(self, weights: Sequence[tuple[Tensor, tuple[int, ...]]], max_norm: float) -> None:
-        views = sorted((_unit_view(w, kept) for w, kept in weights), key=_run_key)
+    def __init__(self, weights: Sequence[_Weight], max_norm: float) -> None:
+        views = sorted((_unit_view(w, kept) for w, kept in weights), key=_copied_length)
+        runs = [list(run) for _, run in groupby(views, key=lambda view: _copied_length(view) or id(view))]
+        shapes = [_norm_shape(*view) for view in views]
         first = views[0][0]
-        self._sizes = [math.prod(w.shape[d] for d in range(w.ndim) if d not in summed) for w, summed in views]
-        self._buffer = torch.zeros(sum(self._sizes), dtype=_norm_dtype(first), device=first.device)
-        self._owner = torch.arange(len(views)).repeat_interleave(torch.tensor(self._sizes))
-        self._max_norm = max_norm
+        self._ball = _Ball(first, max_norm)
         self._weights = [w for w, _ in views]
-        self._scale_shapes = [[1 if d in summed else size for d, size in enumerate(w.shape)] for w, summed in views]
-        self._norms = list(self._norm_calls(views))
-        self.bound = max_norm * (1 + _tolerance(first.dtype))
+        self._buffer = torch.ones(sum(map(math.prod, shapes)), dtype=_norm_dtype(first), device=first.device)
+        parts = self._buffer.split([math.prod(shape) for shape in shapes])
+        self._factors = [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]
+        parts = self._buffer.split([sum(math.prod(_norm_shape(*view)) for view in run) for run in runs])
+        self._norm_calls = [call for run, part in zip(runs, parts, strict=True) for call in _calls(run, part)]
+        self._largest = self._buffer.new_zeros(())
 
-    def norms(self) -> Tensor:
-        return self._buffer
+    def largest(self) -> Tensor:
+        return self._largest
+
+    def count(self) -> Tensor:
+        return (self._buffer < 1).sum()
 
     def project(self) -> None:
-        for write_norms in self._norms:
-            write_norms()
-        chosen: Sequence[int] = range(len(self._weights))
-        if self._buffer.device.type == "cpu":
-            if self._buffer.max().item() <= self.bound:
-                return
-            chosen = self._above()
-        scales = torch.split(_scale(self._buffer, self.bound, self._max_norm), self._sizes)
-        torch._foreach_mul_([self._weights[i] for i in chosen], [scales[i].view(self._scale_shapes[i]) for i in chosen])
-
-    def _norm_calls(self, views: Sequence[tuple[Tensor, tuple[int, ...]]]) -> Iterator[Callable[[], None]]:
-        """Yield what writes the norms: small weights with rows of one length are copied together, and take one call."""
-        start = 0
-        for key, run in groupby(views, key=_run_key):
-            weights = list(run)
-            shapes = [[size for d, size in enumerate(w.shape) if d not in summed] for w, summed in weights]
-            units = [math.prod(shape) for shape in shapes]
-            if key and len(weights) > 1:
-                rows = torch.empty(sum(units), key, dtype=weights[0][0].dtype, device=self._buffer.device)
-                out = self._buffer[start : start + sum(units)]
-                yield partial(_norm_together, [w for w, _ in weights], rows, out)
-            else:
-                for (w, summed), shape, out in zip(
-                    weights, shapes, self._buffer[start : start + sum(units)].split(units), strict=True
-                ):
-                    yield partial(_norm, w, summed, out.view(shape))
-            start += sum(units)
-
-    def _above(self) -> list[int]:
-        """Return which weights have a unit outside, or a NaN."""
-        if len(self._sizes) == 1:
-            return [0]
-        largest = torch.zeros(len(self._sizes), dtype=self._buffer.dtype).scatter_reduce_(0, self._owner, self._buffer, "amax")
-        return [i for i, norm in enumerate(largest.tolist()) if not norm <= self.bound]
+        for call in self._norm_calls:
+            call()
+        self._largest = self._buffer.max()
+        if self._buffer.is_cpu and self._largest.item() <= self._ball.bound:
+            self._buffer.fill_(1.0)
+        else:
+            self._ball.factors_(self._buffer)
+            torch._foreach_mul_(self._weights, self._factors)
 
 
 class _Sharded:
     """One DTensor: the norm of a unit split across ranks is that of the whole unit."""
 
     def __init__(self, weight: Tensor, kept: tuple[int, ...], max_norm: float) -> None:
+        self._ball = _Ball(weight, max_norm)
         self._weight = weight
         self._summed = _summed(weight, kept)
-        self._max_norm = max_norm
         self._norms = weight
-        self.bound = max_norm * (1 + _tolerance(weight.dtype))
 
-    def norms(self) -> Tensor:
-        full: Tensor = self._norms.full_tensor()  # type: ignore[attr-defined]
-        return full
+    def largest(self) -> Tensor:
+        return _full(self._norms).amax()
+
+    def count(self) -> Tensor:
+        return (_full(self._norms) > self._ball.bound).sum()
 
     def project(self) -> None:
         w = self._weight
         self._norms = torch.linalg.vector_norm(w, 2, self._summed, keepdim=True, dtype=_norm_dtype(w))
-        w.mul_(_scale(self._norms, self.bound, self._max_norm))
+        w.mul_(self._ball.factors_(self._norms.clone()))
 
 
-def _batches(weights: Sequence[tuple[Tensor, tuple[int, ...]]]) -> Iterator[list[tuple[Tensor, tuple[int, ...]]]]:
-    """Yield weights by device and dtype; on the CPU large ones alone, to be scaled while they are in the cache."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[tuple[Tensor, tuple[int, ...]]]] = {}
+class _Ball:
+    """From which norm on a unit is scaled, and to which: so far apart that rounding takes no scaled unit outside again."""
+
+    def __init__(self, weight: Tensor, max_norm: float) -> None:
+        dtype = _norm_dtype(weight)
+        eps = torch.finfo(dtype).eps
+        self.bound = max_norm * (1 + (2.5 * eps if weight.dtype == dtype else torch.finfo(weight.dtype).eps / 2))
+        self._target = max_norm * (1 - 2 * eps)
+        self._numerator = torch.tensor(self._target, dtype=dtype, device=weight.device)
+
+    def factors_(self, norms: Tensor) -> Tensor:
+        """Put in place of each norm what takes it to the target: up to the bound exactly 1, as a number over a tensor is not."""
+        return torch.div(self._numerator, torch.threshold_(norms, self.bound, self._target), out=norms)
+
+
+def _batches(weights: Sequence[_Weight]) -> list[list[_Weight]]:
+    """Group weights by device and dtype, on the CPU also into what the cache holds."""
+    batches: dict[tuple[torch.device, torch.dtype, int], list[_Weight]] = {}
+    seen: Counter[tuple[torch.device, torch.dtype]] = Counter()
     for weight, kept in weights:
-        if weight.device.type == "cpu" and weight.numel() >= _LARGE:
-            yield [(weight, kept)]
-        elif weight.numel():
-            kinds.setdefault((weight.device, weight.dtype), []).append((weight, kept))
-    yield from kinds.values()
+        kind = weight.device, weight.dtype
+        if weight.numel():
+            batches.setdefault((*kind, seen[kind] // _CACHED if weight.is_cpu else 0), []).append((weight, kept))
+        seen[kind] += weight.numel()
+    return list(batches.values())
 
 
-def _run_key(view: tuple[Tensor, tuple[int, ...]]) -> int:
-    """Return the row length of a small weight, `[units, elements]`; 0 for what is not worth copying."""
-    weight, summed = view
-    rows = weight.ndim == 2 and summed == (1,) and weight.device.type == "cpu"
-    return weight.shape[1] if rows and weight.numel() <= _SMALL else 0
-
-
-def _norm_together(weights: list[Tensor], rows: Tensor, out: Tensor) -> None:
-    torch.cat(weights, out=rows)
-    _norm(rows, (1,), out)
-
-
-def _unit_view(weight: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+def _unit_view(weight: Tensor, kept: tuple[int, ...]) -> _View:
     """Return a view and its summed dimensions, `[units, elements]` where memory allows: the fastest to sum."""
     if weight.is_contiguous() and not kept:
         return weight.view(1, -1), (1,)
@@ -218,42 +203,68 @@ def _unit_view(weight: Tensor, kept: tuple[int, ...]) -> tuple[Tensor, tuple[int
     return weight, _summed(weight, kept)
 
 
-def _norm(weight: Tensor, summed: tuple[int, ...], out: Tensor) -> None:
-    """Write the norms of the units into `out`, each to within 5e-7."""
+def _copied_length(view: _View) -> int:
+    """Return the row length of a small weight, `[units, elements]`; 0 for what is not worth copying."""
+    weight, summed = view
+    rows = weight.ndim == 2 and summed == (1,) and weight.is_cpu
+    return weight.shape[1] if rows and weight.numel() <= _SMALL else 0
+
+
+def _calls(run: Sequence[_View], norms: Tensor) -> Iterator[Callable[[], object]]:
+    """Yield what writes the norms of one weight, or of several small ones that are copied together first."""
+    weight, summed = run[0]
+    if len(run) > 1:
+        weights = [w for w, _ in run]
+        weight = torch.cat(weights)
+        yield partial(torch.cat, weights, out=weight)
+    yield from _norm_calls(weight, summed, norms.view(_norm_shape(weight, summed)))
+
+
+def _norm_calls(weight: Tensor, summed: tuple[int, ...], out: Tensor) -> Iterator[Callable[[], object]]:
+    """Yield what writes the units' norms, off by less than 2e-7, and than 7e-7 if all weights of a unit are alike.
+
+    Nothing is allocated in a call: after an optimiser step that takes longer than the sums of a small weight.
+    """
     elements = math.prod(weight.shape[d] for d in summed)
-    rows = weight.ndim == 2 and summed == (1,)
-    if weight.device.type != "cpu" or (elements <= _ROW and rows):
-        torch.linalg.vector_norm(weight, 2, summed, dtype=out.dtype, out=out)
-        return
-    chunk = math.gcd(elements, _ROW)
-    if rows and chunk >= 64:
-        partial = torch.linalg.vector_norm(weight.view(weight.shape[0], -1, chunk), 2, 2, dtype=out.dtype)
-        torch.sum(partial.square_(), 1, out=out)
+    rows = weight.ndim == 2 and summed == (1,) and weight.is_contiguous()
+    if not weight.is_cpu or (rows and elements <= _ROW):
+        yield partial(torch.linalg.vector_norm, weight, 2, summed, keepdim=True, dtype=out.dtype, out=out)
+    elif rows and (chunk := _chunk(elements)):
+        parts = out.new_empty(len(weight), elements // chunk)
+        yield from _norm_calls(weight.view(-1, chunk), (1,), parts.view(-1, 1))
+        yield from _norm_calls(parts, (1,), out)
     else:
-        torch.sum(weight.to(out.dtype).square(), summed, out=out)
-    out.sqrt_()
+        yield partial(_root_of_squares, weight, summed, out)
 
 
-def _scale(norms: Tensor, bound: float, max_norm: float) -> Tensor:
-    """Return the factor that takes each norm to `max_norm`: exactly 1 up to `bound`, NaN for NaN."""
-    return max_norm / threshold(norms, bound, max_norm)
+def _root_of_squares(weight: Tensor, summed: tuple[int, ...], out: Tensor) -> None:
+    torch.sum(weight.to(out.dtype).square(), summed, keepdim=True, out=out).sqrt_()
+
+
+def _chunk(elements: int) -> int:
+    """Return the largest divisor that is worth a level, 0 if there is none."""
+    return next((size for size in range(_ROW, 63, -1) if elements % size == 0), 0)
 
 
 def _summed(weight: Tensor, kept: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(d for d in range(weight.ndim) if d not in kept and d - weight.ndim not in kept)
 
 
+def _norm_shape(weight: Tensor, summed: tuple[int, ...]) -> list[int]:
+    return [1 if d in summed else size for d, size in enumerate(weight.shape)]
+
+
 def _norm_dtype(weight: Tensor) -> torch.dtype:
     return torch.promote_types(weight.dtype, torch.float32)
 
 
-def _tolerance(dtype: torch.dtype) -> float:
-    eps = torch.finfo(dtype).eps
-    return eps / 2 if dtype.itemsize < 4 else 4 * eps
-
-
 def _is_dtensor(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
+
+
+def _full(tensor: Tensor) -> Tensor:
+    whole: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
+    return whole
 
 
 def _gather(scalars: Sequence[Tensor]) -> Tensor:

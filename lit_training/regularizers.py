@@ -91,8 +91,13 @@ def decay_(weights: Sequence[Tensor], amount: float | Tensor) -> None:
     >>> w
     tensor([2.7000, 3.6000])
     """
+    factor = 1 - amount
+    if not isinstance(factor, Tensor) and {(w.is_cpu, w.dtype) for w in weights} == {(True, torch.float32)}:
+        factor = torch.scalar_tensor(
+            factor, dtype=torch.float32
+        )  # of a number torch makes one for each weight, which is slower
     if weights:
-        torch._foreach_mul_(list(weights), 1 - amount)
+        torch._foreach_mul_(list(weights), factor)
 
 
 @torch.no_grad()

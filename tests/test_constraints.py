@@ -82,7 +82,8 @@ def test_rows_inside_stay_bit_identical_and_the_others_land_on_the_ball(
     assert (after[0] == 0).all()
     assert (unit_norms(after, 0) <= bound * (1 + tolerance)).all()
     direction = before.double() * (bound / norms)[:, None]
-    torch.testing.assert_close(after.double()[outside], direction[outside], rtol=2 * tolerance, atol=1e-6 * bound)
+    smallest = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps
+    torch.testing.assert_close(after.double()[outside], direction[outside], rtol=2 * tolerance, atol=1e-6 * bound + smallest)
 
 
 @settings(max_examples=50, deadline=None)
@@ -93,6 +94,25 @@ def test_projecting_twice_is_projecting_once(seed: int, bound: float, inputs: in
     once = weight.clone()
     assert max_norm_(weight, bound) == 0
     assert torch.equal(weight, once)
+
+
+def test_units_inside_stay_bit_identical_for_every_bound() -> None:
+    """Also where c times the rounded 1 / c is not 1."""
+    weight = rand(8, 5, scale=0.1)
+    weight[-1] *= 1e4
+    for bound in range(1, 200):
+        after = weight.clone()
+        assert max_norm_(after, float(bound)) == 1
+        assert torch.equal(after[:-1], weight[:-1])
+
+
+@pytest.mark.parametrize("inputs", [64, 384, 512, 576, 577, 1152, 4096, 2**16])
+def test_no_norm_exceeds_where_equal_weights_make_rounding_add_up(inputs: int) -> None:
+    before = (1 + 3e-6 * torch.linspace(-1, 1, 200, dtype=torch.float64))[:, None].expand(-1, inputs) / math.sqrt(inputs)
+    for bound in (0.37, 1.0, 3.1, 49.0):
+        weight = (bound * before).float()
+        max_norm_(weight, bound)
+        assert unit_norms(weight, 0).max() <= bound * (1 + 1e-6)
 
 
 def test_a_nan_stays_visible_and_touches_no_other_unit() -> None:

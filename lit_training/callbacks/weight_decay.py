@@ -199,7 +199,6 @@ class WeightDecay(Callback):
             return (args[0], closure_then_decay, *args[2:]), kwargs
         return args, {**kwargs, "closure": closure_then_decay}
 
-    @torch.no_grad()
     def _act(self, optimizer: Optimizer) -> None:
         if self.optimizer_decay == "error":
             self._refuse_decay(optimizer)
@@ -222,7 +221,6 @@ class WeightDecay(Callback):
         for parameter, gradient in zip(parameters, add_l2_gradient(gradients, parameters, strength), strict=True):
             parameter.grad = gradient
 
-    @torch.no_grad()
     def _after_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         for parameter, gradient in self._gradients.items():
             parameter.grad = gradient
