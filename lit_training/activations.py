@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_training.columns import as_columns
 
-__all__ = ["FOLLOWED", "ActivationStats", "pack", "unpack"]
+__all__ = ["FOLLOWED", "ActivationStats", "pack", "pack_all", "unpack"]
 
 _RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
 _SATURATES_AT = {"tanh": math.atanh(0.98), "sigmoid": 2 * math.atanh(0.98), "hardtanh": 0.98, "hardsigmoid": 2.94}
@@ -51,13 +51,31 @@ def pack(output: Tensor, batch_size: int, follows: str = "") -> Tensor:
         follows, its largest value, or where a bounded nonlinearity follows, its saturated fraction.
     """
     columns = as_columns(output, batch_size)
+    return torch.stack([*_moments(columns), *_third(columns, follows)]).float()
+
+
+@torch.no_grad()
+def pack_all(output: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Return what `pack` gives for each nonlinearity that may follow, `""` for none; what they share is computed once."""
+    columns = as_columns(output, batch_size)
+    shared = _moments(columns)
+    alike = {follows: "relu" if follows in _RECTIFIERS else follows for follows in ("", *FOLLOWED)}
+    packed = {follows: torch.stack([*shared, *_third(columns, follows)]).float() for follows in set(alike.values())}
+    return {follows: packed[kind] for follows, kind in alike.items()}
+
+
+def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
     mean = columns.mean(0)
-    parts = [mean, (columns - mean).square_().sum(0)]
+    return mean, (columns - mean).square_().sum(0)
+
+
+def _third(columns: Tensor, follows: str) -> list[Tensor]:
+    """Return what matters to the nonlinearity that follows, of each column."""
     if follows in _RECTIFIERS:
-        parts.append(columns.amax(0))
-    elif follows in _SATURATES_AT:
-        parts.append((columns.abs() > _SATURATES_AT[follows]).float().mean(0))
-    return torch.stack(parts).float()
+        return [columns.amax(0)]
+    if follows in _SATURATES_AT:
+        return [(columns.abs() > _SATURATES_AT[follows]).float().mean(0)]
+    return []
 
 
 def unpack(packed: Sequence[Tensor], rows: Sequence[int], follows: str = "") -> ActivationStats:

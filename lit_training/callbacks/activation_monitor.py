@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lit_training.activations import FOLLOWED, ActivationStats, pack, unpack
+from lit_training.activations import FOLLOWED, ActivationStats, pack, pack_all, unpack
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.logging import log_scalars, logged_step
@@ -92,6 +92,16 @@ class ActivationMonitor(Callback):
         self._sampling, self._last_step, self._batch_size = True, step, batch_size_of(batch)
         self._attach(pl_module)
 
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Do not trace the backward pass."""
+        if self._sampling and self._tracer is not None:
+            self._tracer.pause()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on tracing: a manual loop may run forward again."""
+        if self._sampling and self._tracer is not None:
+            self._tracer.resume()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach, move the sample to the host at once, and log it."""
         if not self._sampling:
@@ -130,7 +140,7 @@ class ActivationMonitor(Callback):
         if tensor is None or id(module) in self._sites or next(module.parameters(recurse=False), None) is None:
             return
         node = self._tracer.node(tensor) if self._tracer is not None else None
-        candidates = {follows: pack(tensor.detach(), self._batch_size, follows) for follows in ("", *FOLLOWED)}
+        candidates = pack_all(tensor.detach(), self._batch_size)
         self._sites[id(module)] = _Site(name, None if node is None else node.index, candidates=candidates)
 
     def _on_forward(self, module: nn.Module, _: Any, output: Any) -> None:
