@@ -62,7 +62,7 @@ def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
     rows = batch_size if batch_size and tensor.shape[0] % batch_size == 0 else tensor.shape[0]
     columns = tensor.reshape(rows, -1)
     if columns.shape[1] > MAX_COLUMNS:
-        columns = columns[:, :: _stride(columns.shape[1], tensor.shape)]
+        columns = columns[:, :: _stride(columns.shape[1], tensor.shape)].contiguous()
     return columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
 
 

@@ -180,10 +180,8 @@ class ActivationMonitor(Callback):
 
     @harmless
     def _record(self, trainer: Trainer, sites: list[_Site], ranks: list[tuple[list[Tensor], int]]) -> None:
-        rows = [size for _, size in ranks]
-        self.latest = {
-            site.name: unpack([tensors[i] for tensors, _ in ranks], rows, site.follows) for i, site in enumerate(sites)
-        }
+        stats = unpack([tensors for tensors, _ in ranks], [size for _, size in ranks], [site.follows for site in sites])
+        self.latest = {site.name: layer for site, layer in zip(sites, stats, strict=True)}
         self._judge()
         log_scalars(trainer, _scalars(self.latest), self._last_step)
 
