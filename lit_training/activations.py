@@ -99,10 +99,16 @@ def unpack(packed: Sequence[Sequence[Tensor]], rows: Sequence[int], follows: Seq
     signal = (within / (count - 1)).sqrt() if count > 1 else torch.full_like(mean, math.nan)
     dead, saturated = (thirds.amax(0) <= 0).double(), (thirds * weights).sum(0) / count
     between = (mean - _averages(mean, sizes).repeat_interleave(sizes)).square()
-    averages = _averages(torch.stack([mean, within / count + between, signal, dead, saturated], 1), sizes).tolist()
+    averages = _averages(torch.stack([mean, within / count + between, signal, dead, saturated], 1), sizes)
     return [
-        ActivationStats(*row[:3], row[3] if kind in _RECTIFIERS else None, row[4] if kind in _SATURATES_AT else None)
-        for row, kind in zip(averages, follows, strict=True)
+        ActivationStats(
+            mean=row[0],
+            variance=row[1],
+            signal=row[2],
+            dead=row[3] if kind in _RECTIFIERS else None,
+            saturated=row[4] if kind in _SATURATES_AT else None,
+        )
+        for row, kind in zip(averages.tolist(), follows, strict=True)
     ]
 
 

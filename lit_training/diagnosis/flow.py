@@ -9,8 +9,8 @@ __all__ = ["cut_after", "reached_by_gradient", "samples_apart", "used_by"]
 _NO_GRADIENT = frozenset(
     "argmax argmin sort topk gt ge lt le eq ne nonzero bucketize _to_copy one_hot bernoulli multinomial".split()
 )
-_DRAWS = frozenset("bernoulli native_dropout _fused_dropout feature_dropout uniform rand rand_like randint_like".split())
-_POINTWISE = ACTIVATIONS - {"softmax", "log_softmax", "rrelu"} | frozenset("add sub mul div neg detach alias clone _to_copy".split())
+_DRAWS = frozenset("bernoulli native_dropout _fused_dropout feature_dropout uniform rand rand_like randint_like rrelu".split())
+_POINTWISE = ACTIVATIONS - {"softmax", "log_softmax", "glu"} | set("add sub mul div neg detach alias clone _to_copy".split())
 _ROWWISE = frozenset(
     "addmm mm convolution view _unsafe_view _reshape_alias native_batch_norm cudnn_batch_norm miopen_batch_norm "
     "_native_batch_norm_legit native_layer_norm max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d".split()
