@@ -92,11 +92,13 @@ class ActivationMonitor(Callback):
         self._sampling, self._last_step, self._batch_size = True, step, batch_size_of(batch)
         self._attach(pl_module)
 
+    @harmless
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Do not trace the backward pass."""
         if self._sampling and self._tracer is not None:
             self._tracer.pause()
 
+    @harmless
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on tracing: a manual loop may run forward again."""
         if self._sampling and self._tracer is not None:
