@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of"]
 
-MAX_COLUMNS = 4096
+MAX_COLUMNS = 1024
 _PRIMES = (
     2,
     3,
@@ -46,8 +46,8 @@ _PRIMES = (
 )
 
 
-def as_columns(tensor: Tensor, batch_size: int, most: int = MAX_COLUMNS) -> Tensor:
-    """Return a tensor as `[samples, columns]` in float32 or wider, with at most about `most` columns.
+def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
+    """Return a tensor as `[samples, columns]` in float32 or wider, with at most about a thousand columns.
 
     Of more columns every p-th is taken, with a prime p that divides no dimension, so that no unit or position is favoured (a stride
     that divides the shape is off by 35-87 %, a prime one as good as random).
@@ -55,15 +55,14 @@ def as_columns(tensor: Tensor, batch_size: int, most: int = MAX_COLUMNS) -> Tens
     Args:
         tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
         batch_size: number of samples; where it does not divide the tensor, the first dimension counts as the batch.
-        most: number of columns to keep.
 
     >>> as_columns(torch.zeros(6, 5), batch_size=2).shape
     torch.Size([2, 15])
     """
     rows = batch_size if batch_size and tensor.shape[0] % batch_size == 0 else tensor.shape[0]
     columns = tensor.reshape(rows, -1)
-    if columns.shape[1] > most:
-        columns = columns[:, :: _stride(columns.shape[1], most, tensor.shape)]
+    if columns.shape[1] > MAX_COLUMNS:
+        columns = columns[:, :: _stride(columns.shape[1], tensor.shape)].contiguous()
     return columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
 
 
@@ -76,7 +75,7 @@ def batch_size_of(batch: Any) -> int:
     return next((leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0), 0)
 
 
-def _stride(columns: int, most: int, shape: Sequence[int]) -> int:
-    """Return the least prime that leaves at most `most` columns and divides no dimension; beyond the primes, an odd number."""
-    least = math.ceil(columns / most)
+def _stride(columns: int, shape: Sequence[int]) -> int:
+    """Return the least prime that leaves at most MAX_COLUMNS columns and divides no dimension; beyond the primes, an odd number."""
+    least = math.ceil(columns / MAX_COLUMNS)
     return next((p for p in _PRIMES if p >= least and all(size % p for size in shape)), least | 1)

@@ -75,11 +75,12 @@ class Probe:
     differentiated: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
         self.tracer = Tracer(
             self.module,
             on_output=self._on_output,
             on_input=self._on_input,
-            on_module=self._on_module,
+            on_module=self._on_module if self._recurrent else None,
             on_gradient=self._on_gradient,
             batch=self.batch,
         )
@@ -88,7 +89,6 @@ class Probe:
         self._differences: dict[int, LossCall] = {}
         self._finite: list[tuple[Node, Tensor]] = []
         self._stats: dict[tuple[int, int], TensorStats] = {}
-        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
 
     @property
     def graph(self) -> Graph:

@@ -12,7 +12,6 @@ from lit_training.moments import Moments, merge
 
 __all__ = ["TensorStats", "measure"]
 
-_COLUMNS = 1024
 _ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
 
@@ -97,7 +96,7 @@ class TensorStats:
 def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
     """Measure one tensor over its batch, on its device.
 
-    The extremes are those of all elements. Moments are taken of about a thousand columns, in float64, so that the squares of a
+    The extremes are those of all elements. The rest is taken of about a thousand columns, in float64, so that the squares of a
     vanished signal do not underflow.
 
     Args:
@@ -112,15 +111,11 @@ def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str
     x = tensor if tensor.dtype in _ORDERED else tensor.float()
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    columns = as_columns(x, batch_size, _COLUMNS)
-    return TensorStats(_moments(columns.double()), low.double(), high.double(), _saturated(x, bounded_by).double())
-
-
-def _moments(columns: Tensor) -> Moments:
-    """Return the moments of float64 columns, which need no correction of the centre's rounding (`moments.moments`)."""
+    columns = as_columns(x, batch_size).double()
     mean = columns.mean(0)
     count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
-    return Moments(count, mean, (columns - mean).square_().sum(0))
+    seen = Moments(count, mean, (columns - mean).square_().sum(0))  # float64 needs no correction for the centre's rounding
+    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by))
 
 
 def _saturated(x: Tensor, activation: str) -> Tensor:
@@ -128,4 +123,4 @@ def _saturated(x: Tensor, activation: str) -> Tensor:
         return x.new_zeros(())
     low, high = _BOUNDED[activation]
     margin = 0.01 * (high - low)
-    return ((x < low + margin) | (x > high - margin)).float().mean()
+    return ((x < low + margin) | (x > high - margin)).to(x.dtype).mean()

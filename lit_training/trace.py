@@ -94,6 +94,22 @@ class Tracer(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+        self.paused = False
+        self._leave(*error)
+
+    def pause(self) -> None:
+        """See no operations until `resume`: in a backward pass each of them would be waited for in vain."""
+        if self in _get_current_dispatch_mode_stack():
+            self._leave(None, None, None)
+            self.paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self.paused:
+            self.paused = False
+            super().__enter__()
+
+    def _leave(self, *error: Any) -> None:
         if self not in _get_current_dispatch_mode_stack():
             return
         above = []

@@ -108,7 +108,7 @@ class FirstSteps:
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]
         device = local[0].device if local else torch.device("cpu")
-        return dict(zip(self._parameters, fingerprint_all(local, device).tolist(), strict=True))
+        return dict(zip(self._parameters, fingerprint_all(local, device, quick=True).tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -228,5 +228,5 @@ def whole(value: Tensor) -> Tensor:
 
 def to_host(values: Iterable[Tensor]) -> list[Any]:
     """Move many scalars in one transfer."""
-    values = [value.detach().float() for value in values]
-    return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
+    values = list(values)
+    return torch.stack([value.to(values[0].device, torch.float32) for value in values]).tolist() if values else []

@@ -84,15 +84,15 @@ class Clock(Callback):
         self.epochs: list[float] = []
 
     def on_train_epoch_start(self, *_: object) -> None:
-        self.start = self.last = time.perf_counter()
+        self.start = self.last = time.process_time()
 
     def on_train_batch_end(self, *_: object) -> None:
-        now = time.perf_counter()
+        now = time.process_time()
         self.steps.append(now - self.last)
         self.last = now
 
     def on_train_epoch_end(self, *_: object) -> None:
-        self.epochs.append(time.perf_counter() - self.start)
+        self.epochs.append(time.process_time() - self.start)
 
 
 def fit(kind: str, callbacks: list[Callback], steps: int = STEPS, epochs: int = EPOCHS) -> Clock:
