@@ -12,8 +12,8 @@ class LayerInit:
 
     `fan` is what the variance was divided by, `follows` what acts on the layer's output and `found` how that is known: `trace`
     (a real forward), `symbolic` (torch.fx), `given`, `structure` (recurrent layers, embeddings) or `assumed`. `std` figures
-    are those of `of`: the `weight`, or the `output` before the nonlinearity for schemes that look at data. `divisions` counts
-    LSUV's.
+    are those of `of`: the `weight`, or the `output` before the nonlinearity for schemes that look at data; none is aimed at where
+    gradient rates are made equal. `divisions` counts LSUV's.
     """
 
     name: str

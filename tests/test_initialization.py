@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lit_training import fans, gain, initialize_
+from lit_training import audit, fans, gain, initialize_
 from lit_training.callbacks import InitAuditor
 from tests.nets import BLOCK, NETS, batch_for, loss_for
 
@@ -154,13 +154,41 @@ def test_normal_001_is_harmless_where_everything_is_normalised():
         assert [str(alarm) for alarm in alarms] == []
 
 
+def classifier(depth, width=128):
+    return nn.Sequential(*relu_stack(depth - 1, width), nn.Linear(width, 10))
+
+
+@pytest.mark.parametrize(("depth", "width"), [(8, 128), (20, 32), (30, 128), (40, 64)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_kraehenbuehl_evens_out_how_fast_layers_learn(seed):
+def test_kraehenbuehl_evens_out_how_fast_layers_learn_and_the_audit_is_silent(depth, width, seed):
+    from sklearn.datasets import load_digits
+
     torch.manual_seed(seed)
-    net = nn.Sequential(*relu_stack(8), nn.Linear(128, 10))
-    history = initialize_(net, "data_dependent", batch=digits()).gradient_rates
+    net, x, y = classifier(depth, width), digits(), torch.tensor(load_digits().target[:256])
+    history = initialize_(net, "data_dependent", batch=x).gradient_rates
     spread = [torch.tensor(list(rates.values())).log().std().item() for rates in history]
     assert spread[-1] <= spread[0] / 10
+    optimizer = torch.optim.SGD(net.parameters(), 0.003, momentum=0.9)
+    assert [str(alarm) for alarm in audit(net, (x, y), nn.functional.cross_entropy, optimizer=optimizer).alarms] == []
+
+
+@pytest.mark.parametrize(("mean", "growth"), [(0.0, 1.15), (1.0, 1.02)])
+def test_units_in_front_of_a_rectifier_are_raised_so_that_gradients_keep_their_length(mean, growth):
+    torch.manual_seed(0)
+    net, x = classifier(30), digits()
+    initialize_(net, "data_dependent", batch=x, mean=mean, between_layers=False)
+    gradients = []
+    for layer in net:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            torch.testing.assert_close(
+                x.mean(0), torch.full_like(x[0], mean if layer is not net[-1] else 0.0), rtol=0, atol=1e-4
+            )
+            x.retain_grad()
+            gradients.append(x)
+    x.square().mean().backward()
+    per_layer = (gradients[0].grad.norm() / gradients[28].grad.norm()).item() ** (1 / 28)
+    assert growth < per_layer < growth + 0.1
 
 
 LAYERS = {
