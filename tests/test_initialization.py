@@ -52,16 +52,16 @@ def test_after_a_scheme_that_suits_the_audit_is_silent_and_the_loss_falls(name, 
 
 def scaled(net, block):
     with torch.no_grad():
-        net.get_submodule(block).weight.mul_(10)
+        for name, weight in net.get_submodule(block).named_parameters():
+            if "weight" in name:
+                weight.mul_(10)
 
 
 def after_norm(name):
     return name in ("resnet", "mobilenet")  # batch norm takes a factor out again: nothing is wrong there
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NETS if not after_norm(name) and name != "lstm"]
-)  # its gates bound what passes
+@pytest.mark.parametrize("name", [name for name in NETS if not after_norm(name)])
 def test_one_block_ten_times_too_large_is_named(name):
     net = made(name)
     initialize_(net, "he", batch=batch_for(net))

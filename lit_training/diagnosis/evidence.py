@@ -128,7 +128,7 @@ def collect(
             expect_frozen,
             trainable=probe.trainable,
             stepping=stepping,
-            heads=last_layers(probe.graph),
+            judged={*last_layers(probe.graph), *(layer.weight for layer in layers if layer.op == "recurrent")},
         ),
         losses=tuple(probe.losses),
         label_sums=tuple(probe.label_sums),
