@@ -10,6 +10,7 @@ from statistics import fmean, pstdev
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn import Parameter
@@ -110,7 +111,7 @@ def normalize_units_(
             principal directions, or spherical k-means centres of whitened input patches. Where there are more units than these
             give, the rest stays random. Attention's projections and transposed convolutions stay random.
         generator: chooses patches and first centres.
-        reduce: sums a tensor over processes, to use all ranks' data; patches are each rank's own.
+        reduce: sums a tensor over processes, to use all ranks' data; patches are those of rank 0.
 
     Returns:
         The sites in forward order; those that never ran last. A unit that does not vary keeps its weights, with a note.
@@ -126,11 +127,11 @@ def normalize_units_(
     """
     fill_ = {"random": None, "pca": principal_directions_, "kmeans": spherical_kmeans_}[weights]
 
-    def prepare(site: Site, inputs: Tensor) -> None:
-        if fill_ is not None:
-            weight = site.weight.read()
-            fill_(site.layer.module, weight, inputs, generator)
-            site.weight.write_(weight)
+    def prepare(site: Site, inputs: Tensor) -> Tensor:
+        weight = site.weight.read()
+        assert fill_ is not None  # else this is not called
+        fill_(site.layer.module, weight, inputs, generator)
+        return weight if reduce is None else reduce(weight * (dist.get_rank() == 0))
 
     def rule(site: Site, output: Tensor, _: Tensor | None) -> Adjustment:
         mean, variance = _unit_moments(output, reduce)
@@ -143,7 +144,7 @@ def normalize_units_(
         note = f"{still} of {len(varies)} units do not vary over the batch" if still else ""
         return Adjustment(scale, bias, std=1.0, divisions=1, note=note)
 
-    return adjust(layers, forward, rule, prepare=prepare)
+    return adjust(layers, forward, rule, prepare=prepare if fill_ else None)
 
 
 def equalize_gradient_rates_(
