@@ -162,8 +162,10 @@ def equalize_gradient_rates_(
     Kraehenbuehl et al. 2016, section 3.2. The rate of layer $k$ is $c_k = \|\nabla W_k\| / \|W_k\|$. Multiplying $W_k$ by
     $s_k$ in a network that is positively homogeneous (ReLU), with $\prod_k s_k = 1$, leaves the function as it is up to biases
     and makes its rate $c_k / s_k^2$; so does batch norm after the layer. Hence $s_k = \sqrt{c_k / \bar c}$ with the geometric
-    mean $\bar c$, which is exact there in one step and converges elsewhere; the paper takes damped steps of this kind. After
-    each step biases move so that units have their mean again, in units of their std.
+    mean $\bar c$, which is exact there in one step. Elsewhere a step that makes the spread larger is taken back and those after
+    it are half as long; the paper damps all of them. After each step biases move so that units have their mean again, in units
+    of their std. Where branches are concatenated there need not be a solution: a branch that learns slowly does so because it
+    contributes little, and a smaller scale makes it contribute less. If the spread does not halve, nothing is changed.
 
     Scales that are taken back grow on the way: where the norm of the gradient changes by a factor $q$ from layer to layer, the
     values half way through $n$ layers are $q^{n^2 / 8}$ times those of normalised units.
@@ -173,33 +175,37 @@ def equalize_gradient_rates_(
         forward: runs the network on the batch.
         objective: a scalar to differentiate, computed from the network anew at each call, with the same randomness.
         means: of units over their std, by the weight's name; 0 for all others.
-        max_iterations: steps, each of one forward and backward and one forward; 10 in the paper.
+        max_iterations: steps tried, each of one forward and backward and one forward; 10 in the paper.
         tolerance: standard deviation of the logarithm of the rates at which to stop.
         reduce: sums a tensor over processes, to use all ranks' data.
 
     Returns:
-        The rates by weight before each step and at the end, and the sites with the std reached. The weights are left at the best
-        of them.
+        The rates by weight before and after each step that was kept (only before, if nothing is changed), and the sites with the
+        std reached.
     """
     layers = [layer for layer in layers if not isinstance(layer.module, _NOT_SCALED)]
     center = partial(_recenter, means=means, reduce=reduce)
-    history: list[dict[str, float]] = []
-    best, kept = math.inf, _values(layers)
-    for step in range(max_iterations + 1):
-        rates = gradient_rates(layers, objective, reduce=reduce)
-        history.append(rates)
-        logs = {name: math.log(rate) for name, rate in rates.items() if rate > 0}
-        spread = pstdev(logs.values()) if logs else 0.0
-        if spread < best:
-            best, kept = spread, _values(layers)
-        if spread < tolerance or step == max_iterations:
+    history = [gradient_rates(layers, objective, reduce=reduce)]
+    start = kept = _values(layers)
+    damping = 1.0
+    for _ in range(max_iterations):
+        logs = {name: math.log(rate) for name, rate in history[-1].items() if rate > 0}
+        if _spread(history[-1]) < tolerance:
             break
         for weight in (weight for layer in layers for weight in layer.weights):
             if weight.name in logs:
-                weight.write_(weight.read() * math.exp((logs[weight.name] - fmean(logs.values())) / 2))
+                weight.write_(weight.read() * math.exp(damping * (logs[weight.name] - fmean(logs.values())) / 2))
         adjust(layers, forward, center)
-    for holder, value in kept:
-        holder.write_(value) if isinstance(holder, Weight) else write_(holder, value)
+        rates = gradient_rates(layers, objective, reduce=reduce)
+        if _spread(rates) < _spread(history[-1]):
+            history.append(rates)
+            kept = _values(layers)
+        else:
+            damping /= 2
+            _restore_(kept)
+    if _spread(history[-1]) > _spread(history[0]) / 2:
+        _restore_(start)
+        del history[1:]
     return history, adjust(layers, forward, center)
 
 
@@ -210,7 +216,7 @@ def gradient_rates(
 
     Args:
         layers: of `lit_training.layers.find_layers`.
-        objective: a scalar to differentiate. Sharded parameters keep its gradient in `.grad`.
+        objective: a scalar to differentiate.
         reduce: sums a tensor over processes.
 
     >>> from lit_training.layers import find_layers
@@ -225,6 +231,8 @@ def gradient_rates(
     if any(isinstance(parameter, DTensor) for parameter in flat):
         objective().backward()
         found: Sequence[Tensor | None] = [parameter.grad for parameter in flat]
+        for parameter in flat:
+            parameter.grad = None
         reduce = None  # the backward pass has reduced them
     else:
         found = torch.autograd.grad(objective(), flat, allow_unused=True)
@@ -238,6 +246,12 @@ def gradient_rates(
     }
 
 
+def _spread(rates: Mapping[str, float]) -> float:
+    """Return the standard deviation of the logarithm of the rates; 0 where there is nothing to compare."""
+    logs = [math.log(rate) for rate in rates.values() if rate > 0]
+    return pstdev(logs) if logs else 0.0
+
+
 def _recenter(site: Site, output: Tensor, _: Tensor | None, *, means: Mapping[str, float], reduce: Reduce | None) -> Adjustment:
     mean, variance = _unit_moments(output, reduce)
     bias = means.get(site.weight.name, 0.0) * variance.sqrt() - mean
@@ -248,6 +262,11 @@ def _values(layers: Sequence[Layer]) -> list[tuple[Weight | Parameter, Tensor]]:
     """Return copies of all weights and biases."""
     weights: list[tuple[Weight | Parameter, Tensor]] = [(w, w.read()) for layer in layers for w in layer.weights]
     return weights + [(bias, read(bias)) for layer in layers for bias in layer.biases.values()]
+
+
+def _restore_(values: Sequence[tuple[Weight | Parameter, Tensor]]) -> None:
+    for holder, value in values:
+        holder.write_(value) if isinstance(holder, Weight) else write_(holder, value)
 
 
 def _overall_moments(output: Tensor, bias: Tensor, reduce: Reduce | None) -> tuple[float, float, float, float]:

@@ -68,6 +68,8 @@ class InitReport:
             parts.append(f"{assumed} with an assumed gain")
         if self.left_alone:
             parts.append(f"{len(self.left_alone)} parameters left alone")
+        if len(self.gradient_rates) == 1:
+            parts.append("gradient rates left as they were")
         if noted := sum(bool(row.notes) for row in self.layers):
             parts.append(f"{noted} with a note")
         return ", ".join(parts)

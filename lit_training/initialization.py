@@ -148,8 +148,8 @@ def initialize_with_(
             for weight in layer.weights:
                 report[weight.name].std = float(weight.read().std(correction=0))
         if runner is not None and scheme in NEEDS_DATA:
-            heads = set() if graph is None else set(last_layers(graph))
-            _normalize_(_without(layers, zeroed), heads, scheme, runner, options, generator, report)
+            ends = set() if graph is None else {*last_layers(graph), *residual_branch_ends(graph)}
+            _normalize_(_without(layers, zeroed), ends, scheme, runner, options, generator, report)
         if output_prior is not None:
             _set_output_prior_(layers, graph, output_prior)
     order = {name: i for i, name in enumerate(found)}
@@ -209,7 +209,7 @@ def _without(layers: Sequence[Layer], names: set[str]) -> list[Layer]:
 
 def _normalize_(
     layers: Sequence[Layer],
-    heads: set[str],
+    ends: set[str],
     scheme: str,
     runner: Runner,
     options: Mapping[str, Any],
@@ -222,7 +222,7 @@ def _normalize_(
         tolerance, most = options["tolerance"], options["max_iterations"]
         _report_sites(lsuv_(layers, forward, tolerance=tolerance, max_iterations=most, reduce=reduce), report)
         return
-    raised = {row.name for row in report if row.follows in RECTIFIERS and row.found != "assumed"} - heads
+    raised = {row.name for row in report if row.follows in RECTIFIERS and row.found != "assumed"} - ends
     means = dict.fromkeys(raised, options["mean"])
     sites = normalize_units_(layers, forward, means=means, weights=options["weights"], generator=generator, reduce=reduce)
     _report_sites(sites, report)

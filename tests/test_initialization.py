@@ -40,7 +40,7 @@ def made(name):
     return NETS[name]()
 
 
-@pytest.mark.parametrize("scheme", ["he", "lsuv"])
+@pytest.mark.parametrize("scheme", ["he", "orthogonal", "random_walk", "lsuv", "data_dependent"])
 @pytest.mark.parametrize("name", NETS)
 def test_after_a_scheme_that_suits_the_audit_is_silent_and_the_loss_falls(name, scheme):
     net = made(name)
@@ -170,6 +170,23 @@ def test_kraehenbuehl_evens_out_how_fast_layers_learn_and_the_audit_is_silent(de
     assert spread[-1] <= spread[0] / 10
     optimizer = torch.optim.SGD(net.parameters(), 0.003, momentum=0.9)
     assert [str(alarm) for alarm in audit(net, (x, y), nn.functional.cross_entropy, optimizer=optimizer).alarms] == []
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "generator"])
+def test_rates_are_equal_behind_skip_connections_and_batch_norm(name):
+    net = made(name)
+    history = initialize_(net, "data_dependent", batch=batch_for(net)).gradient_rates
+    spread = [torch.tensor(list(rates.values())).log().std().item() for rates in history]
+    assert spread[-1] <= spread[0] / 10
+
+
+def test_rates_that_cannot_be_made_equal_are_left_as_they_were():
+    """The logits of an attention that is written by hand grow with the square of its projection's scale."""
+    net = made("vit")
+    report = initialize_(net, "data_dependent", batch=batch_for(net))
+    assert len(report.gradient_rates) == 1
+    assert "gradient rates left as they were" in report.summary
+    assert report["layers.1.fc1.weight"].std == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize(("mean", "growth"), [(0.0, 1.15), (1.0, 1.02)])
