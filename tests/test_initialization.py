@@ -58,7 +58,7 @@ def scaled(net, block):
 
 
 def after_norm(name):
-    return name in ("resnet", "mobilenet")  # batch norm takes a factor out again: nothing is wrong there
+    return name in ("resnet", "mobilenet")
 
 
 @pytest.mark.parametrize("name", [name for name in NETS if not after_norm(name)])
@@ -96,12 +96,14 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "expected", "margin"), [("normal", -32, 1.5), ("glorot", -4.3, 0.7), ("he", 0, 0.5), ("orthogonal", 0, 0.5)]
+    ("scheme", "expected", "margin"),
+    [("normal", -32, 1.5), ("torch", -1.3, 0.2), ("glorot", -4.3, 0.7), ("he", 0, 0.5), ("orthogonal", 0, 0.5)],
 )
 def test_the_lectures_signal_at_layer_29(scheme, expected, margin):
     torch.manual_seed(0)
     net = relu_stack()
-    initialize_(net, scheme, batch=digits())
+    if scheme != "torch":
+        initialize_(net, scheme, batch=digits())
     std = net[:-1].double()(digits().double()).std()
     assert std.log10().item() == pytest.approx(expected, abs=margin)
 
@@ -145,13 +147,29 @@ def test_one_pass_lsuv_equals_the_loop_layer_by_layer():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_normal_001_is_harmless_where_everything_is_normalised():
-    """Batch and layer norm take any scale, and .02 is what vision transformers start from: an alarm would be a false one."""
+def test_normal_001_is_silent_where_everything_is_normalised():
+    """400 updates of Adam on digits: the ResNet reaches .94 (He .95), the ViT of width 32 .49 (He .86).
+
+    But so does, with .58, the std of .02 that vision transformers start from: an alarm would hit them, too.
+    """
     for name in ("resnet", "vit"):
         net = made(name)
         initialize_(net, "normal", std=0.01, batch=batch_for(net))
         alarms, _ = audited(net)
         assert [str(alarm) for alarm in alarms] == []
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_one_block_ten_times_too_large_is_silent_in_front_of_batch_norm(name):
+    """It hardly turns any more (.1 degrees in 120 updates instead of 7), but the others make up for it.
+
+    The ResNet on digits, three seeds: .82 instead of .84 with SGD at .01, .85 instead of .79 at .1, .91 instead of .90 with Adam.
+    """
+    net = made(name)
+    initialize_(net, "he", batch=batch_for(net))
+    scaled(net, BLOCK[name])
+    alarms, _ = audited(net)
+    assert [str(alarm) for alarm in alarms] == []
 
 
 def classifier(depth, width=128):
@@ -229,6 +247,22 @@ def test_the_std_matches_the_closed_form_within_a_percent(name, scheme):
         initialize_(layer, scheme, nonlinearity="relu", generator=torch.Generator().manual_seed(0))
     expected = (2 / fan_in) ** 0.5 if scheme.startswith("he") else (2 / (fan_in + fan_out)) ** 0.5
     assert layer.weight.std().item() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("scheme", "expected"), [("he", 1.0), ("he_uniform", 1.0), ("glorot", (2 / 1001) ** 0.5)])
+def test_an_embedding_is_a_product_with_one_hot_rows(scheme, expected):
+    table = nn.Embedding(1000, 1000)
+    initialize_(table, scheme, generator=torch.Generator().manual_seed(0))
+    assert table.weight.std().item() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(("scheme", "of_input", "of_state"), [("he", 1 / 900, 1 / 600), ("glorot", 2 / 1500, 2 / 1200)])
+def test_gates_have_the_fans_of_one_gate(kind, scheme, of_input, of_state):
+    rnn = kind(900, 600)
+    initialize_(rnn, scheme, generator=torch.Generator().manual_seed(0))
+    assert rnn.weight_ih_l0.var().item() == pytest.approx(of_input, rel=0.02)
+    assert rnn.weight_hh_l0.var().item() == pytest.approx(of_state, rel=0.02)
 
 
 def test_packed_projections_and_gates_are_matrices_of_their_own():
@@ -311,6 +345,26 @@ def test_a_prior_for_imbalanced_classes():
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     initialize_(net, "he", batch=torch.randn(4, 8), output_prior=[90, 9, 1])
     assert torch.allclose(net[2].bias.softmax(0), torch.tensor([0.9, 0.09, 0.01]))
+
+
+def test_a_prior_for_a_rare_yes():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    initialize_(net, "he", batch=torch.randn(4, 8), output_prior=0.01)
+    assert torch.allclose(net[2].bias.sigmoid(), torch.full((5,), 0.01))
+
+
+class ByHand(nn.Module):
+    """RMS norm as language models write it out."""
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(32), ByHand()])
+def test_rms_norm_is_looked_through(norm):
+    net = nn.Sequential(nn.Linear(8, 32), norm, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    report = initialize_(net, "he", batch=torch.randn(16, 8))
+    assert [(row.follows, row.found) for row in report] == [("linear", "trace"), ("relu", "trace"), ("linear", "trace")]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

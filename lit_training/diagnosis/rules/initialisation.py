@@ -90,7 +90,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     more. A growth of 10: healthy set-ups stay below 2.4.
 
     Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
-    normalisation, which takes any scale; layers that read integers (embeddings); heads that were trained on other labels;
+    normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
+    ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other labels;
     growth of a residual stream that a normalisation takes back; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
@@ -139,7 +140,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40
-    layers of 64 by a factor of 1000: they train as well as with He).
+    layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent though a
+    narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
