@@ -57,11 +57,11 @@ class Site:
         return [m.view for m in matrices(self.layer.module, self.weight.leaf, weight) if m.part in ("", self.part)]
 
     def bias(self) -> Tensor | None:
-        """Return the bias that is added here, as the layer sees it now."""
-        if not self.part:
-            return getattr(self.layer.module, "bias", None)
-        packed: Tensor | None = getattr(self.layer.module, "in_proj_bias", None)
-        return None if packed is None else packed.chunk(3)[_PARTS.index(self.part)]
+        """Return the bias that is added here, as the layer sees it now: whole, also where it is sharded again."""
+        bias: Tensor | None = getattr(self.layer.module, "in_proj_bias" if self.part else "bias", None)
+        if isinstance(bias, DTensor):
+            bias = bias.full_tensor()
+        return bias.chunk(3)[_PARTS.index(self.part)] if bias is not None and self.part else bias
 
     @property
     def may_shift(self) -> bool:
@@ -70,7 +70,7 @@ class Site:
 
 
 Rule = Callable[[Site, Tensor, Tensor | None], Adjustment]
-Prepare = Callable[[Site, Tensor], None]
+Prepare = Callable[[Site, Tensor], Tensor]
 
 
 def adjust(layers: Sequence[Layer], forward: Callable[[], Any], rule: Rule, *, prepare: Prepare | None = None) -> list[Site]:
@@ -84,7 +84,7 @@ def adjust(layers: Sequence[Layer], forward: Callable[[], Any], rule: Rule, *, p
         layers: the layers to adjust; all others are left alone.
         forward: runs the network.
         rule: what to do, given a site, its linear result without the bias, `[..., units]` in float32 or wider, and the bias.
-        prepare: called with a site and its layer's input before the first call; may change the weight.
+        prepare: called with a site and its layer's input before the first call; returns the weight to start from.
 
     Returns:
         All sites in forward order, those that never ran (`calls` is 0) last.
@@ -120,9 +120,12 @@ class _Run:
         self.sites.append(site)
 
         @torch.no_grad()
-        def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+        def before(module: nn.Module, args: tuple[Any, ...]) -> None:
             if self.prepare is not None and site.adjustment is None and args:
-                self.prepare(site, args[0])
+                weight = self.prepare(site, args[0])
+                site.weight.write_(weight)
+                if _sharded(site.weight):  # the layer runs with a copy that was gathered before
+                    getattr(module, site.weight.leaf).copy_(weight)
 
         def after(_: nn.Module, __: Any, output: Any) -> Any:
             result, *rest = output if isinstance(output, tuple) else (output,)
@@ -173,8 +176,7 @@ class _Run:
     def commit(self) -> None:
         """Change the weights as the outputs were changed; projections that are not sharded were changed in use."""
         for site in self.order:
-            sharded = any(isinstance(parameter, DTensor) for parameter in site.weight.parameters.values())
-            if not site.part or sharded:
+            if not site.part or _sharded(site.weight):
                 weight = site.weight.read()
                 biases = {name: read(parameter) for name, parameter in site.layer.biases.items()}
                 whole = next(iter(biases.values()), None)
@@ -183,6 +185,10 @@ class _Run:
                 site.weight.write_(weight)
                 for name, parameter in site.layer.biases.items():
                     write_(parameter, biases[name])
+
+
+def _sharded(weight: Weight) -> bool:
+    return any(isinstance(parameter, DTensor) for parameter in weight.parameters.values())
 
 
 def _corrected(site: Site, output: Tensor) -> Tensor:

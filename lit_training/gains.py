@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["gain"]
+__all__ = ["RECTIFIERS", "gain"]
 
 Nonlinearity = str | float | nn.Module | Callable[[Tensor], Tensor]
 
@@ -32,6 +32,7 @@ _FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "tanhshrink": F.tanhshrink,
 }
+RECTIFIERS = frozenset("relu relu6 leaky_relu prelu gelu silu elu mish hardswish".split())
 _GATES = {"glu": "sigmoid", "geglu": "gelu", "reglu": "relu", "swiglu": "silu"}
 _LINEAR = frozenset("linear identity bilinear softmax log_softmax conv1d conv2d conv3d".split())
 _ALIASES = {

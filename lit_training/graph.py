@@ -133,6 +133,8 @@ class Graph:
                     continue
                 seen.add(reader)
                 verdict = self._acts(self.nodes[reader])
+                if verdict == "pow" and self._measures_scale(reader, readers):
+                    verdict = "linear" if through_normalisation else "normalisation"
                 if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
                     verdict = "normalisation"
                 if verdict is None:
@@ -140,6 +142,15 @@ class Graph:
                 else:
                     found[verdict] = None
         return tuple(found)
+
+    def _measures_scale(self, index: int, readers: Sequence[Sequence[int]]) -> bool:
+        """Tell whether a square is only averaged and its root taken, as RMS norm does where it is written out."""
+        ends, stack = [], [index]
+        while stack:
+            for reader in readers[stack.pop()]:
+                op = self.nodes[reader].op
+                stack.append(reader) if op in _TRANSPARENT else ends.append(op)
+        return bool(ends) and set(ends) <= {"rsqrt", "sqrt"}
 
     def _acts(self, node: Node) -> str | None:
         """Name what an operation does to the values, or return None if it may be looked through."""

@@ -12,8 +12,8 @@ class LayerInit:
 
     `fan` is what the variance was divided by, `follows` what acts on the layer's output and `found` how that is known: `trace`
     (a real forward), `symbolic` (torch.fx), `given`, `structure` (recurrent layers, embeddings) or `assumed`. `std` figures
-    are those of `of`: the `weight`, or the `output` before the nonlinearity for schemes that look at data. `divisions` counts
-    LSUV's.
+    are those of `of`: the `weight`, or the `output` before the nonlinearity for schemes that look at data; none is aimed at where
+    gradient rates are made equal. `divisions` counts LSUV's.
     """
 
     name: str
@@ -68,6 +68,8 @@ class InitReport:
             parts.append(f"{assumed} with an assumed gain")
         if self.left_alone:
             parts.append(f"{len(self.left_alone)} parameters left alone")
+        if len(self.gradient_rates) == 1:
+            parts.append("gradient rates left as they were")
         if noted := sum(bool(row.notes) for row in self.layers):
             parts.append(f"{noted} with a note")
         return ", ".join(parts)

@@ -11,7 +11,7 @@ from torch import Generator, nn
 from lit_training.data_dependent import equalize_gradient_rates_, lsuv_, normalize_units_
 from lit_training.following import Following, following, last_layers, residual_branch_ends
 from lit_training.forward_pass import Site
-from lit_training.gains import Nonlinearity, gain
+from lit_training.gains import RECTIFIERS, Nonlinearity, gain
 from lit_training.graph import Graph
 from lit_training.init_plan import choose_layers, forward_graph, plan_row, warn_of_overwriting
 from lit_training.init_report import InitReport
@@ -56,8 +56,9 @@ def initialize_(
     | `lsuv` | orthonormal, then output variance 1 (`tolerance`, `max_iterations`) | Mishkin and Matas 2016 |
     | `data_dependent` | units normalised, layers learn equally fast (options below) | Kraehenbuehl et al. 2016 |
 
-    Options of `data_dependent`: `weights` (`"random"`, `"pca"` or `"kmeans"` of the layer's input), `between_layers` (True),
-    `max_iterations` (10), `loss_fn(output, target)` (a random linear function of the outputs).
+    Options of `data_dependent`: `mean` (1) of units in front of a rectifier, `weights` (`"random"`, `"pca"` or `"kmeans"` of the
+    layer's input), `between_layers` (True), `max_iterations` (10), `loss_fn(output, target)` (a random linear function of the
+    outputs).
 
     Args:
         model: any module. It is run in the mode it is in; buffers and random generators are left as they were.
@@ -147,7 +148,8 @@ def initialize_with_(
             for weight in layer.weights:
                 report[weight.name].std = float(weight.read().std(correction=0))
         if runner is not None and scheme in NEEDS_DATA:
-            _normalize_(_without(layers, zeroed), scheme, runner, options, generator, report)
+            ends = set() if graph is None else {*last_layers(graph), *residual_branch_ends(graph)}
+            _normalize_(_without(layers, zeroed), ends, scheme, runner, options, generator, report)
         if output_prior is not None:
             _set_output_prior_(layers, graph, output_prior)
     order = {name: i for i, name in enumerate(found)}
@@ -207,6 +209,7 @@ def _without(layers: Sequence[Layer], names: set[str]) -> list[Layer]:
 
 def _normalize_(
     layers: Sequence[Layer],
+    ends: set[str],
     scheme: str,
     runner: Runner,
     options: Mapping[str, Any],
@@ -214,16 +217,22 @@ def _normalize_(
     report: InitReport,
 ) -> None:
     """Apply what a scheme does with data, and put into the report's rows what came out."""
+    forward, reduce = runner.forward, runner.reduce
     if scheme == "lsuv":
         tolerance, most = options["tolerance"], options["max_iterations"]
-        sites = lsuv_(layers, runner.forward, tolerance=tolerance, max_iterations=most, reduce=runner.reduce)
-    else:
-        sites = normalize_units_(layers, runner.forward, weights=options["weights"], generator=generator, reduce=runner.reduce)
+        _report_sites(lsuv_(layers, forward, tolerance=tolerance, max_iterations=most, reduce=reduce), report)
+        return
+    raised = {row.name for row in report if row.follows in RECTIFIERS and row.found != "assumed"} - ends
+    means = dict.fromkeys(raised, options["mean"])
+    sites = normalize_units_(layers, forward, means=means, weights=options["weights"], generator=generator, reduce=reduce)
     _report_sites(sites, report)
-    if scheme == "data_dependent" and options["between_layers"]:
-        report.gradient_rates = equalize_gradient_rates_(
-            layers, runner.forward, runner.objective, max_iterations=options["max_iterations"], reduce=runner.reduce
+    if options["between_layers"]:
+        report.gradient_rates, scaled = equalize_gradient_rates_(
+            layers, forward, runner.objective, means=means, max_iterations=options["max_iterations"], reduce=reduce
         )
+        for site in scaled:
+            if site.adjustment is not None:
+                report[site.name].std, report[site.name].std_aimed = site.adjustment.std, math.nan
 
 
 def _report_sites(sites: Sequence[Site], report: InitReport) -> None:

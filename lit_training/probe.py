@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.direction import agreement
+from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, difference, difference_loss, loss_call
 from lit_training.tensor_stats import TensorStats, measure
@@ -30,6 +31,7 @@ _BREAKING = LOSSES | frozenset(
 class Layer:
     """What was seen at one layer: before the nonlinearity, after it, and in the backward pass.
 
+    `gates` are, at a recurrent layer, the shares of gates that are stuck (`gates.stuck_gates`), a column for each level.
     `agreement` is, at an output of the network, the cosine between the way down the loss and the way to the targets
     (`direction.agreement`), `None` where the batch holds no targets that are known to be such.
     """
@@ -44,6 +46,7 @@ class Layer:
     nonlinearity: str = ""
     activation: TensorStats | None = None
     gradient: TensorStats | None = None
+    gates: TensorStats | None = None
     calls: int = 1
     agreement: float | None = None
 
@@ -197,7 +200,7 @@ class Probe:
                 return None
 
     def _on_module(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:
-        if name not in self._recurrent:
+        if name not in self._recurrent or not isinstance(module, nn.RNNBase):
             return
         if name in self.layers:
             self.layers[name].calls += 1
@@ -212,6 +215,7 @@ class Probe:
             measure(result, self.batch_size),
             None if node is None else node.index,
             measure(arriving, self.batch_size),
+            gates=measure(stuck_gates(module, inputs[0]), batch_size=0),
         )
         self.layers[name] = layer
         if node is not None:

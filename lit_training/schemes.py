@@ -31,7 +31,7 @@ SCHEMES: Mapping[str, Mapping[str, Any]] = {
     "orthogonal": {},
     "random_walk": {},
     "lsuv": {"tolerance": 0.1, "max_iterations": 10},
-    "data_dependent": {"weights": "random", "between_layers": True, "max_iterations": 10, "loss_fn": None},
+    "data_dependent": {"mean": 1.0, "weights": "random", "between_layers": True, "max_iterations": 10, "loss_fn": None},
 }
 NEEDS_DATA = frozenset({"lsuv", "data_dependent"})
 USES_GAIN = frozenset({"he", "he_uniform", "orthogonal", "random_walk"})
@@ -45,6 +45,7 @@ _ALSO_KNOWN = {
 }
 _CHECKS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "std": (lambda v: _is_number(v) and v > 0, "a positive number"),
+    "mean": (lambda v: _is_number(v) and v >= 0, "a number of at least 0"),
     "tolerance": (lambda v: _is_number(v) and v > 0, "a positive number"),
     "max_iterations": (lambda v: isinstance(v, int) and v >= 1, "an integer of at least 1"),
     "weights": (lambda v: v in ("random", "pca", "kmeans"), "'random', 'pca' or 'kmeans'"),

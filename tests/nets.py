@@ -158,5 +158,5 @@ def loss_for(net: nn.Module):
 
 
 NETS = {"resnet": ResNet, "vit": ViT, "unet": UNet, "lstm": Tagger, "mobilenet": MobileNet, "generator": Generator}
-BLOCK = {"resnet": "blocks.1.conv1", "vit": "layers.1.fc1", "unet": "middle", "lstm": "head", "mobilenet": "blocks.0.project",
+BLOCK = {"resnet": "blocks.1.conv1", "vit": "layers.1.fc1", "unet": "middle", "lstm": "lstm", "mobilenet": "blocks.0.project",
          "generator": "up1"}  # fmt: skip

@@ -8,7 +8,7 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lit_training import fans, gain, initialize_
+from lit_training import audit, fans, gain, initialize_
 from lit_training.callbacks import InitAuditor
 from tests.nets import BLOCK, NETS, batch_for, loss_for
 
@@ -40,7 +40,7 @@ def made(name):
     return NETS[name]()
 
 
-@pytest.mark.parametrize("scheme", ["he", "lsuv"])
+@pytest.mark.parametrize("scheme", ["he", "orthogonal", "random_walk", "lsuv", "data_dependent"])
 @pytest.mark.parametrize("name", NETS)
 def test_after_a_scheme_that_suits_the_audit_is_silent_and_the_loss_falls(name, scheme):
     net = made(name)
@@ -52,16 +52,16 @@ def test_after_a_scheme_that_suits_the_audit_is_silent_and_the_loss_falls(name, 
 
 def scaled(net, block):
     with torch.no_grad():
-        net.get_submodule(block).weight.mul_(10)
+        for name, weight in net.get_submodule(block).named_parameters():
+            if "weight" in name:
+                weight.mul_(10)
 
 
 def after_norm(name):
-    return name in ("resnet", "mobilenet")  # batch norm takes a factor out again: nothing is wrong there
+    return name in ("resnet", "mobilenet")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name in NETS if not after_norm(name) and name != "lstm"]
-)  # its gates bound what passes
+@pytest.mark.parametrize("name", [name for name in NETS if not after_norm(name)])
 def test_one_block_ten_times_too_large_is_named(name):
     net = made(name)
     initialize_(net, "he", batch=batch_for(net))
@@ -96,12 +96,14 @@ def digits():
 
 
 @pytest.mark.parametrize(
-    ("scheme", "expected", "margin"), [("normal", -32, 1.5), ("glorot", -4.3, 0.7), ("he", 0, 0.5), ("orthogonal", 0, 0.5)]
+    ("scheme", "expected", "margin"),
+    [("normal", -32, 1.5), ("torch", -1.3, 0.2), ("glorot", -4.3, 0.7), ("he", 0, 0.5), ("orthogonal", 0, 0.5)],
 )
 def test_the_lectures_signal_at_layer_29(scheme, expected, margin):
     torch.manual_seed(0)
     net = relu_stack()
-    initialize_(net, scheme, batch=digits())
+    if scheme != "torch":
+        initialize_(net, scheme, batch=digits())
     std = net[:-1].double()(digits().double()).std()
     assert std.log10().item() == pytest.approx(expected, abs=margin)
 
@@ -145,8 +147,11 @@ def test_one_pass_lsuv_equals_the_loop_layer_by_layer():
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
 
 
-def test_normal_001_is_harmless_where_everything_is_normalised():
-    """Batch and layer norm take any scale, and .02 is what vision transformers start from: an alarm would be a false one."""
+def test_normal_001_is_silent_where_everything_is_normalised():
+    """400 updates of Adam on digits: the ResNet reaches .94 (He .95), the ViT of width 32 .49 (He .86).
+
+    But so does, with .58, the std of .02 that vision transformers start from: an alarm would hit them, too.
+    """
     for name in ("resnet", "vit"):
         net = made(name)
         initialize_(net, "normal", std=0.01, batch=batch_for(net))
@@ -154,13 +159,71 @@ def test_normal_001_is_harmless_where_everything_is_normalised():
         assert [str(alarm) for alarm in alarms] == []
 
 
+@pytest.mark.parametrize("name", ["resnet", "mobilenet"])
+def test_one_block_ten_times_too_large_is_silent_in_front_of_batch_norm(name):
+    """It hardly turns any more (.1 degrees in 120 updates instead of 7), but the others make up for it.
+
+    The ResNet on digits, three seeds: .82 instead of .84 with SGD at .01, .85 instead of .79 at .1, .91 instead of .90 with Adam.
+    """
+    net = made(name)
+    initialize_(net, "he", batch=batch_for(net))
+    scaled(net, BLOCK[name])
+    alarms, _ = audited(net)
+    assert [str(alarm) for alarm in alarms] == []
+
+
+def classifier(depth, width=128):
+    return nn.Sequential(*relu_stack(depth - 1, width), nn.Linear(width, 10))
+
+
+@pytest.mark.parametrize(("depth", "width"), [(8, 128), (20, 32), (30, 128), (40, 64)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_kraehenbuehl_evens_out_how_fast_layers_learn(seed):
+def test_kraehenbuehl_evens_out_how_fast_layers_learn_and_the_audit_is_silent(depth, width, seed):
+    from sklearn.datasets import load_digits
+
     torch.manual_seed(seed)
-    net = nn.Sequential(*relu_stack(8), nn.Linear(128, 10))
-    history = initialize_(net, "data_dependent", batch=digits()).gradient_rates
+    net, x, y = classifier(depth, width), digits(), torch.tensor(load_digits().target[:256])
+    history = initialize_(net, "data_dependent", batch=x).gradient_rates
     spread = [torch.tensor(list(rates.values())).log().std().item() for rates in history]
     assert spread[-1] <= spread[0] / 10
+    optimizer = torch.optim.SGD(net.parameters(), 0.003, momentum=0.9)
+    assert [str(alarm) for alarm in audit(net, (x, y), nn.functional.cross_entropy, optimizer=optimizer).alarms] == []
+
+
+@pytest.mark.parametrize("name", ["resnet", "mobilenet", "generator"])
+def test_rates_are_equal_behind_skip_connections_and_batch_norm(name):
+    net = made(name)
+    history = initialize_(net, "data_dependent", batch=batch_for(net)).gradient_rates
+    spread = [torch.tensor(list(rates.values())).log().std().item() for rates in history]
+    assert spread[-1] <= spread[0] / 10
+
+
+def test_rates_that_cannot_be_made_equal_are_left_as_they_were():
+    """The logits of an attention that is written by hand grow with the square of its projection's scale."""
+    net = made("vit")
+    report = initialize_(net, "data_dependent", batch=batch_for(net))
+    assert len(report.gradient_rates) == 1
+    assert "gradient rates left as they were" in report.summary
+    assert report["layers.1.fc1.weight"].std == pytest.approx(1, abs=0.01)
+
+
+@pytest.mark.parametrize(("mean", "growth"), [(0.0, 1.15), (1.0, 1.02)])
+def test_units_in_front_of_a_rectifier_are_raised_so_that_gradients_keep_their_length(mean, growth):
+    torch.manual_seed(0)
+    net, x = classifier(30), digits()
+    initialize_(net, "data_dependent", batch=x, mean=mean, between_layers=False)
+    gradients = []
+    for layer in net:
+        x = layer(x)
+        if isinstance(layer, nn.Linear):
+            torch.testing.assert_close(
+                x.mean(0), torch.full_like(x[0], mean if layer is not net[-1] else 0.0), rtol=0, atol=1e-4
+            )
+            x.retain_grad()
+            gradients.append(x)
+    x.square().mean().backward()
+    per_layer = (gradients[0].grad.norm() / gradients[28].grad.norm()).item() ** (1 / 28)
+    assert growth < per_layer < growth + 0.1
 
 
 LAYERS = {
@@ -184,6 +247,22 @@ def test_the_std_matches_the_closed_form_within_a_percent(name, scheme):
         initialize_(layer, scheme, nonlinearity="relu", generator=torch.Generator().manual_seed(0))
     expected = (2 / fan_in) ** 0.5 if scheme.startswith("he") else (2 / (fan_in + fan_out)) ** 0.5
     assert layer.weight.std().item() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize(("scheme", "expected"), [("he", 1.0), ("he_uniform", 1.0), ("glorot", (2 / 1001) ** 0.5)])
+def test_an_embedding_is_a_product_with_one_hot_rows(scheme, expected):
+    table = nn.Embedding(1000, 1000)
+    initialize_(table, scheme, generator=torch.Generator().manual_seed(0))
+    assert table.weight.std().item() == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize(("scheme", "of_input", "of_state"), [("he", 1 / 900, 1 / 600), ("glorot", 2 / 1500, 2 / 1200)])
+def test_gates_have_the_fans_of_one_gate(kind, scheme, of_input, of_state):
+    rnn = kind(900, 600)
+    initialize_(rnn, scheme, generator=torch.Generator().manual_seed(0))
+    assert rnn.weight_ih_l0.var().item() == pytest.approx(of_input, rel=0.02)
+    assert rnn.weight_hh_l0.var().item() == pytest.approx(of_state, rel=0.02)
 
 
 def test_packed_projections_and_gates_are_matrices_of_their_own():
@@ -266,6 +345,26 @@ def test_a_prior_for_imbalanced_classes():
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     initialize_(net, "he", batch=torch.randn(4, 8), output_prior=[90, 9, 1])
     assert torch.allclose(net[2].bias.softmax(0), torch.tensor([0.9, 0.09, 0.01]))
+
+
+def test_a_prior_for_a_rare_yes():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 5))
+    initialize_(net, "he", batch=torch.randn(4, 8), output_prior=0.01)
+    assert torch.allclose(net[2].bias.sigmoid(), torch.full((5,), 0.01))
+
+
+class ByHand(nn.Module):
+    """RMS norm as language models write it out."""
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(32), ByHand()])
+def test_rms_norm_is_looked_through(norm):
+    net = nn.Sequential(nn.Linear(8, 32), norm, nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 4))
+    report = initialize_(net, "he", batch=torch.randn(16, 8))
+    assert [(row.follows, row.found) for row in report] == [("linear", "trace"), ("relu", "trace"), ("linear", "trace")]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

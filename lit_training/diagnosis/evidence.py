@@ -123,7 +123,7 @@ def collect(
             expect_frozen,
             trainable=probe.trainable,
             stepping=stepping,
-            heads=last_layers(probe.graph),
+            judged={*last_layers(probe.graph), *(layer.weight for layer in layers if layer.op == "recurrent")},
         ),
         losses=tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node)),
         label_sums=tuple(probe.label_sums),

@@ -24,7 +24,7 @@ class ParameterFacts:
     """One parameter after a backward pass: `gradient` is its gradient's norm, `None` where there is no gradient.
 
     `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a weight
-    that is frozen, without gradient or a head's looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the
+    that is frozen, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the
     user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the
     optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first
     dimension) have the same weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if
@@ -82,7 +82,7 @@ def parameter_facts(
     *,
     trainable: Collection[int] = (),
     stepping: Optimizer | None = None,
-    heads: Collection[str] = (),
+    judged: Collection[str] = (),
 ) -> dict[str, ParameterFacts]:
     """Return the facts of every parameter, in the order of registration.
 
@@ -92,7 +92,7 @@ def parameter_facts(
         expect_frozen: patterns of parameters that are meant to be frozen.
         trainable: ids of parameters that required a gradient before the step.
         stepping: the optimiser that is about to step; `None` for all.
-        heads: names of weights that end the network.
+        judged: names of weights of which to tell, too, whether they are fresh.
     """
     infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
     held = None if optimizers is None else _held(optimizers)
@@ -118,7 +118,7 @@ def parameter_facts(
     for info, norm, units, low, high in measured:
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
-        judged = not requires_grad or p.grad is None or info.name in heads
+        doubtful = not requires_grad or p.grad is None or info.name in judged
         gradient, equal, gradient_sum, along = next(gradients) if p.grad is not None else (None, False, 0.0, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
         facts[info.name] = ParameterFacts(
@@ -129,7 +129,7 @@ def parameter_facts(
             optimized=None if held is None else id(p) in held,
             norm=norm,
             gradient=gradient,
-            fresh=judged and info.kind in ("weight", "embedding") and looks_fresh(p),
+            fresh=doubtful and info.kind in ("weight", "embedding") and looks_fresh(p),
             expected_frozen=info.name in expected,
             equal_units=units,
             equal_gradients=equal,

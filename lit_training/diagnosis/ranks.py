@@ -63,7 +63,7 @@ def _unpacked(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [part.view(tensor.shape) for part, tensor in zip(parts, like, strict=True)]
 
 
-_FIELDS = ("output", "source", "activation", "gradient")
+_FIELDS = ("output", "source", "activation", "gradient", "gates")
 
 
 def _stats(layers: Sequence[Layer]) -> list[TensorStats]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, faulty
-from tests.zoo.nets import he, init_weights, normal, weighted
+from tests.zoo.nets import he, init_weights, normal, scale_recurrent, weighted
 
 
 # ------------------------------------------------------------------------------------------ symmetry
@@ -192,6 +192,18 @@ def f_closed_forget_gates(case: Case) -> None:
     rnn, hidden = case.model.rnn, case.model.rnn.hidden_size  # type: ignore[union-attr]
     for bias in (rnn.bias_ih_l0, rnn.bias_hh_l0):  # type: ignore[union-attr]
         nn.init.constant_(bias.detach()[hidden : 2 * hidden], -6.0)  # type: ignore[index, operator]
+
+
+@faulty("saturation", twin="h_lstm", source="an LSTM's weights twenty times too large: its gates are stuck")
+def f_lstm_stuck(case: Case) -> None:
+    scale_recurrent(case.model, 20.0)
+
+
+@faulty("saturation", twin="h_gru", source="a GRU drawn from N(0, 1)")
+def f_gru_unit_normal(case: Case) -> None:
+    for p in case.model.rnn.parameters():  # type: ignore[union-attr]
+        if p.ndim > 1:
+            nn.init.normal_(p)
 
 
 @faulty("bad_bias_init", twin="h_binary_logit", source="a head bias of 40: the model is certain of one class")

@@ -6,7 +6,19 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, healthy
-from tests.zoo.nets import CE, MSE, Recurrent, Transformer, WordBag, adam, adamw, conv1d_net, sgd, trainable
+from tests.zoo.nets import (
+    CE,
+    MSE,
+    Recurrent,
+    Transformer,
+    WordBag,
+    adam,
+    adamw,
+    conv1d_net,
+    scale_recurrent,
+    sgd,
+    trainable,
+)
 
 
 @healthy("batch_mixing", "saturation", source="control: LSTM classifier, batch first")
@@ -199,6 +211,24 @@ def h_lstm_long(seed: int) -> Case:
     for bias in (model.rnn.bias_ih_l0, model.rnn.bias_hh_l0):
         nn.init.constant_(bias.detach()[24:48], 1.0)  # type: ignore[index]
     return Case(seed=seed, model=model, data=split, optimizer=adam(8e-3), **CE)
+
+
+@healthy("saturation", "bad_bias_init", source="Tallec and Ollivier 2018: gates open and closed by biases of up to log(100)")
+def h_lstm_chrono(seed: int) -> Case:
+    model = Recurrent(hidden=24)
+    forget = torch.empty(24).uniform_(1, 99, generator=torch.Generator().manual_seed(seed)).log()
+    with torch.no_grad():
+        for bias in (model.rnn.bias_ih_l0, model.rnn.bias_hh_l0):
+            bias.zero_()  # type: ignore[operator]
+        model.rnn.bias_ih_l0[:24], model.rnn.bias_ih_l0[24:48] = -forget, forget  # type: ignore[index, operator]
+    return Case(seed=seed, model=model, data=data.walks(seed), optimizer=adam(2e-2), max_steps=300, **CE)
+
+
+@healthy("saturation", "init_exploding", source="a GRU drawn three times as large as torch's default")
+def h_gru_wide(seed: int) -> Case:
+    model = Recurrent(nn.GRU)
+    scale_recurrent(model, 3.0)
+    return Case(seed=seed, model=model, data=data.walks(seed), optimizer=adam(6e-3), **CE)
 
 
 @healthy("init_vanishing", source="embeddings of three numbers each, averaged")

@@ -221,6 +221,16 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x)[0][:, -1])
 
 
+@torch.no_grad()
+def scale_recurrent(model: nn.Module, factor: float) -> None:
+    """Multiply the weights of all recurrent layers."""
+    for rnn in model.modules():
+        if isinstance(rnn, nn.RNNBase):
+            for p in rnn.parameters():
+                if p.ndim > 1:
+                    p.mul_(factor)
+
+
 class Transformer(nn.Module):
     """Token and position embeddings, encoder layers, and a head on the mean token or, `per_token`, on each."""
 

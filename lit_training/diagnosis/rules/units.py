@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
 from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
 
@@ -15,6 +15,7 @@ __all__ = ["bad_bias_init", "dead_relu", "saturation"]
 
 DEAD = 0.9
 SATURATED = 0.5
+STUCK = 0.2
 LEAST_UNITS = 8
 LEAST_ROWS = 4
 CLOSED = -3.0
@@ -128,22 +129,35 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(explains=["vanishing_gradient", "slow_convergence", "lr_too_low", "init_vanishing", "bad_gain", "constant_output"])
 def saturation(evidence: Evidence) -> Iterator[Finding]:
-    """Most values of a bounded activation lie at its bounds, where its slope is zero.
+    """Most values of a bounded activation, or many of a recurrent layer's gates, lie at their bounds, where the slope is zero.
 
     What it means: sigmoid or tanh units that are all the way up or down pass no gradient (Glorot and Bengio 2010, figure 2).
     Typical causes: weights or inputs that are too large.
 
     How it is measured: the share of values of a hidden sigmoid, tanh, hardsigmoid or hardtanh within 1 % of the range from its
-    bounds.
+    bounds; of recurrent layers that look as drawn, the share of gates that are there, with their bias and without it, over the
+    first 16 steps of 8 samples.
 
     Threshold: half. Tanh nets scaled right have under 5 %: unit inputs exceed the 2 % slope at |z| > 2.3 in 2 % of the cases;
-    a gain of 2 brings a quarter.
+    a gain of 2 brings a quarter. For gates a fifth: LSTM, GRU and RNN layers of 64 units that read digits row by row have less
+    than 1 % under torch's or Glorot's initialisation, lose nothing at 10 % and 3 to 15 points of 92 % at 17 to 32 % (weights 5
+    to 10 times too large); embeddings of width 512 in front of 32 units have 12 %.
 
-    Not an alarm: output layers; gates that are mostly open or closed by a moderate bias.
+    Not an alarm: output layers; gates that a bias opens or closes; trained recurrent layers, which decide (a trained character
+    model has 37 % of its gates at their bounds).
 
     What to do: `xavier_normal_` with the activation's gain, standardised inputs.
     """
     for layer in hidden(evidence):
+        stuck = _stuck(evidence, layer)
+        if stuck > STUCK:
+            message = (
+                f"{stuck:.0%} of the gates of {layer.name} are at their bounds from the start: its weights, or what arrives (std"
+                f" {layer.source.std if layer.source else math.nan:.3g}), are too large."
+            )
+            advice = "Draw its weights with xavier_uniform_ or as torch does; standardise what arrives."
+            yield Finding("saturation", "error", layer.name, evidence.step, message, advice, {"saturated": stuck})
+            return
         if _is_saturated(layer) and layer.activation is not None:
             share = float(layer.activation.saturated)
             message = (
@@ -155,6 +169,11 @@ def saturation(evidence: Evidence) -> Iterator[Finding]:
             )
             yield Finding("saturation", "error", layer.name, evidence.step, message, advice, {"saturated": share})
             return
+
+
+def _stuck(evidence: Evidence, layer: Layer) -> float:
+    """Return the share of gates that are stuck, of the level of a recurrent layer that has most, if it is as it was drawn."""
+    return float(layer.gates.columns.mean.max()) if layer.gates is not None and is_drawn(evidence, layer) else 0.0
 
 
 def _is_dead(layer: Layer) -> bool:
