@@ -100,6 +100,14 @@ class Graph:
             stack.extend(new)
         return seen
 
+    def made_by_layers(self) -> set[int]:
+        """Return the nodes that some layer's output went into."""
+        made: set[int] = set()
+        for node in self.nodes:
+            if node.weight or not made.isdisjoint(node.parents):
+                made.add(node.index)
+        return made
+
     def reaches_layer(self, index: int) -> bool:
         """Tell whether some layer reads what a node's values became."""
         if self._reaching is None or self._reaching[0] != len(self.nodes):
@@ -132,7 +140,7 @@ class Graph:
                 if reader in seen:
                     continue
                 seen.add(reader)
-                verdict = self._acts(self.nodes[reader])
+                verdict = self.acts(self.nodes[reader])
                 if verdict == "pow" and self._measures_scale(reader, readers):
                     verdict = "linear" if through_normalisation else "normalisation"
                 if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
@@ -152,7 +160,7 @@ class Graph:
                 stack.append(reader) if op in _TRANSPARENT else ends.append(op)
         return bool(ends) and set(ends) <= {"rsqrt", "sqrt"}
 
-    def _acts(self, node: Node) -> str | None:
+    def acts(self, node: Node) -> str | None:
         """Name what an operation does to the values, or return None if it may be looked through."""
         if node.op in LINEAR:
             return "linear"

@@ -29,7 +29,7 @@ class Evidence:
     Args:
         graph: what the forward did.
         layers: every layer in forward order, with its statistics over the joint batch of all processes.
-        inputs: statistics of the floating-point tensors that entered the forward.
+        inputs: statistics of the floating-point tensors that entered the forward, by their nodes.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
@@ -54,7 +54,7 @@ class Evidence:
 
     graph: Graph
     layers: tuple[Layer, ...]
-    inputs: tuple[TensorStats, ...] = ()
+    inputs: Mapping[int, TensorStats] = field(default_factory=dict)
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
@@ -116,7 +116,7 @@ def collect(
     return Evidence(
         graph=probe.graph,
         layers=layers,
-        inputs=tuple(probe.inputs.values()),
+        inputs=probe.inputs,
         parameters=parameter_facts(
             probe.module,
             optimizers,

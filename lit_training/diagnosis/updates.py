@@ -6,14 +6,18 @@ from statistics import fmean
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.parameters import ParameterFacts
 
-__all__ = ["change", "gradient_norm", "kept", "matrices", "promised"]
+__all__ = ["change", "gradient_norm", "kept", "matrices", "promised", "tables"]
 
 
 def matrices(evidence: Evidence) -> list[ParameterFacts]:
     """Return the weights of two or more dimensions that are trained and not zero."""
-    return [
-        f for f in evidence.parameters.values() if f.kind == "weight" and len(f.shape) > 1 and f.norm > 0 and f.requires_grad
-    ]
+    return [f for f in tables(evidence) if f.kind == "weight"]
+
+
+def tables(evidence: Evidence) -> list[ParameterFacts]:
+    """Return weights as `matrices` does, and embeddings."""
+    parameters = (f for f in evidence.parameters.values() if f.kind in ("weight", "embedding"))
+    return [f for f in parameters if len(f.shape) > 1 and f.norm > 0 and f.requires_grad]
 
 
 def change(evidence: Evidence, facts: ParameterFacts) -> float | None:

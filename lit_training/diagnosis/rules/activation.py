@@ -1,6 +1,6 @@
 """Rules about nonlinearities between layers: missing ones, and those that choke the signal or the gradient."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
@@ -14,6 +14,7 @@ __all__ = ["missing_activation", "wrong_hidden_activation"]
 STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
 SIGMOID_GAIN = 4.0
 CHOKED = 0.1
+MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])
@@ -39,7 +40,7 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
-    if not inner or any(set(graph.follows(layer.node or 0, readers)) != {"linear"} for layer in inner):
+    if not inner or not all(_goes_on_linearly(graph, layer.node or 0, readers) for layer in inner):
         return
     widest = min(layer.shape[1] if len(layer.shape) > 1 else 1 for layer in inner)
     last = [layer for layer in layers if layer not in inner][-1:] or layers[-1:]
@@ -48,6 +49,22 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         return  # a bottleneck on purpose, as in a linear autoencoder
     message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+def _goes_on_linearly(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> bool:
+    """Tell whether nothing but linear operations lies between a layer and the layers that read it."""
+    made, seen, stack, arrived = graph.made_by_layers(), {index}, [index], False
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+            seen.add(reader.index)
+            given = reader.op in LINEAR and sum(i in made for i in reader.parents) == 1  # a graph's adjacency, say
+            if reader.weight:
+                arrived = True
+            elif reader.op not in MAXIMA and (given or graph.acts(reader) is None):
+                stack.append(reader.index)
+            else:
+                return False
+    return arrived
 
 
 @rule(
@@ -111,6 +128,8 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
     while stack:
         for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
             seen.add(reader.index)
+            if reader.op in ("mul", "div") and len(reader.parents) > 1:
+                return False  # an expectation: softmax over places, times their coordinates
             (products if reader.op in LINEAR else stack).append(reader.index)
     return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
 

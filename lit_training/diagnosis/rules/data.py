@@ -26,7 +26,8 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
     Samples that are all alike come from files that failed to load, or a data set that ignores the index.
 
-    How it is measured: every floating-point tensor of the first four batches, and the loss; how many samples of the batch differ.
+    How it is measured: every floating-point tensor of the first four batches, and the loss; how many samples of the batch
+    differ.
 
     Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold.
 
@@ -34,7 +35,7 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
-    broken = sum(not stats.finite for stats in evidence.inputs)
+    broken = sum(not stats.finite for stats in evidence.inputs.values())
     if broken and (evidence.loss is None or not math.isfinite(evidence.loss)):
         message = f"{broken} tensor(s) of the first batch hold NaN or infinity, and so the loss is {evidence.loss}."
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
@@ -79,9 +80,9 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
 
     Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square
     is over 20, or the mean is more than 5 standard deviations from zero, or no value is above .03 and no normalisation follows.
-    Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the first layer grows with their scale,
-    and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a root mean square
-    of 100 and more, divided by 255 twice they stay below .004.
+    Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the first layer grows with their
+    scale, and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a
+    root mean square of 100 and more, divided by 255 twice they stay below .004.
 
     Not an alarm: integers for an embedding; inputs in 0...1, which are off but train.
 
@@ -89,7 +90,7 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """
     for layer in evidence.layers:
         stats = layer.source
-        if stats is None or layer.node is None or not stats.finite or _has_layer_before(evidence, layer):
+        if stats is None or not stats.finite or not _reads_inputs(evidence, layer):
             continue
         if 0 < stats.largest < SMALL and not is_normalised(evidence, layer):
             message = f"The inputs are within {stats.largest:.2g} of zero where {layer.name} reads them, not of size 1."
@@ -107,8 +108,18 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-def _has_layer_before(evidence: Evidence, layer: Layer) -> bool:
-    """Tell whether a layer reads another's output; what a recurrent module does inside is its own."""
-    nodes, inside = evidence.graph.nodes, layer.name if layer.op == "recurrent" else None
-    before = evidence.graph.ancestors(layer.node) if layer.node is not None else set()
-    return any(nodes[i].weight and nodes[i].scope != inside for i in before if i != layer.node)
+def _reads_inputs(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer reads no other's output, or beside it numbers that the loader gave and that are large themselves."""
+    if layer.node is None:
+        return False
+    graph, inside = evidence.graph, layer.name if layer.op == "recurrent" else None  # what it does inside is its own
+    behind, seen, stack = False, {layer.node}, [layer.node]
+    while stack:
+        for parent in (graph.nodes[p] for p in graph.nodes[stack.pop()].parents if p not in seen):
+            seen.add(parent.index)
+            if parent.weight and parent.scope != inside:
+                behind = True
+            else:
+                stack.append(parent.index)
+    large = any(stats.rms > LARGE for index, stats in evidence.inputs.items() if index in seen)
+    return large or not behind

@@ -50,8 +50,8 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
     """Dropout drops in eval mode too.
 
     What it means: validation and predictions are noisy, and worse than the network can do. Typical causes:
-    `F.dropout(x, p)` without `training=self.training` (it is on by default), a dropout module made inside `forward`, a `train()`
-    that ignores its argument.
+    `F.dropout(x, p)` without `training=self.training` (it is on by default), a dropout module made inside `forward`, a
+    `train()` that ignores its argument.
 
     How it is measured: a copy of each network that the training step calls runs twice in eval mode on the same inputs; the
     outputs differ, and a random mask was drawn.
@@ -74,13 +74,13 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
 def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
     """A dropout layer drops more than four fifths of its units.
 
-    What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the probability to
-    keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
+    What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the
+    probability to keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
 
     How it is measured: `p` of the dropout layers that are in train mode.
 
-    Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and .2 for
-    inputs, and a sharp loss above .8.
+    Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and
+    .2 for inputs, and a sharp loss above .8.
 
     Not an alarm: masked pre-training that masks by other means, `DropPath`.
 

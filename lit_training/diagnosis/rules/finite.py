@@ -32,7 +32,7 @@ def nan_loss(evidence: Evidence) -> Iterator[Finding]:
     What to do: losses on logits (`cross_entropy`, `binary_cross_entropy_with_logits`, `logsumexp`) instead of logarithms of
     probabilities; `(x + eps).sqrt()`, `log(x.clamp(min=eps))`; a lower rate, clipped gradients.
     """
-    if evidence.loss is None or any(not stats.finite for stats in evidence.inputs):
+    if evidence.loss is None or any(not stats.finite for stats in evidence.inputs.values()):
         return
     if not math.isfinite(evidence.loss):
         layer = next((layer.name for layer in evidence.layers if not layer.output.finite), "")

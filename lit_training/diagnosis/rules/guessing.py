@@ -54,10 +54,10 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
 
 
 def guesses(evidence: Evidence) -> bool:
-    """Tell whether the first loss is about what a guess costs: all classes alike, or the mean of a regression's targets."""
+    """Tell whether the first loss is what a guess costs, or more: all classes alike, or the mean of a regression's targets."""
     ratio, _ = times_guessing(evidence)
     if ratio > 0:
-        return 0.8 < ratio < 3
+        return ratio > 0.8
     return any(call.value > 0.8 * call.constant for call in evidence.losses if call.value and call.constant)
 
 

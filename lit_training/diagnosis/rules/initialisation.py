@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, times_guessing
 from lit_training.following import residual_branch_ends
@@ -33,15 +34,20 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     and so are those of its gradient. Rumelhart, Hinton and Williams 1986 broke this symmetry with random weights, and the
     lecture names all-zero initialisation as the first mistake. A layer of equal units has the capacity of one unit.
 
+    Where that gradient is zero, as it is behind a layer that starts at zero, the first three updates decide: weights that
+    have not moved by then stay equal. Tables and factors that are all zero, and get a gradient of zero all the time, count
+    too.
+
     Not an alarm: zero-initialised last layers, residual branches and LoRA's B, whose units start equal but get different
-    gradients; embeddings, biases and normalisation, which start equal by design; layers that are frozen.
+    gradients, or get them as soon as what follows has moved; embeddings, biases and normalisation, which start equal by
+    design; layers that are frozen.
 
     What to do: draw the weights at random; only biases and the last layer of a branch may start at zero.
     """
     alike = [
-        facts
-        for facts in evidence.parameters.values()
-        if facts.kind == "weight" and facts.requires_grad and facts.equal_units and facts.equal_gradients
+        f
+        for f in evidence.parameters.values()
+        if f.kind in ("weight", "embedding") and f.requires_grad and _stays_equal(evidence, f)
     ]
     if alike:
         first = alike[0]
@@ -91,8 +97,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
     normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
-    ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other labels;
-    growth of a residual stream that a normalisation takes back; large outputs of a regression.
+    ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other
+    labels; growth of a residual stream that a normalisation takes back; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
@@ -142,8 +148,9 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40
-    layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent though a
-    narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
+    layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent
+    though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than
+    .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -205,6 +212,17 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "bad_gain", "error", layers[0].name, evidence.step, message, advice, {"gain": each, "layers": len(layers)}
         )
+
+
+def _stays_equal(evidence: Evidence, facts: ParameterFacts) -> bool:
+    """Tell whether a weight's units are equal and nothing will make them differ."""
+    if facts.kind not in ("weight", "embedding") or not facts.equal_units or not facts.equal_gradients:
+        return False
+    if facts.gradient:
+        return facts.kind == "weight"
+    if evidence.later is not None:
+        return evidence.later.steps > 0 and evidence.later.moved.get(facts.name) is False
+    return not any(f.gradient for f in evidence.parameters.values() if f.kind == "weight")
 
 
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:

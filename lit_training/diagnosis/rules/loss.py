@@ -10,6 +10,7 @@ from lit_training.graph import Node
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
+NARROW = 4.0  # the odds of two classes then stay below e^4 = 55
 _RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, float("inf"))}
 
 
@@ -21,9 +22,9 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
 
     Measured on the traced operations of the real step: what produced the tensor that the loss received, looking through
     reshaping only. Cross-entropy and BCE-with-logits take logits; a softmax or sigmoid before them bounds the logits to 0...1,
-    so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU or tanh bounds them too. A
-    regression whose output passes a bounded activation cannot reach targets outside of its range; that is an alarm only if the
-    first batch holds such targets by more than a tenth of the targets' spread.
+    so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU, tanh or a clamp to a
+    range below 4 bounds them too. A regression whose output passes a bounded activation cannot reach targets outside of its
+    range; that is an alarm only if the first batch holds such targets by more than a tenth of the targets' spread.
 
     Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range.
 
@@ -40,7 +41,7 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
         maker = producer(graph, logits)
         if "nll" in call.op or call.op == "binary_cross_entropy_with_logits":
             name = "cross_entropy" if "nll" in call.op else "binary_cross_entropy_with_logits"
-            if maker.op in ("softmax", "sigmoid", "relu", "tanh"):
+            if maker.op in ("softmax", "sigmoid", "relu", "relu6", "tanh", "hardsigmoid") or _is_narrow(maker):
                 yield _last(evidence, maker, f"{name} gets the output of {maker.op}, but needs logits", name)
                 return
         elif call.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
@@ -126,6 +127,11 @@ def _kl_of_probabilities(evidence: Evidence) -> _Verdict:
                     message = f"kl_div gets the output of {maker.op}, but needs log-probabilities."
                     return maker.scope, message, "Give kl_div torch.log_softmax(output, dim=1)."
     return None
+
+
+def _is_narrow(maker: Node) -> bool:
+    """Tell whether values are clamped into a range that is too narrow for logits."""
+    return maker.op in ("clamp", "hardtanh") and len(maker.scalars) == 2 and maker.scalars[1] - maker.scalars[0] < NARROW
 
 
 def _last(evidence: Evidence, maker: Node, message: str, loss: str) -> Finding:

@@ -25,9 +25,9 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the cosine between minus the gradient at the output of the network and the way to the targets, both
     centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and
-    for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network does not
-    read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is never
-    negative.
+    for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network
+    does not read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is
+    never negative.
 
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
@@ -121,7 +121,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
     graph = evidence.graph
-    made = _behind_layers(graph)
+    made = graph.made_by_layers()
     for call in evidence.losses:
         prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
@@ -135,15 +135,6 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             if apart and _broadcasts(a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
-
-
-def _behind_layers(graph: Graph) -> set[int]:
-    """Return the nodes that some layer's output went into."""
-    made: set[int] = set()
-    for node in graph.nodes:
-        if node.weight or any(parent in made for parent in node.parents):
-            made.add(node.index)
-    return made
 
 
 def _unexpanded(graph: Graph, node: Node) -> Node:

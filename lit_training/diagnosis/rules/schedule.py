@@ -8,7 +8,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.updates import matrices
+from lit_training.diagnosis.updates import tables
 
 __all__ = ["lr_schedule", "weight_decay_too_strong"]
 
@@ -89,7 +89,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: 5e-4 for SGD, .01 to .1 for AdamW; a penalty should be a small part of the loss.
     """
-    weights = [f for f in matrices(evidence) if f.gradient is not None and f.optimized]
+    weights = [f for f in tables(evidence) if f.gradient is not None and f.optimized]
     gradient = math.hypot(*(f.gradient or 0.0 for f in weights))
     norm = math.hypot(*(f.norm for f in weights))
     if not 0 < gradient < math.inf or sum(math.prod(f.shape) for f in weights) < FEW:

@@ -28,16 +28,15 @@ def bad_initial_loss(evidence: Evidence) -> Iterator[Finding]:
     at 3.3.
 
     Not an alarm: losses below guessing (trained nets, focal loss, priors in the bias); sums over the batch; heads that do not
-    look freshly drawn, which were trained on other labels.
+    look freshly drawn, which were trained on other labels; logits that are scaled on purpose behind the last layer.
 
     What to do: see whether inputs are standardised, then draw the head's weights smaller.
     """
     ratio, head = times_guessing(evidence)
-    if ratio > SURE_AND_WRONG and is_drawn(evidence, head):
-        where = head.name if head is not None else ""
+    if ratio > SURE_AND_WRONG and head is not None and is_drawn(evidence, head):
         message = f"The first loss is {ratio:.1f} times that of guessing."
         advice = "Standardise the inputs; draw the last layer's weights smaller."
-        yield Finding("bad_initial_loss", "warning", where, evidence.step, message, advice, {"times_guessing": ratio})
+        yield Finding("bad_initial_loss", "warning", head.name, evidence.step, message, advice, {"times_guessing": ratio})
 
 
 @rule(symptom=True)
