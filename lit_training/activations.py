@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_training.columns import as_columns
 
-__all__ = ["FOLLOWED", "ActivationStats", "pack", "unpack"]
+__all__ = ["FOLLOWED", "ActivationStats", "pack", "pack_all", "unpack"]
 
 _RECTIFIERS = frozenset({"relu", "relu6", "threshold"})
 _SATURATES_AT = {"tanh": math.atanh(0.98), "sigmoid": 2 * math.atanh(0.98), "hardtanh": 0.98, "hardsigmoid": 2.94}
@@ -47,43 +47,71 @@ def pack(output: Tensor, batch_size: int, follows: str = "") -> Tensor:
         follows: the nonlinearity that acts on the output next.
 
     Returns:
-        `[parts, columns]`, float32: the mean and the summed squared deviations of each column over the batch and, where a rectifier
-        follows, its largest value, or where a bounded nonlinearity follows, its saturated fraction.
+        `[3, columns]`, float32: the mean and the summed squared deviations of each column over the batch; and, where a rectifier
+        follows, its largest value, where a bounded nonlinearity follows, its saturated fraction, else zeros.
     """
     columns = as_columns(output, batch_size)
+    return torch.stack([*_moments(columns), _third(columns, follows)]).float()
+
+
+@torch.no_grad()
+def pack_all(output: Tensor, batch_size: int) -> dict[str, Tensor]:
+    """Return what `pack` gives for each nonlinearity that may follow, `""` for none; what they share is computed once."""
+    columns = as_columns(output, batch_size)
+    shared = _moments(columns)
+    alike = {follows: "relu" if follows in _RECTIFIERS else follows for follows in ("", *FOLLOWED)}
+    packed = {follows: torch.stack([*shared, _third(columns, follows)]).float() for follows in set(alike.values())}
+    return {follows: packed[kind] for follows, kind in alike.items()}
+
+
+def _moments(columns: Tensor) -> tuple[Tensor, Tensor]:
     mean = columns.mean(0)
-    parts = [mean, (columns - mean).square_().sum(0)]
+    return mean, (columns - mean).square_().sum(0)
+
+
+def _third(columns: Tensor, follows: str) -> Tensor:
+    """Return what matters to the nonlinearity that follows, of each column."""
     if follows in _RECTIFIERS:
-        parts.append(columns.amax(0))
-    elif follows in _SATURATES_AT:
-        parts.append((columns.abs() > _SATURATES_AT[follows]).float().mean(0))
-    return torch.stack(parts).float()
+        return columns.amax(0)
+    if follows in _SATURATES_AT:
+        return (columns.abs() > _SATURATES_AT[follows]).to(columns.dtype).mean(0)
+    return columns.new_zeros(columns.shape[1])
 
 
-def unpack(packed: Sequence[Tensor], rows: Sequence[int], follows: str = "") -> ActivationStats:
-    """Turn what `pack` made, one tensor for each process, into the statistics of the joint batch.
+def unpack(packed: Sequence[Sequence[Tensor]], rows: Sequence[int], follows: Sequence[str]) -> list[ActivationStats]:
+    """Turn what `pack` made of several layers, for each process, into the statistics of the joint batch, all layers at once.
 
     Args:
-        packed: `[parts, columns]` each, on the host.
-        rows: number of samples behind each of them.
-        follows: as in `pack`.
+        packed: for each process, for each layer `[3, columns]`, on the host.
+        rows: number of samples of each process.
+        follows: of each layer, as in `pack`.
 
     >>> x = torch.tensor([[1.0, -1.0], [3.0, -1.0]])
-    >>> unpack([pack(x, 2, "relu")], [2], "relu")
-    ActivationStats(mean=0.5, variance=2.75, signal=0.7071..., dead=0.5, saturated=None)
+    >>> unpack([[pack(x, 2, "relu")]], [2], ["relu"])
+    [ActivationStats(mean=0.5, variance=2.75, signal=0.7071..., dead=0.5, saturated=None)]
     """
-    stacked = torch.stack([part.double() for part in packed])
+    sizes = torch.tensor([layer.shape[1] for layer in packed[0]])
+    means, deviations, thirds = torch.stack([torch.cat(list(layers), 1).double() for layers in packed]).unbind(1)
     weights = torch.tensor(rows, dtype=torch.float64)[:, None]
     count = float(weights.sum())
-    means, deviations = stacked[:, 0], stacked[:, 1]
     mean = (means * weights).sum(0) / count
     within = deviations.sum(0) + (weights * (means - mean).square()).sum(0)
-    overall = mean.mean()
-    third = stacked[:, 2] if stacked.shape[1] > 2 else None
-    return ActivationStats(
-        mean=float(overall),
-        variance=float((within / count + (mean - overall).square()).mean()),
-        signal=float((within / (count - 1)).sqrt().mean()) if count > 1 else math.nan,
-        dead=float((third.amax(0) <= 0).double().mean()) if third is not None and follows in _RECTIFIERS else None,
-        saturated=float((third * weights).sum(0).mean() / count) if third is not None and follows in _SATURATES_AT else None,
-    )
+    signal = (within / (count - 1)).sqrt() if count > 1 else torch.full_like(mean, math.nan)
+    dead, saturated = (thirds.amax(0) <= 0).double(), (thirds * weights).sum(0) / count
+    between = (mean - _averages(mean, sizes).repeat_interleave(sizes)).square()
+    averages = _averages(torch.stack([mean, within / count + between, signal, dead, saturated], 1), sizes)
+    return [
+        ActivationStats(
+            mean=row[0],
+            variance=row[1],
+            signal=row[2],
+            dead=row[3] if kind in _RECTIFIERS else None,
+            saturated=row[4] if kind in _SATURATES_AT else None,
+        )
+        for row, kind in zip(averages.tolist(), follows, strict=True)
+    ]
+
+
+def _averages(values: Tensor, sizes: Tensor) -> Tensor:
+    """Return the mean of each layer's stretch of `[columns, ...]`."""
+    return torch.segment_reduce(values, "mean", lengths=sizes)

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 __all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of"]
 
-MAX_COLUMNS = 4096
+MAX_COLUMNS = 1024
 _PRIMES = (
     2,
     3,
@@ -47,7 +47,7 @@ _PRIMES = (
 
 
 def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
-    """Return a tensor as `[samples, columns]` in float32 or wider, with at most about 4096 columns.
+    """Return a tensor as `[samples, columns]` in float32 or wider, with at most about a thousand columns.
 
     Of more columns every p-th is taken, with a prime p that divides no dimension, so that no unit or position is favoured (a stride
     that divides the shape is off by 35-87 %, a prime one as good as random).
@@ -59,12 +59,11 @@ def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
     >>> as_columns(torch.zeros(6, 5), batch_size=2).shape
     torch.Size([2, 15])
     """
-    x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-    rows = batch_size if batch_size and x.shape[0] % batch_size == 0 else x.shape[0]
-    columns = x.reshape(rows, -1)
+    rows = batch_size if batch_size and tensor.shape[0] % batch_size == 0 else tensor.shape[0]
+    columns = tensor.reshape(rows, -1)
     if columns.shape[1] > MAX_COLUMNS:
-        columns = columns[:, :: _stride(columns.shape[1], x.shape)]
-    return columns
+        columns = columns[:, :: _stride(columns.shape[1], tensor.shape)].contiguous()
+    return columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
 
 
 def batch_size_of(batch: Any) -> int:

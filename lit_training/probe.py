@@ -91,17 +91,18 @@ class Probe:
     differentiated: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
         self.tracer = Tracer(
             self.module,
             on_output=self._on_output,
             on_input=self._on_input,
-            on_module=self._on_module,
+            on_module=self._on_module if self._recurrent else None,
             on_gradient=self._on_gradient,
             batch=self.batch,
         )
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
-        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
+        self._stats: dict[tuple[int, int], TensorStats] = {}
 
     @property
     def graph(self) -> Graph:
@@ -124,7 +125,7 @@ class Probe:
 
     def _on_input(self, node: Node, tensor: Tensor) -> None:
         if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
-            self.inputs[node.index] = measure(tensor, self.batch_size)
+            self.inputs[node.index] = self._measure(node.index, tensor)
 
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if node.scope in self._recurrent:
@@ -139,17 +140,17 @@ class Probe:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op
-                layer.activation = measure(tensor, self.batch_size, _unit_dim(layer.op, tensor), node.op)
+                layer.activation = self._measure(node.index, tensor, _unit_dim(layer.op, tensor), node.op)
 
     def _add_layer(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         name = node.weight.removesuffix(".weight")
         if name in self.layers:
             self.layers[name].calls += 1
             return
-        output = measure(tensor, self.batch_size, _unit_dim(node.op, tensor))
+        output = self._measure(node.index, tensor, _unit_dim(node.op, tensor))
         source = next(
             (
-                measure(operand, self.batch_size, _unit_dim(node.op, operand))
+                self._measure(parent, operand, _unit_dim(node.op, operand))
                 for parent, operand in list(zip(node.parents, operands, strict=True))[first_operand(node.op) :]
                 if self.graph.nodes[parent].origin == "data" and operand.is_floating_point()
             ),
@@ -157,6 +158,13 @@ class Probe:
         )
         layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
         self.layers[name] = self._by_node[node.index] = layer
+
+    def _measure(self, node: int, tensor: Tensor, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
+        """Measure the tensor of a node, once: what one layer gives is often what the next one takes."""
+        key = node, unit_dim % tensor.ndim
+        if key not in self._stats:
+            self._stats[key] = measure(tensor, self.batch_size, unit_dim, bounded_by)
+        return self._stats[key]
 
     def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if self.losses and self.losses[-1].prediction == node.parents[0]:

@@ -2,15 +2,17 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from lit_training.columns import as_columns
-from lit_training.moments import Moments, merge, moments
+from lit_training.moments import Moments, merge
 
 __all__ = ["TensorStats", "measure"]
 
+_ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
 
 
@@ -19,7 +21,7 @@ class TensorStats:
     """Statistics of one tensor over the batch, mergeable across processes and calls.
 
     `columns` are the moments of each position of a sample over the batch, `[columns]`; `low` and `high` the extremes of each
-    unit, `[units]`; `saturated` the fraction of elements near the bound of an activation, `[]`.
+    unit, `[units]`; `saturated` the fraction of elements near the bound of an activation, `[]`. What is derived from them is kept.
     """
 
     columns: Moments
@@ -32,12 +34,12 @@ class TensorStats:
         """Number of samples."""
         return int(self.columns.count)
 
-    @property
+    @cached_property
     def mean(self) -> float:
         """Mean over all elements."""
         return float(self.columns.mean.mean())
 
-    @property
+    @cached_property
     def std(self) -> float:
         """Standard deviation over all elements."""
         between = (self.columns.mean - self.columns.mean.mean()).square()
@@ -48,27 +50,27 @@ class TensorStats:
         """Root mean square over all elements."""
         return math.hypot(self.std, self.mean)
 
-    @property
+    @cached_property
     def signal(self) -> float:
         """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
         return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
 
-    @property
+    @cached_property
     def largest(self) -> float:
         """Largest absolute value."""
         return float(torch.maximum(self.low.abs(), self.high.abs()).max())
 
-    @property
+    @cached_property
     def finite(self) -> bool:
         """Whether no element is NaN or infinite."""
         return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
 
-    @property
+    @cached_property
     def constant_units(self) -> float:
         """Fraction of units that have one and the same value everywhere."""
         return float((self.low == self.high).double().mean())
 
-    @property
+    @cached_property
     def silent_units(self) -> float:
         """Fraction of units that are nowhere above zero: dead, after a rectifier."""
         return float((self.high <= 0).double().mean())
@@ -94,7 +96,8 @@ class TensorStats:
 def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
     """Measure one tensor over its batch, on its device.
 
-    Everything is accumulated in float64, so that the squares of a vanished signal do not underflow.
+    The extremes are those of all elements. The rest is taken of about a thousand columns, in float64, so that the squares of a
+    vanished signal do not underflow.
 
     Args:
         tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
@@ -105,12 +108,14 @@ def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str
     >>> measure(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), batch_size=2).signal
     0.707...
     """
-    x = tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    x = tensor if tensor.dtype in _ORDERED else tensor.float()
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    return TensorStats(
-        moments(as_columns(x, batch_size).double(), dim=0), low.double(), high.double(), _saturated(x, bounded_by).double()
-    )
+    columns = as_columns(x, batch_size).double()
+    mean = columns.mean(0)
+    count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
+    seen = Moments(count, mean, (columns - mean).square_().sum(0))  # float64 needs no correction for the centre's rounding
+    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by))
 
 
 def _saturated(x: Tensor, activation: str) -> Tensor:

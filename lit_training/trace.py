@@ -7,6 +7,7 @@ called them and however the network is written. Nothing is computed, changed or 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -93,6 +94,22 @@ class Tracer(TorchDispatchMode):
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
+        self.paused = False
+        self._leave(*error)
+
+    def pause(self) -> None:
+        """See no operations until `resume`: in a backward pass each of them would be waited for in vain."""
+        if self in _get_current_dispatch_mode_stack():
+            self._leave(None, None, None)
+            self.paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`."""
+        if self.paused:
+            self.paused = False
+            super().__enter__()
+
+    def _leave(self, *error: Any) -> None:
         if self not in _get_current_dispatch_mode_stack():
             return
         above = []
@@ -106,8 +123,10 @@ class Tracer(TorchDispatchMode):
         """Run the operation as it is, then record it unless a backward pass is running."""
         out = func(*args, **(kwargs or {}))
         if self._recording():
-            with self._guard():
-                self._record(func, (args, kwargs), out)
+            try:
+                self._record(func, _flat((args, kwargs or {})), out)
+            except Exception as error:
+                self.failure = error
         return out
 
     def node(self, tensor: Tensor) -> Node | None:
@@ -124,12 +143,12 @@ class Tracer(TorchDispatchMode):
         found = [(self.graph.nodes[index], tensor) for tensor, index in list(self._node_of.items())]
         return sorted(((node, t) for node, t in found if node.op == op), key=lambda pair: pair[0].index)
 
-    def _record(self, func: Any, arguments: Any, out: Any) -> None:
-        outputs = _tensors(out)
+    def _record(self, func: Any, arguments: Sequence[Any], out: Any) -> None:
+        outputs = [leaf for leaf in _flat(out) if isinstance(leaf, Tensor)]
         if not outputs:
             return
-        inputs = _tensors(arguments)
-        scalars = tuple(float(v) for v in tree_leaves(arguments) if isinstance(v, (int, float)))
+        inputs = [leaf for leaf in arguments if isinstance(leaf, Tensor)]
+        scalars = tuple(float(v) for v in arguments if isinstance(v, (int, float)))
         op, in_place = _operation(func, scalars)
         parents = () if op in _SHAPE_ONLY else tuple(self._read(t) for t in inputs)
         weight = self._weight(op, parents)
@@ -250,10 +269,7 @@ def trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Graph, Any]:
 
 def _operation(func: Any, scalars: Sequence[float]) -> tuple[str, bool]:
     """Return the plain name of an operation and whether it writes into its first argument."""
-    name: str = func._overloadpacket.__name__
-    in_place = name.endswith("_") and not name.endswith("__")
-    name = name.rstrip("_") if in_place else name
-    name = _RENAMED.get(name, name)
+    name, in_place = _name(func)
     if name == "elu" and scalars[:2] == _SELU:
         return "selu", in_place
     if name == "hardtanh" and scalars == (0.0, 6.0):
@@ -261,6 +277,29 @@ def _operation(func: Any, scalars: Sequence[float]) -> tuple[str, bool]:
     if name in ("clamp", "clamp_min") and scalars == (0.0,):
         return "relu", in_place
     return name, in_place
+
+
+@cache
+def _name(func: Any) -> tuple[str, bool]:
+    name: str = func._overloadpacket.__name__
+    in_place = name.endswith("_") and not name.endswith("__")
+    name = name.rstrip("_") if in_place else name
+    return _RENAMED.get(name, name), in_place
+
+
+def _flat(value: Any) -> list[Any]:
+    """Return the leaves of what an operation takes or gives: lists, tuples and mappings of plain values."""
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, (list, tuple)):
+        return [value]
+    leaves: list[Any] = []
+    for item in value:
+        if isinstance(item, (list, tuple, dict)):
+            leaves += _flat(item)
+        else:
+            leaves.append(item)
+    return leaves
 
 
 def _join(origins: Sequence[Origin]) -> Origin:

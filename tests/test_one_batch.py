@@ -74,6 +74,17 @@ class Lstm(nn.Module):
         return self.head(self.lstm(x)[0][:, -1])
 
 
+class FixedBatch(nn.Module):
+    """Takes 32 samples, no more and no fewer, and turns them by one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.layer(x.view(32, 8).roll(1, 0) + x)
+
+
 class Noisy(nn.Module):
     def __init__(self, p):
         super().__init__()
@@ -91,6 +102,7 @@ class Noisy(nn.Module):
         (lambda: Noisy(True), torch.randn(32, 8), ["dropout_active_in_eval"]),
         (lambda: Noisy(False), torch.randn(32, 8), []),
         (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3, track_running_stats=False)), torch.randn(32, 8), []),
+        (lambda: FixedBatch(), torch.randn(32, 8), ["batch_mixing"]),
     ],
 )
 def test_what_eval_mode_shows(model, inputs, rules):

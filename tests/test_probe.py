@@ -93,3 +93,25 @@ def test_a_layer_called_twice_is_counted() -> None:
         net(torch.randn(8, 4)).sum().backward()
     assert sum(layer.calls for layer in probe.layers.values()) == 2
     assert not any(part._forward_hooks for part in net.modules())
+
+
+def test_extremes_are_those_of_all_elements_also_of_a_large_tensor() -> None:
+    x = torch.randn(4, 8, 64, 64, generator=torch.Generator().manual_seed(0))
+    x[2, 5, 17, 3], x[:, 1] = 9.0, 0.0
+    stats = measure(x, 4, unit_dim=1)
+    assert stats.largest == 9.0
+    assert stats.constant_units == 1 / 8
+    assert stats.std == pytest.approx(float(x.std()), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_vanished_signal_does_not_underflow(dtype: torch.dtype) -> None:
+    x = (1e-25 * torch.randn(64, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))).to(dtype)
+    assert measure(x, 64).signal == pytest.approx(float(x.double().std(0).mean()), rel=1e-6)
+
+
+def test_what_one_layer_gives_and_the_next_takes_is_measured_once() -> None:
+    net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    with Probe(net, batch_size=16) as probe:
+        net(torch.randn(16, 4)).sum().backward()
+    assert probe.layers["2"].source is probe.layers["0"].activation

@@ -158,3 +158,18 @@ def test_an_error_inside_the_network_is_the_users_and_leaves_no_mode_behind() ->
 
 def test_first_operand() -> None:
     assert (first_operand("addmm"), first_operand("mm"), first_operand("convolution")) == (1, 0, 0)
+
+
+def test_what_happens_in_a_pause_is_not_seen_and_a_pause_after_the_end_is_none() -> None:
+    layer, x = nn.Linear(3, 2), torch.randn(4, 3)
+    with Tracer(layer) as tracer:
+        tracer.pause()
+        layer(x).relu()
+        tracer.resume()
+        layer(x).tanh()
+    ops = [node.op for node in tracer.graph.nodes]
+    assert "tanh" in ops
+    assert "relu" not in ops
+    tracer.pause()
+    tracer.resume()
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None

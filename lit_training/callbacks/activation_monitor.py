@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from lit_training.activations import FOLLOWED, ActivationStats, pack, unpack
+from lit_training.activations import FOLLOWED, ActivationStats, pack, pack_all, unpack
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.logging import log_scalars, logged_step
@@ -92,6 +92,18 @@ class ActivationMonitor(Callback):
         self._sampling, self._last_step, self._batch_size = True, step, batch_size_of(batch)
         self._attach(pl_module)
 
+    @harmless
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Do not trace the backward pass."""
+        if self._sampling and self._tracer is not None:
+            self._tracer.pause()
+
+    @harmless
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on tracing: a manual loop may run forward again."""
+        if self._sampling and self._tracer is not None:
+            self._tracer.resume()
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach, move the sample to the host at once, and log it."""
         if not self._sampling:
@@ -130,7 +142,7 @@ class ActivationMonitor(Callback):
         if tensor is None or id(module) in self._sites or next(module.parameters(recurse=False), None) is None:
             return
         node = self._tracer.node(tensor) if self._tracer is not None else None
-        candidates = {follows: pack(tensor.detach(), self._batch_size, follows) for follows in ("", *FOLLOWED)}
+        candidates = pack_all(tensor.detach(), self._batch_size)
         self._sites[id(module)] = _Site(name, None if node is None else node.index, candidates=candidates)
 
     def _on_forward(self, module: nn.Module, _: Any, output: Any) -> None:
@@ -170,10 +182,8 @@ class ActivationMonitor(Callback):
 
     @harmless
     def _record(self, trainer: Trainer, sites: list[_Site], ranks: list[tuple[list[Tensor], int]]) -> None:
-        rows = [size for _, size in ranks]
-        self.latest = {
-            site.name: unpack([tensors[i] for tensors, _ in ranks], rows, site.follows) for i, site in enumerate(sites)
-        }
+        stats = unpack([tensors for tensors, _ in ranks], [size for _, size in ranks], [site.follows for site in sites])
+        self.latest = {site.name: layer for site, layer in zip(sites, stats, strict=True)}
         self._judge()
         log_scalars(trainer, _scalars(self.latest), self._last_step)
 

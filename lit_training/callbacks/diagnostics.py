@@ -141,6 +141,7 @@ class Diagnostics(Callback):
     on_train_start = _on_parts("on_train_start")
     on_train_batch_start = _on_parts("on_train_batch_start")
     on_before_backward = _on_parts("on_before_backward")
+    on_after_backward = _on_parts("on_after_backward")
     on_before_optimizer_step = _on_parts("on_before_optimizer_step")
     on_train_batch_end = _on_parts("on_train_batch_end")
     on_train_epoch_end = _on_parts("on_train_epoch_end")

@@ -146,7 +146,13 @@ class InitAuditor(Callback):
         """Note the loss, and what it is scaled by."""
         if self._observing:
             self._note_loss(trainer, loss)
+            self._pause()
         self._before_backward()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on watching: a manual loop may run forward again."""
+        if self._observing:
+            self._resume()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
@@ -229,6 +235,16 @@ class InitAuditor(Callback):
         if self._loss is None:
             self._loss_scale = loss_scale(trainer)
             self._loss = loss.detach().clone()
+
+    @harmless
+    def _pause(self) -> None:
+        if self._probe is not None:
+            self._probe.tracer.pause()
+
+    @harmless
+    def _resume(self) -> None:
+        if self._probe is not None:
+            self._probe.tracer.resume()
 
     @harmless
     def _before_backward(self) -> None:

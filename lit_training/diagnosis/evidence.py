@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
+from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
 from lit_training.diagnosis.samples import Samples
@@ -109,7 +110,7 @@ def collect(
         expect_frozen: patterns of parameters that are meant to be frozen.
         stepping: the optimiser that is about to step; `None` if none is.
         scheduled: whether a schedule changes the learning rate.
-        calls: of networks, to be tried in eval mode.
+        calls: of networks, to be tried in eval mode, unless the graph shows that they treat each sample for itself.
         samples: what the loaders handed out.
         planned: updates that the whole run will do.
         clip: norm that gradients are clipped to.
@@ -136,7 +137,7 @@ def collect(
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
-        in_eval=tuple(try_in_eval(calls)),
+        in_eval=() if samples_apart(probe.graph, probe.batch_size) else tuple(try_in_eval(calls)),
         idle_norms=_idle_norms(probe.module),
         forget_gates=_forget_gates(probe.module),
         samples=samples or Samples(),

@@ -3,7 +3,8 @@
 import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from lit_training.selection import clean_names
 __all__ = ["Call", "Calls", "InEval", "try_in_eval"]
 
 _MOST_CALLS = 3
+_FEW = 16  # samples show what a batch shows
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
 _DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
 
@@ -92,38 +94,42 @@ class Calls:
 
 
 def try_in_eval(calls: Sequence[Call]) -> list[InEval]:
-    """Run a copy of each called network three times in eval mode, twice alike and once with one sample replaced.
+    """Run a copy of each called network in eval mode, on a few samples as they are and with one of them replaced.
 
-    The originals are not run, and random generators stay as they were. A network that cannot be copied is left out.
+    Where these passes differ it runs once more, to tell whether chance decides. The originals are not run, and random generators
+    stay as they were. A network that cannot be copied, or does not run in eval mode, is left out.
     """
     return [result for call in calls if (result := _try(call)) is not None]
 
 
 def _try(call: Call) -> InEval | None:
+    few = _few(call)
     with undisturbed(call.module), torch.no_grad():
-        try:
-            net = copy.deepcopy(call.module)
-        except Exception:  # FSDP2, cached tensors, anything that refuses to be copied
-            return None
-        net.eval()
-        with _Dropping() as dropping:
-            first = _outputs(net(*call.args, **call.kwargs))
-        if dropping.seen and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
-            return InEval(call.name, None, dropped=True)
-        return InEval(call.name, _mixing(net, call, first), dropped=False)
+        for attempt in (few,) if few is call else (few, call):
+            try:  # FSDP2, cached tensors, anything that refuses to be copied; a batch size that is written into the network
+                return _look(copy.deepcopy(call.module).eval(), attempt)
+            except Exception:
+                continue
+    return None
+
+
+def _look(net: nn.Module, call: Call) -> InEval:
+    with _Dropping() as dropping:
+        first = _outputs(net(*call.args, **call.kwargs))
+    if dropping.seen and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
+        return InEval(call.name, None, dropped=True)
+    return InEval(call.name, _mixing(net, call, first), dropped=False)
 
 
 def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None:
-    inputs = [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
-    size = inputs[0].shape[0] if inputs else 0
-    if size < 2 or any(x.shape[0] != size or (x.shape[1:2] == (size,) and x.ndim == 2) for x in inputs) or _own_statistics(net):
+    inputs = _inputs(call)
+    size = _samples(inputs)
+    if size < 2 or _own_statistics(net):
         return None
     outputs = [y for y in first if y.ndim and y.shape[0] == size and y.shape[1:2] != (size,)]
     other = next((i for i in range(1, size) if any(not torch.equal(x[0], x[i]) for x in inputs)), None)
     if len(outputs) < len([y for y in first if y.ndim]) or not outputs or other is None:
         return None
-    if _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
-        return None  # chance decides by design (a variational sample)
 
     def replaced(dim: int) -> list[Tensor]:
         def swap(leaf: Any) -> Any:
@@ -136,11 +142,36 @@ def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None
         return _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
 
     mixed = _change([y[1:] for y in first], [y[1:] for y in replaced(0)])
-    if mixed > _CHANGED and all(y.ndim > 1 and y.shape[:2] == inputs[0].shape[:2] for y in outputs):
+    if mixed <= _CHANGED:
+        return mixed
+    if _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
+        return None  # chance decides by design (a variational sample)
+    if all(y.ndim > 1 and y.shape[:2] == inputs[0].shape[:2] for y in outputs):
         along = _change([y[:, 1:] for y in first], [y[:, 1:] for y in replaced(1)])
         if along <= _CHANGED:
             return None  # samples lie along the second dimension, as in `[time, batch]`
     return mixed
+
+
+def _few(call: Call) -> Call:
+    """Return the call with the first few samples, the same call where it is not known to have samples or has only a few."""
+    if _samples(_inputs(call)) <= _FEW:
+        return call
+
+    def cut(leaf: Any) -> Any:
+        return leaf[:_FEW] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+
+    return replace(call, args=tree_map(cut, call.args), kwargs=tree_map(cut, call.kwargs))
+
+
+def _inputs(call: Call) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves((call.args, call.kwargs)) if isinstance(leaf, Tensor) and leaf.ndim]
+
+
+def _samples(inputs: Sequence[Tensor]) -> int:
+    """Return the number of samples, 0 where the inputs do not all have a batch dimension of one size."""
+    size = inputs[0].shape[0] if inputs else 0
+    return 0 if any(x.shape[0] != size or (x.shape[1:2] == (size,) and x.ndim == 2) for x in inputs) else size
 
 
 def _own_statistics(net: nn.Module) -> bool:
@@ -174,5 +205,10 @@ class _Dropping(TorchDispatchMode):
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or any(word in str(func) for word in _DROPPING)
+        self.seen = self.seen or _drops(func)
         return func(*args, **(kwargs or {}))
+
+
+@cache
+def _drops(func: Any) -> bool:
+    return any(word in str(func) for word in _DROPPING)

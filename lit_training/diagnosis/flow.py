@@ -2,12 +2,18 @@
 
 from collections.abc import Iterable, Sequence
 
-from lit_training.graph import Graph, Node
+from lit_training.graph import ACTIVATIONS, LINEAR, LOSSES, Graph, Node
 
-__all__ = ["cut_after", "reached_by_gradient", "used_by"]
+__all__ = ["cut_after", "reached_by_gradient", "samples_apart", "used_by"]
 
 _NO_GRADIENT = frozenset(
     "argmax argmin sort topk gt ge lt le eq ne nonzero bucketize _to_copy one_hot bernoulli multinomial".split()
+)
+_DRAWS = frozenset("bernoulli native_dropout _fused_dropout feature_dropout uniform rand rand_like randint_like rrelu".split())
+_POINTWISE = ACTIVATIONS - {"softmax", "log_softmax", "glu"} | set("add sub mul div neg detach alias clone _to_copy".split())
+_ROWWISE = frozenset(
+    "addmm mm convolution view _unsafe_view _reshape_alias native_batch_norm cudnn_batch_norm miopen_batch_norm "
+    "_native_batch_norm_legit native_layer_norm max_pool2d_with_indices avg_pool2d _adaptive_avg_pool2d".split()
 )
 
 
@@ -81,3 +87,41 @@ def _words(node: Node) -> str:
     if node.op in _NO_GRADIENT:
         return f"goes through {node.op}, which has no gradient"
     return "is cut off by .detach()" if node.op in ("detach", "alias") else f"loses its gradient at {node.op}"
+
+
+def samples_apart(graph: Graph, rows: int) -> bool:
+    """Tell whether every operation visibly treats each of the samples for itself, whatever the losses do, and draws nothing.
+
+    Batch norm in train mode counts as doing so, since its running statistics do. It may well be so where this says no.
+
+    >>> from lit_training.trace import trace
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+    >>> samples_apart(trace(net, torch.zeros(8, 3))[0], 8)
+    True
+    >>> samples_apart(trace(net.append(torch.nn.Softmax(0)).append(torch.nn.Tanh()), torch.zeros(8, 3))[0], 8)
+    False
+    """
+    readers = graph.consumers()
+    reduced: set[int] = set()
+    for node in graph.nodes:
+        parents = [graph.nodes[p] for p in node.parents]
+        if node.op in _DRAWS:
+            return False
+        if node.op in LOSSES or not reduced.isdisjoint(node.parents):
+            reduced.add(node.index)
+        elif node.origin == "data" and parents and readers[node.index] and not _each_alone(node, parents, rows):
+            return False
+    return rows > 1
+
+
+def _each_alone(node: Node, parents: Sequence[Node], rows: int) -> bool:
+    data = [parent for parent in parents if parent.origin == "data"]
+    if any(shaped.shape[:1] != (rows,) for shaped in (node, *data)):
+        return False
+    if node.op in LINEAR:
+        return bool(node.weight) and node.op in _ROWWISE and len(data) == 1
+    if node.op in ("softmax", "log_softmax"):
+        return node.scalars[:1] not in ((0.0,), (-float(len(node.shape)),))
+    broadcast = any(len(parent.shape) != len(node.shape) for parent in data)
+    return node.op in _ROWWISE or (node.op in _POINTWISE and not broadcast)

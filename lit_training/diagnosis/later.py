@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from lit_training.diagnosis.parameters import to_host, whole
-from lit_training.fingerprints import fingerprint
+from lit_training.diagnosis.parameters import norms, to_host, whole
+from lit_training.fingerprints import fingerprint_all
 from lit_training.selection import classify
 
 __all__ = ["FirstSteps", "Later"]
@@ -87,9 +87,8 @@ class FirstSteps:
 
     def note_gradients(self) -> None:
         """Keep the largest gradient that each parameter has had."""
-        names = [name for name, p in self._parameters.items() if p.grad is not None]
-        norms = to_host(_gradient_norm(self._parameters[name]) for name in names)
-        for name, norm in zip(names, norms, strict=True):
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
+        for name, norm in zip(gradients, to_host(norms(list(gradients.values()))), strict=True):
             self._gradients[name] = max(self._gradients[name] or 0.0, norm)
 
     def conclude(self, batches: int = 0) -> Later:
@@ -100,9 +99,8 @@ class FirstSteps:
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]
-        values = [fingerprint(p) for p in local]
-        numbers = torch.stack([v.to(values[0].device) for v in values]).tolist() if values else []
-        return dict(zip(self._parameters, numbers, strict=True))
+        device = local[0].device if local else torch.device("cpu")
+        return dict(zip(self._parameters, fingerprint_all(local, device, quick=True).tolist(), strict=True))
 
 
 @torch.no_grad()
@@ -113,10 +111,3 @@ def _is_zeroed(optimizer: Optimizer) -> bool:
         return True
     largest = max(gradients, key=lambda g: g.numel())
     return not bool(whole((largest.coalesce().values() if largest.is_sparse else largest).abs().sum()) > 0)
-
-
-@torch.no_grad()
-def _gradient_norm(parameter: Tensor) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
-    return whole((gradient.coalesce().values() if gradient.is_sparse else gradient).float().norm())

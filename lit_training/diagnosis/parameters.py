@@ -12,8 +12,9 @@ from lit_training.diagnosis.freshness import looks_fresh
 from lit_training.selection import Kind, classify, match
 from lit_training.trace import Tracer
 
-__all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "parameter_facts", "to_host", "whole"]
+__all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
 
+_ROUNDING = 1e-5
 _PLAIN = (torch.optim.SGD,)
 _FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax)
 
@@ -93,10 +94,12 @@ def parameter_facts(
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
-    gradients = iter(zip(to_host(map(_norm, with_gradient)), to_host(map(_equal_units, with_gradient)), strict=True))
-    measured = zip(*(to_host(map(f, parameters)) for f in (_norm, _equal_units, _low, _high)), strict=True)
+    gradients = iter(zip(to_host(norms(with_gradient)), equal_units(with_gradient), strict=True))
+    extremes = [_extremes(p) for p in parameters]
+    lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
+    measured = zip(infos, to_host(norms(parameters)), equal_units(parameters), lows, highs, strict=True)
     facts = {}
-    for info, (norm, units, low, high) in zip(infos, measured, strict=True):
+    for info, norm, units, low, high in measured:
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         judged = not requires_grad or p.grad is None or info.name in heads
@@ -111,8 +114,8 @@ def parameter_facts(
             gradient=gradient,
             fresh=judged and info.kind in ("weight", "embedding") and looks_fresh(p),
             expected_frozen=info.name in expected,
-            equal_units=bool(units),
-            equal_gradients=bool(equal),
+            equal_units=units,
+            equal_gradients=equal,
             stepping=moving is None or id(p) in moving,
             low=low,
             high=high,
@@ -145,26 +148,47 @@ def _rates(optimizers: Iterable[Optimizer], kinds: tuple[type[Optimizer], ...]) 
     return {id(p): float(group["lr"]) for group in groups for p in group["params"]}
 
 
-def _norm(tensor: Tensor) -> Tensor:
-    values = tensor.coalesce().values() if tensor.is_sparse else tensor.detach()
-    return whole(values.float().norm())
+@torch.no_grad()
+def norms(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return the norm of each tensor, dense, sparse or sharded, accumulated in float32 or wider.
+
+    >>> [float(norm) for norm in norms([torch.tensor([3.0, 4.0]), torch.ones(4, dtype=torch.float16)])]
+    [5.0, 2.0]
+    """
+    values = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    wide = [v if v.dtype in (torch.float32, torch.float64) else v.float() for v in values]
+    return [whole(norm) for norm in torch._foreach_norm(wide)] if wide else []
 
 
-def _low(tensor: Tensor) -> Tensor:
-    return whole(tensor.detach().amin()) if tensor.numel() else torch.zeros(())
+@torch.no_grad()
+def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
+    """Tell of each tensor whether all slices along the first dimension are equal up to rounding.
+
+    Two slices are compared first, and only where those are equal, all.
+
+    >>> equal_units([torch.ones(3, 2), torch.eye(3), torch.ones(3)])
+    [True, False, False]
+    """
+    suspects = [i for i, t in enumerate(tensors) if not t.is_sparse and t.ndim > 1 and len(t) > 1 and t.numel()]
+    for most in (2, None):
+        differences = to_host(_difference(tensors[i][:most]) for i in suspects)
+        suspects = [i for i, difference in zip(suspects, differences, strict=True) if difference <= _ROUNDING]
+    equal = set(suspects)
+    return [i in equal for i in range(len(tensors))]
 
 
-def _high(tensor: Tensor) -> Tensor:
-    return whole(tensor.detach().amax()) if tensor.numel() else torch.zeros(())
+def _difference(tensor: Tensor) -> Tensor:
+    """Return the largest difference of an element from that of the first slice, relative to the first slice's largest element."""
+    first = tensor[:1].detach()
+    largest, away = whole(first.abs().amax()), whole((tensor.detach() - first).abs().amax())
+    return torch.where(away == 0, away, away / largest)
 
 
-def _equal_units(tensor: Tensor) -> Tensor:
-    """Return whether all slices along the first dimension are equal up to rounding."""
-    if tensor.is_sparse or tensor.ndim < 2 or tensor.shape[0] < 2 or not tensor.numel():
-        return torch.zeros((), device=tensor.device)
-    first = tensor[:1]
-    tolerance = 1e-5 * whole(first.abs().amax())
-    return (whole((tensor - first).abs().amax()) <= tolerance).float()
+def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    if not tensor.numel():
+        return torch.zeros(()), torch.zeros(())
+    values = tensor.detach()
+    return whole(values.amin()), whole(values.amax())
 
 
 def whole(value: Tensor) -> Tensor:
@@ -174,5 +198,5 @@ def whole(value: Tensor) -> Tensor:
 
 def to_host(values: Iterable[Tensor]) -> list[Any]:
     """Move many scalars in one transfer."""
-    values = [value.detach().float() for value in values]
-    return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
+    values = list(values)
+    return torch.stack([value.to(values[0].device, torch.float32) for value in values]).tolist() if values else []

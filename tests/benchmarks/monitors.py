@@ -3,10 +3,14 @@
 PYTHONPATH=. python tests/benchmarks/monitors.py
 """
 
+import io
+import logging
 import statistics
+import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from itertools import pairwise
 
 import torch
@@ -14,9 +18,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lit_training.callbacks import Diagnostics
+from lit_training.callbacks import Diagnostics, InitAuditor
 
 STEPS, EPOCHS, ROUNDS = 100, 4, 2
+AUDITED, AUDITS = 8, 15  # batches of a run that is audited, which covers the second look; runs
 
 
 class Net(LightningModule):
@@ -72,54 +77,83 @@ class Naive(Callback):
 
 
 class Clock(Callback):
+    """Seconds of each step and each epoch; goes last, so that what other callbacks do counts."""
+
     def __init__(self) -> None:
+        self.steps: list[float] = []
         self.epochs: list[float] = []
-        self.first = 0.0
 
     def on_train_epoch_start(self, *_: object) -> None:
-        self.start = time.perf_counter()
+        self.start = self.last = time.process_time()
 
-    def on_train_batch_end(self, trainer: Trainer, *_: object) -> None:
-        if not self.first:
-            self.first = time.perf_counter() - self.start
+    def on_train_batch_end(self, *_: object) -> None:
+        now = time.process_time()
+        self.steps.append(now - self.last)
+        self.last = now
 
     def on_train_epoch_end(self, *_: object) -> None:
-        self.epochs.append(time.perf_counter() - self.start)
+        self.epochs.append(time.process_time() - self.start)
 
 
-def fit(kind: str, callbacks: list[Callback]) -> Clock:
+def fit(kind: str, callbacks: list[Callback], steps: int = STEPS, epochs: int = EPOCHS) -> Clock:
     make, shape = NETS[kind]
     torch.manual_seed(0)
-    batches = [[torch.randn(shape), torch.randint(10, shape[:1])] for _ in range(STEPS)]
+    batches = [[torch.randn(shape), torch.randint(10, shape[:1])] for _ in range(steps)]
     clock = Clock()
     options = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = Trainer(max_epochs=EPOCHS, accelerator="cpu", callbacks=[*callbacks, clock], **options)
+    trainer = Trainer(max_epochs=epochs, accelerator="cpu", callbacks=[*callbacks, clock], **options)
     trainer.fit(Net(make()), DataLoader(batches, batch_size=None))
     return clock
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
+def audit(kind: str) -> str:
+    """Measure what the first steps cost more, in steps: the first time in a process that has trained already, and afterwards."""
+    variants: dict[str, Callable[[], list[Callback]]] = {
+        "bare": list,
+        "audit": lambda: [InitAuditor(verbose=False)],
+        "printed": lambda: [InitAuditor()],
+        "all of diagnostics": lambda: [Diagnostics(verbose=False)],
+    }
+    bare = fit(kind, [], AUDITED, 1)
+    step, first = statistics.median(bare.steps), sum(bare.steps[1:])  # its own first step warms torch up
+    with redirect_stdout(io.StringIO()):
+        cold = sum(fit(kind, variants["printed"](), AUDITED, 1).steps) - first - step
+        taken: dict[str, list[float]] = {name: [] for name in variants}
+        for _ in range(AUDITS):
+            for name, make in variants.items():
+                clock = fit(kind, make(), AUDITED, 1)
+                taken[name].append(sum(clock.steps))
+                step = min(step, statistics.median(clock.steps)) if name == "bare" else step
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    costs = "  ".join(f"{name} {(medians[name] - medians['bare']) / step:.1f}" for name in list(variants)[1:])
+    return f"{kind:12} step {1000 * step:.2f} ms, costs in steps: {costs}  first in the process, printed {cold / step:.1f}"
+
+
+def steady(kind: str) -> str:
+    """Measure epochs after the first, as ratios."""
     variants: dict[str, Callable[[], list[Callback]]] = {
         "bare": list,
         "diagnostics": lambda: [Diagnostics(verbose=False)],
         "every step": lambda: [Diagnostics(verbose=False, every_n_steps=1)],
         "naive .item()": lambda: [Naive()],
     }
-    for kind in NETS:
-        epochs: dict[str, list[float]] = {name: [] for name in variants}
-        first: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(ROUNDS):
-            for name, make in variants.items():
-                clock = fit(kind, make())
-                epochs[name] += clock.epochs[1:]
-                first[name].append(clock.epochs[0])
-        steady = {name: statistics.median(times) for name, times in epochs.items()}
-        step = steady["bare"] / STEPS
-        audit = (statistics.median(first["diagnostics"]) - statistics.median(first["bare"])) / step
-        ratios = "  ".join(f"{name} {steady[name] / steady['bare']:.3f} x" for name in list(variants)[1:])
-        print(f"{kind:12} step {1000 * step:.1f} ms  {ratios}  first epoch costs {audit:.1f} steps more", flush=True)
+    epochs: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(ROUNDS):
+        for name, make in variants.items():
+            epochs[name] += fit(kind, make()).epochs[1:]
+    medians = {name: statistics.median(times) for name, times in epochs.items()}
+    ratios = "  ".join(f"{name} {medians[name] / medians['bare']:.3f} x" for name in list(variants)[1:])
+    return f"{kind:12} {ratios}"
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    torch.set_num_threads(1)
+    kinds = sys.argv[1:] or list(NETS)
+    for measure in (audit, steady):
+        for kind in kinds:
+            print(measure(kind), flush=True)
 
 
 if __name__ == "__main__":

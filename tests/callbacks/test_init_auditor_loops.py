@@ -245,6 +245,7 @@ def test_small_batches_are_silent(batch_size: int) -> None:
 
 def test_accumulation_is_silent() -> None:
     assert audited(Classifier(), loader(batch_size=8), accumulate_grad_batches=8, max_steps=4).report.alarms == []
+    assert torch.utils._python_dispatch._get_current_dispatch_mode() is None
 
 
 class StepForgotten(NothingReturned):
