@@ -1,12 +1,13 @@
-"""Does a step against the gradient bring outputs towards their targets, or away from them?"""
+"""Does a step against the gradient bring outputs towards their targets, away from them, or leave some of them unheard?"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["agreement"]
+__all__ = ["agreement", "only_at_label", "silent_label"]
 
 _LEAST = 4
+_ENOUGH = 8
 
 
 @torch.no_grad()
@@ -39,6 +40,45 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
     down, way = (r.double() - r.double().mean(0) for r in (-rows[0], rows[1]))
     lengths = float(down.norm() * way.norm())
     return float((down * way).sum()) / lengths if lengths > 0 else None
+
+
+@torch.no_grad()
+def only_at_label(gradient: Tensor, target: Tensor) -> bool:
+    """Tell whether of three or more logits only that of the right class gets a gradient, in each of eight or more rows.
+
+    Args: as for `agreement`.
+
+    >>> y = torch.arange(9) % 3
+    >>> only_at_label(-F.one_hot(y).float(), y), only_at_label(1 / 3 - F.one_hot(y), y)
+    (True, False)
+    """
+    rows = None if target.is_floating_point() else _one_hot(gradient, target)
+    if rows is None or len(rows[0]) < _ENOUGH or rows[0].shape[1] < 3:
+        return False
+    return bool(((rows[0] != 0) == (rows[1] != 0)).all())
+
+
+@torch.no_grad()
+def silent_label(gradient: Tensor, target: Tensor) -> float | None:
+    """Return which of two targets, one a sample, has a gradient of exactly zero at all of its samples, and the other at none.
+
+    Args:
+        gradient: of the loss with respect to an output, `[batch, 1]` or `[batch]`.
+        target: numbers or labels of two kinds, four or more of each; otherwise nothing is said.
+
+    >>> y = torch.tensor([0.0, 1.0] * 4)
+    >>> silent_label(-y[:, None], y), silent_label(0.5 - y[:, None], y)
+    (0.0, None)
+    """
+    if target.numel() != len(gradient) or gradient.numel() != len(gradient) or len(gradient) < _ENOUGH:
+        return None
+    values, kinds = target.flatten(), torch.unique(target)
+    heard = gradient.flatten() != 0
+    if len(kinds) == 2 and min(int((values == kind).sum()) for kind in kinds) >= _LEAST:
+        for silent, other in (kinds, kinds.flip(0)):
+            if not heard[values == silent].any() and heard[values == other].all():
+                return float(silent)
+    return None
 
 
 def _one_hot(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:

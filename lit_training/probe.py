@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lit_training.direction import agreement
+from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, difference, difference_loss, loss_call
@@ -33,7 +33,8 @@ class Layer:
 
     `gates` are, at a recurrent layer, the shares of gates that are stuck (`gates.stuck_gates`), a column for each level.
     `agreement` is, at an output of the network, the cosine between the way down the loss and the way to the targets
-    (`direction.agreement`), `None` where the batch holds no targets that are known to be such.
+    (`direction.agreement`), `None` where the batch holds no targets that are known to be such; `only_at_label` and
+    `silent_label` tell likewise which outputs get no gradient.
     """
 
     name: str
@@ -49,6 +50,8 @@ class Layer:
     gates: TensorStats | None = None
     calls: int = 1
     agreement: float | None = None
+    only_at_label: bool = False
+    silent_label: float | None = None
 
 
 @dataclass
@@ -227,21 +230,22 @@ class Probe:
         if node.index in self._by_node:
             layer = self._by_node[node.index]
             if layer.gradient is None and not self.graph.reaches_layer(node.index):
-                layer.agreement = self._agreement(node, gradient)
+                self._compare_with_target(layer, node, gradient.detach())
             self._gradient_of(layer, gradient)
 
     def _gradient_of(self, layer: Layer, gradient: Tensor) -> None:
         if layer.gradient is None:
             layer.gradient = measure(gradient.detach(), self.batch_size, _unit_dim(layer.op, gradient))
 
-    def _agreement(self, node: Node, gradient: Tensor) -> float | None:
+    def _compare_with_target(self, layer: Layer, node: Node, gradient: Tensor) -> None:
         """Compare the gradient of an output with the only tensor of the batch that the network did not read, if it is one."""
         inputs = self.graph.ancestors(node.index)
         nodes = [(tensor, self.tracer.node(tensor)) for tensor in self.tracer.batch]
         targets = [tensor for tensor, read in nodes if read is not None and read.index not in inputs]
-        if len(targets) != 1 or len(nodes) - len(targets) < 1:
-            return None
-        return agreement(gradient.detach(), targets[0])
+        if len(targets) == 1 and len(nodes) > 1:
+            layer.agreement = agreement(gradient, targets[0])
+            layer.only_at_label = only_at_label(gradient, targets[0])
+            layer.silent_label = silent_label(gradient, targets[0])
 
 
 def _padded(value: Tensor | PackedSequence) -> Tensor:

@@ -72,7 +72,8 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
     each other; `kl_div` on `log_softmax`.
     """
-    found = _nll_of_others(evidence) or _single_class(evidence) or _several_labels(evidence) or _kl_of_probabilities(evidence)
+    checks = (_nll_of_others, _single_class, _several_labels, _kl_of_probabilities, _means_compared, _unheard)
+    found = next((verdict for check in checks if (verdict := check(evidence))), None)
     if found:
         where, message, advice = found
         yield Finding("wrong_loss", "error", where, evidence.step, message, advice)
@@ -126,6 +127,34 @@ def _kl_of_probabilities(evidence: Evidence) -> _Verdict:
                 if (operand,) != target and maker.op in ("softmax", "sigmoid"):
                     message = f"kl_div gets the output of {maker.op}, but needs log-probabilities."
                     return maker.scope, message, "Give kl_div torch.log_softmax(output, dim=1)."
+    return None
+
+
+def _means_compared(evidence: Evidence) -> _Verdict:
+    """Recognise a loss whose prediction was averaged over the batch before it was compared."""
+    graph = evidence.graph
+    for call in evidence.losses:
+        maker = producer(graph, graph.nodes[call.prediction])
+        arriving = graph.nodes[maker.parents[0]].shape if maker.parents else ()
+        if (
+            maker.op in ("mean", "sum")
+            and arriving[:1] == (evidence.batch_size,) != maker.shape[:1]
+            and evidence.batch_size > 1
+        ):
+            message = f"{call.op} compares the {maker.op} over the batch, of shape {list(maker.shape)}: all samples get one gradient."
+            return maker.scope, message, "Compare sample by sample, and average the loss: loss_fn(output, target)."
+    return None
+
+
+def _unheard(evidence: Evidence) -> _Verdict:
+    """Say so if the loss leaves logits, or samples of one label, without a gradient."""
+    for layer in evidence.layers:
+        if layer.only_at_label:
+            message = f"Of the outputs of {layer.name} only the right class's gets a gradient; nothing holds the others down."
+            return layer.name, message, "Use torch.nn.functional.cross_entropy(output, target)."
+        if layer.silent_label is not None:
+            message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
+            return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
     return None
 
 
