@@ -5,7 +5,6 @@ from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakKeyDictionary
 
-from lightning.pytorch import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_training.diagnosis.finding import Finding
@@ -14,7 +13,7 @@ __all__ = ["DiagnosisError", "harmless", "stop_if_asked"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
-_FAILED: WeakKeyDictionary[Callback, set[str]] = WeakKeyDictionary()
+_FAILED: WeakKeyDictionary[object, set[str]] = WeakKeyDictionary()
 
 
 class DiagnosisError(RuntimeError):
@@ -22,7 +21,7 @@ class DiagnosisError(RuntimeError):
 
 
 def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
-    """Make a function return `None` where it would raise, after a warning: of a method, one for each callback.
+    """Make a function return `None` where it would raise, after a warning: of a method, one for each object.
 
     >>> @harmless
     ... def broken():
@@ -40,7 +39,7 @@ def harmless(function: Callable[P, R]) -> Callable[P, R | None]:
             return function(*args, **kwargs)
         except Exception as error:
             name = function.__qualname__.rpartition("<locals>.")[2]
-            if _is_first(args, name):
+            if _is_first(args, function.__name__):
                 rank_zero_warn(f"{name} failed, training goes on: {type(error).__name__}: {error}")
             return None
 
@@ -63,7 +62,7 @@ def stop_if_asked(stop_on: str | None, findings: Sequence[Finding]) -> None:
 
 def _is_first(arguments: Sequence[Any], name: str) -> bool:
     """Tell whether the object that a method belongs to fails in it for the first time."""
-    if not arguments or not isinstance(arguments[0], Callback):
+    if not arguments or not hasattr(type(arguments[0]), name):
         return True
     failed = _FAILED.setdefault(arguments[0], set())
     first = name not in failed

@@ -4,7 +4,6 @@ This file only decides when to look, and makes one evidence of what all processe
 """
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,23 +13,17 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
-from lit_training.callbacks.eager import eager
+from lit_training.callbacks._first_step import FirstStep, HandedOut
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
-from lit_training.callbacks.layer_freezing import declared_frozen
-from lit_training.columns import batch_size_of
-from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.crash import explain_crash
-from lit_training.diagnosis.evidence import Evidence, collect
+from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
-from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
-from lit_training.probe import Probe
 from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
@@ -95,17 +88,11 @@ class InitAuditor(Callback):
         self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
-        self._observing = False
-        self._probe: Probe | None = None
-        self._calls: Calls | None = None
-        self._loss: Tensor | None = None
-        self._loss_scale = 1.0
-        self._attached = ExitStack()
+        self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
         self._first: FirstSteps | None = None
-        self._batches_seen = FirstBatches()
-        self._val: tuple[Part | None, ...] = ()
+        self._handed_out = HandedOut()
         self._updates = self._batches = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,38 +109,36 @@ class InitAuditor(Callback):
         self.release()
         self.findings, self.report, self._done = [], None, False
         self._updates = self._batches = 0
-        self._batches_seen, self._val = FirstBatches(), ()
+        self._handed_out = HandedOut()
 
-    def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look at the first validation batch of the sanity check."""
-        if trainer.sanity_checking and not self._val and dataloader_idx == 0:
-            self._val = self._summary(batch) or ()
+        if trainer.sanity_checking and dataloader_idx == 0:
+            self._handed_out.note_validation(pl_module, batch)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
-        if self._observing or self._evidence is not None or not self._done:
-            self._note_targets(batch)
-        if self._done or self._observing:
+        if self._step is not None or self._evidence is not None or not self._done:
+            self._handed_out.note_training(batch)
+        if self._done or self._step is not None:
             return
         if trainer.global_step > 0:
             self._done = True
             return
-        self._observing = True
-        self._attach(pl_module, batch)
+        self._step = FirstStep(pl_module, batch)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, and what it is scaled by."""
-        if self._observing:
-            self._note_loss(trainer, loss)
-            self._pause()
+        if self._step is not None:
+            self._step.before_backward(trainer, loss)
         self._before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on watching: a manual loop may run forward again."""
-        if self._observing:
-            self._resume()
+        if self._step is not None:
+            self._step.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
@@ -165,11 +150,12 @@ class InitAuditor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
-        self._attached.close()
+        if self._step is not None:
+            self._step.detach()
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
         self._batches += 1
-        if self._updates == 0 and self._batches <= LOOK_AGAIN:
+        if self._batches <= LOOK_AGAIN:
             self._after_batch()
         if self._batches == PATIENCE:
             self._look_again(trainer)
@@ -191,64 +177,22 @@ class InitAuditor(Callback):
 
     def release(self) -> None:
         """Detach from the module and forget what was observed."""
-        self._detach()
-        self._evidence = self._first = None
-
-    def _detach(self) -> None:
-        self._attached.close()
-        self._probe = self._loss = self._calls = None
-        self._observing = False
+        if self._step is not None:
+            self._step.detach()
+        self._step = self._evidence = self._first = None
 
     @harmless
     def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:
         """Tell on the rank that raised: the others may never come here."""
         step = trainer.global_step
         found = [*explain_crash(exception, module, step), *explain_loss_crash(exception, step)]
-        if self._observing and self._loss is not None and not found:
-            found = explain_loss_shape(self._loss, step) or diagnose(self._collected(trainer, None), self.rules)
+        if self._step is not None and self._step.loss is not None and not found:
+            found = explain_loss_shape(self._step.loss, step)
+            found = found or diagnose(self._step.collect(trainer, None, self.expect_frozen, self._handed_out), self.rules)
         found = [finding for finding in found if self.wanted.wants(finding)]
         self.findings += found
         if found and self.verbose:
             show(verdict_view(found))
-
-    @harmless
-    def _attach(self, module: LightningModule, batch: Any) -> None:
-        self._attached.enter_context(eager())
-        self._calls = self._attached.enter_context(Calls(module))
-        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
-
-    @harmless
-    def _note_targets(self, batch: Any) -> None:
-        self._batches_seen.note(batch)
-
-    @harmless
-    def _summary(self, batch: Any) -> tuple[Part | None, ...]:
-        return summary(batch)
-
-    @harmless
-    def _samples(self, trainer: Trainer, known: Samples) -> Samples:
-        """Add to what is known the targets of all batches seen so far."""
-        targets = self._batches_seen.targets(known.target)
-        labels = targets is not None and not targets.is_floating_point()
-        return replace(known, targets=targets, labels=labels, broken=self._batches_seen.broken())
-
-    @harmless
-    def _note_loss(self, trainer: Trainer, loss: Tensor) -> None:
-        if self._probe is not None:
-            self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
-        if self._loss is None:
-            self._loss_scale = loss_scale(trainer)
-            self._loss = loss.detach().clone()
-
-    @harmless
-    def _pause(self) -> None:
-        if self._probe is not None:
-            self._probe.tracer.pause()
-
-    @harmless
-    def _resume(self) -> None:
-        if self._probe is not None:
-            self._probe.tracer.resume()
 
     @harmless
     def _before_backward(self, loss: Tensor) -> None:
@@ -257,8 +201,10 @@ class InitAuditor(Callback):
 
     @harmless
     def _after_batch(self) -> None:
-        if self._first is not None:
+        if self._first is not None and self._updates == 0:
             self._first.note_gradients()
+        elif self._first is not None:
+            self._first.after_step()
 
     @harmless
     def _before_step(self, optimizer: Optimizer) -> None:
@@ -267,12 +213,11 @@ class InitAuditor(Callback):
 
     def _conclude(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
         """Merge what all ranks saw, judge it once, and tell all ranks; what fails on one rank must not leave others waiting."""
-        if self._done or not self._observing:
+        if self._done or self._step is None:
             return
         self._done = True
-        self._attached.close()
-        evidence = self._collect(trainer, optimizer)
-        self._detach()
+        evidence = self._collect(trainer, optimizer, self._step)
+        self._step = None
         if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
             return
         evidence = self._evidence = across_ranks(evidence)
@@ -292,7 +237,7 @@ class InitAuditor(Callback):
         if not trainer.strategy.reduce_boolean_decision(later is not None):
             return
         before = {(finding.rule, finding.where) for finding in self.findings if is_alarm(finding)}
-        self._judge(trainer, replace(evidence, later=later, samples=self._samples(trainer, evidence.samples) or evidence.samples))
+        self._judge(trainer, replace(evidence, later=later, samples=self._handed_out.with_targets(evidence.samples) or evidence.samples))
         new = [finding for finding in self.findings if is_alarm(finding) and (finding.rule, finding.where) not in before]
         if trainer.is_global_zero and new and self.report is not None:
             self._tell(self.report)
@@ -322,35 +267,8 @@ class InitAuditor(Callback):
         return first.conclude(self._batches)
 
     @harmless
-    def _collect(self, trainer: Trainer, optimizer: Optimizer | None) -> Evidence:
-        return self._collected(trainer, optimizer)
-
-    def _collected(self, trainer: Trainer, optimizer: Optimizer | None) -> Evidence:
-        """Gather this rank's evidence."""
-        if self._probe is None:
-            raise RuntimeError("nothing was observed")
-        if self._probe.tracer.failure is not None:
-            raise self._probe.tracer.failure
-        self._attached.close()
-        return collect(
-            self._probe,
-            loss=None if self._loss is None else self._loss * trainer.accumulate_grad_batches,
-            gradient_factor=gradient_factor(trainer, self._loss_scale),
-            expect_frozen=(*self.expect_frozen, *declared_frozen(trainer)),
-            stepping=optimizer,
-            calls=[] if self._calls is None else self._calls.seen,
-            samples=self._handed_out(trainer, self._probe),
-            optimizers=trainer.optimizers,
-            plan=plan_of(trainer),
-        )
-
-    def _handed_out(self, trainer: Trainer, probe: Probe) -> Samples:
-        return Samples(
-            in_order=in_order(trainer.train_dataloader),
-            train=summary(probe.batch),
-            val=self._val,
-            target=target_place(probe),
-        )
+    def _collect(self, trainer: Trainer, optimizer: Optimizer | None, step: FirstStep) -> Evidence:
+        return step.collect(trainer, optimizer, self.expect_frozen, self._handed_out)
 
     @harmless
     def _tell(self, audited: AuditReport) -> None:

@@ -1,5 +1,6 @@
 """What only the first few steps show: does anything move, do gradients arrive after all, are they set back in between?"""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,8 @@ class Later:
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
     start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps whose
     gradients were added to those of the step before, `zeroed` those whose were not; `rate` is the largest learning rate so far;
-    `losses` are those that were differentiated after the first update.
+    `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left after the
+    first step, so that clipping by the user's own code shows, `None` where that is not known.
     """
 
     steps: int
@@ -34,6 +36,7 @@ class Later:
     zeroed: int = 0
     rate: float = 0.0
     losses: tuple[float, ...] = ()
+    kept: float | None = None
 
 
 class FirstSteps:
@@ -67,6 +70,7 @@ class FirstSteps:
         self._carried = self._zeroed = 0
         self._rate = 0.0
         self._losses: list[Tensor] = []
+        self._kept: float | None = None
 
     @property
     def steps(self) -> int:
@@ -92,6 +96,13 @@ class FirstSteps:
         self.note_gradients()
         self._pending[id(optimizer)] = None
 
+    def after_step(self) -> None:
+        """Compare what is left of the gradients with what they were before the first step."""
+        if self.steps == 1 and self._kept is None and len(self._optimizers) == 1:
+            before = math.hypot(*(g for g in self._gradients.values() if g is not None))
+            after = math.hypot(*to_host(norms([p.grad for p in self._parameters.values() if p.grad is not None])))
+            self._kept = after / before if 0 < before < math.inf else None
+
     def note_gradients(self) -> None:
         """Keep the largest gradient that each parameter has had."""
         gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
@@ -103,7 +114,7 @@ class FirstSteps:
         moved = {name: now != self._start[name] for name, now in self._hashes().items()}
         steps = max(self.steps - 1, 0)
         losses = tuple(to_host(self._losses))
-        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate, losses)
+        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate, losses, self._kept)
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]

@@ -5,7 +5,7 @@ from torch import nn
 
 from lit_training.selection import clean_names
 
-__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms"]
+__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms", "in_train_mode"]
 
 FEW = 100  # forwards, so that accumulation or several calls in the first step do not count
 
@@ -55,3 +55,18 @@ def dropouts(module: nn.Module) -> dict[str, float]:
     """Return the probability to drop of each dropout layer in train mode."""
     kind = nn.modules.dropout._DropoutNd
     return {name: float(part.p) for name, part in clean_names(module) if isinstance(part, kind) and part.training}
+
+
+def in_train_mode(module: nn.Module) -> tuple[str, ...]:
+    """Return the layers in train mode that behave otherwise in eval mode: dropout that drops, batch norm that keeps statistics.
+
+    >>> in_train_mode(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Dropout(0.0)))
+    ('1',)
+    """
+    norms, drops = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
+    return tuple(
+        name
+        for name, part in clean_names(module)
+        if part.training
+        and ((isinstance(part, drops) and part.p > 0) or (isinstance(part, norms) and part.running_mean is not None))
+    )

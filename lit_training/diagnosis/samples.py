@@ -36,6 +36,7 @@ class Samples:
         in_order: whether the loader reads its data set from first to last; `None` if that is not known.
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
         val: of the first validation batch, likewise; empty if there was none before training.
+        val_modes: dropout and batch-norm layers that were in train mode after it.
         target: which of them the loss takes as its target.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
     """
@@ -45,6 +46,7 @@ class Samples:
     in_order: bool | None = None
     train: tuple[Part | None, ...] = ()
     val: tuple[Part | None, ...] = ()
+    val_modes: tuple[str, ...] = ()
     target: int | None = None
     broken: tuple[int, ...] = ()
 

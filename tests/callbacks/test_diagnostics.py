@@ -150,9 +150,10 @@ def test_training_is_bit_identical_with_and_without(kind, loader):
 
 def breakable():
     auditor, monitor = lit_training.callbacks.init_auditor, lit_training.callbacks.activation_monitor
+    step = lit_training.callbacks._first_step
     return [
-        (auditor, "Probe"),
-        (auditor, "collect"),
+        (step, "Probe"),
+        (step, "collect"),
         (auditor, "report"),
         (auditor, "audit_view"),
         (monitor, "log_scalars"),
@@ -294,3 +295,39 @@ def test_an_empty_loader_finds_nothing_and_says_nothing_false():
     loader = DataLoader(TensorDataset(torch.zeros(0, 6), torch.zeros(0, dtype=torch.long)), batch_size=8)
     pl.Trainer(callbacks=watch, max_epochs=1, logger=False, **QUIET).fit(Classic(), loader)
     assert watch[0].findings == []
+
+
+class TrainedWhileValidating(pl.LightningModule):
+    """Switches to train mode in validation, as a callback of old did."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__()
+        self.model = nn.Sequential(nn.Linear(8, 16), *layers, nn.ReLU(), nn.Linear(16, 2))
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+    def on_validation_start(self) -> None:
+        self.train()
+
+    def validation_step(self, batch, batch_idx):
+        self.training_step(batch, batch_idx)
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.05)
+
+
+@pytest.mark.parametrize(
+    ("layer", "rules"),
+    [(nn.Dropout(0.5), ["dropout_active_in_eval"]), (nn.BatchNorm1d(16), ["bn_stats"]), (nn.LayerNorm(16), [])],
+)
+def test_a_network_in_train_mode_while_it_validates_is_named(layer: nn.Module, rules: list[str]) -> None:
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.randn(64, 8), torch.randint(2, (64,))), 16)
+    for module, expected in ((TrainedWhileValidating(layer), rules), (TrainedWhileValidating(layer), [])):
+        if not expected:
+            module.on_validation_start = lambda: None
+        watch = Diagnostics(verbose=False, select=["dropout_active_in_eval", "bn_stats"])
+        trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                             enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(module, data, data)
+        assert [finding.rule for finding in watch.findings if finding.severity != "note"] == expected

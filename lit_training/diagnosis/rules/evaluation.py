@@ -21,10 +21,9 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     `transpose` was meant, a softmax over dimension 0). It can still lower the training loss, and its predictions change
     with whatever else is in the batch.
 
-    How it is measured: a copy of each network that the training step calls runs on the real inputs in eval mode, twice; the
-    second time the first sample is replaced by another one. The figure is the largest change in any other sample's output,
-    relative to
-    the spread of the outputs.
+    How it is measured: a copy of each network that the training step calls runs on a few of the real inputs in eval mode,
+    twice; the second time the first sample is replaced by another one. The figure is the largest change in any other
+    sample's output, relative to the spread of the outputs.
 
     Threshold: 1e-3. Rounding is 1e-6, and a sample's own change is of order 1.
 
@@ -54,7 +53,7 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
     `train()` that ignores its argument.
 
     How it is measured: a copy of each network that the training step calls runs twice in eval mode on the same inputs; the
-    outputs differ, and a random mask was drawn.
+    outputs differ, and a random mask was drawn. Besides, the mode of dropout layers after the first batch of the sanity check.
 
     Threshold: none; equal inputs give equal outputs to the bit.
 
@@ -68,6 +67,11 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
             advice = "Write F.dropout(x, p, training=self.training), or make an nn.Dropout in __init__."
             yield Finding("dropout_active_in_eval", "warning", result.name, evidence.step, message, advice)
             return
+    active = [name for name in evidence.samples.val_modes if name in evidence.dropouts]
+    if active:
+        message = f"{len(active)} dropout layer(s) are in train mode after the first validation batch."
+        advice = "Do not call train() in validation hooks; Lightning switches modes by itself."
+        yield Finding("dropout_active_in_eval", "warning", active[0], evidence.step, message, advice)
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])

@@ -136,12 +136,9 @@ def _means_compared(evidence: Evidence) -> _Verdict:
     for call in evidence.losses:
         maker = producer(graph, graph.nodes[call.prediction])
         arriving = graph.nodes[maker.parents[0]].shape if maker.parents else ()
-        if (
-            maker.op in ("mean", "sum")
-            and arriving[:1] == (evidence.batch_size,) != maker.shape[:1]
-            and evidence.batch_size > 1
-        ):
-            message = f"{call.op} compares the {maker.op} over the batch, of shape {list(maker.shape)}: all samples get one gradient."
+        averaged = maker.op in ("mean", "sum") and arriving[:1] == (evidence.batch_size,) != maker.shape[:1]
+        if averaged and evidence.batch_size > 1 and any(graph.nodes[i].name == "batch" for i in graph.ancestors(call.target)):
+            message = f"{call.op} compares the batch's {maker.op}, of shape {list(maker.shape)}: all samples get one gradient."
             return maker.scope, message, "Compare sample by sample, and average the loss: loss_fn(output, target)."
     return None
 

@@ -40,6 +40,7 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     .999.
 
     How it is measured: (1 - momentum) to the power of the planned updates, which is the part of the start that is left in them.
+    Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on.
 
     Threshold: half, in runs of 100 updates or more, for statistics that are new.
 
@@ -47,6 +48,12 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: `momentum=0.1`, .01 for long runs; `PreciseBatchNorm` computes them anew.
     """
+    tracking = [name for name in evidence.samples.val_modes if name in evidence.collecting_norms]
+    if tracking:
+        message = f"{len(tracking)} batch-norm layer(s) are in train mode in validation, and collect its statistics."
+        advice = "Do not call train() in validation hooks; Lightning switches modes by itself."
+        yield Finding("bn_stats", "error", tracking[0], evidence.step, message, advice)
+        return
     updates = evidence.plan.updates or 0
     left = {name: (1 - momentum) ** updates for name, momentum in evidence.collecting_norms.items()}
     slow = [name for name, part in left.items() if part > LEFT]

@@ -89,7 +89,8 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
     before, after = promised(evidence, clipped=False), promised(evidence, clipped=True)
     if before is not None and after is not None and after < FALLS <= before:
         norm, plan = gradient_norm(evidence), evidence.plan
-        clip = plan.clip if plan.clip is not None else plan.clip_value
+        own = norm * (evidence.later.kept or 0.0) if evidence.later is not None else 0.0
+        clip = next((value for value in (plan.clip, plan.clip_value) if value is not None), own)
         fall = f"{plan.updates} updates lower the loss by {after:.1g} of itself"
         message = f"The gradient, of norm {norm:.2g}, is clipped to {clip:.2g}, so that {fall}."
         advice = f'Trainer(gradient_clip_val={_round(norm)}, gradient_clip_algorithm="norm") or so.'

@@ -151,3 +151,78 @@ def test_batch_norm_of_a_few_values_is_noted(rows: int, noted: bool) -> None:
 def test_idle_batch_norm_is_found() -> None:
     model = conv(False)
     assert alarms(model.eval()) == ["bn_eval_in_train"]
+
+
+UNHEARD = {
+    "one logit": lambda output, y: -output.gather(1, y[:, None]).mean(),
+    "one logit, bounded": lambda output, y: F.softplus(-output.gather(1, y[:, None])).mean(),
+    "means": lambda output, y: F.mse_loss(output.mean(0), F.one_hot(y, 4).float().mean(0)),
+}
+
+
+@pytest.mark.parametrize("name", UNHEARD)
+def test_losses_that_leave_outputs_unheard_are_found(name: str) -> None:
+    assert alarms(mlp(16, 64, 4), loss=UNHEARD[name], steps=1)[0] == "wrong_loss"
+
+
+def test_a_hinge_wants_targets_of_minus_one_and_one() -> None:
+    x, y = vectors()
+    zero_one = (y % 2).float()[:, None]
+
+    def hinge(output: Tensor, target: Tensor) -> Tensor:
+        return F.relu(1 - target * output).mean()
+
+    assert alarms(mlp(16, 64, 1), (x, zero_one), hinge, steps=1)[0] == "wrong_loss"
+    assert alarms(mlp(16, 64, 1), (x, 2 * zero_one - 1), hinge, steps=1) == []
+
+
+def test_policy_gradients_and_means_of_features_are_silent() -> None:
+    x, y = vectors()
+    reinforce = lambda output, target: -(output.log_softmax(1).gather(1, target[:, None]) * (x[:, :1] > 0)).mean()  # noqa: E731
+    assert "wrong_loss" not in alarms(mlp(16, 64, 4), (x, y), reinforce, steps=1)
+    assert "wrong_loss" not in alarms(
+        mlp(16, 64, 4), (x, y), lambda output, _: F.mse_loss(output.mean(0), torch.zeros(4)), steps=1
+    )
+
+
+@pytest.mark.parametrize(("low", "high", "rules"), [(0.0, 1.0, ["wrong_last_activation"]), (-30.0, 30.0, [])])
+def test_logits_may_be_clamped_far_out_only(low: float, high: float, rules: list[str]) -> None:
+    assert alarms(mlp(16, 64, 4).append(nn.Hardtanh(low, high)), steps=1) == rules
+
+
+class Maxout(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.head = nn.Linear(16, 96), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.maps(x).view(-1, 32, 3).amax(2))
+
+
+class Graph(nn.Module):
+    """Two graph convolutions; the batch is the nodes of one graph."""
+
+    def __init__(self, act: nn.Module) -> None:
+        super().__init__()
+        self.first, self.second, self.act = nn.Linear(16, 64), nn.Linear(64, 4), act
+        self.register_buffer("adjacency", torch.eye(32).roll(1, 0) + torch.eye(32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.adjacency @ self.second(self.act(self.adjacency @ self.first(x)))
+
+
+class SpatialSoftmax(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps, self.head = nn.Linear(16, 80), nn.Linear(8, 4)
+        self.register_buffer("places", torch.linspace(-1, 1, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head((self.maps(x).view(-1, 8, 10).softmax(2) * self.places).sum(2))
+
+
+def test_maxima_given_matrices_and_expectations_are_read_as_what_they_are() -> None:
+    assert alarms(Maxout(), steps=1) == []
+    assert alarms(Graph(nn.ReLU()), steps=1) == []
+    assert alarms(Graph(nn.Identity()), steps=1) == ["missing_activation"]
+    assert alarms(SpatialSoftmax(), steps=1) == []

@@ -32,3 +32,22 @@ def test_sparse_one_hot_inputs_are_silent() -> None:
     _, y = vectors()
     x = torch.nn.functional.one_hot(torch.arange(32) * 7 % 200, 200).float()
     assert alarms(mlp(200, 32, 4), (x, y)) == []
+
+
+class Customers(nn.Module):
+    """A number in its own unit beside an embedded code."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code, self.top = nn.Embedding(5, 8), mlp(24, 32, 4)
+
+    def forward(self, x):
+        return self.top(torch.cat([x, self.code((x[:, 0] > 0).long())], 1))
+
+
+@pytest.mark.parametrize(("unit", "rules"), [(1.0, []), (1e4, ["unnormalised_input"])])
+def test_raw_numbers_beside_an_embedding_are_seen(unit: float, rules: list[str]) -> None:
+    x, y = vectors()
+    scale = torch.ones(16)
+    scale[3] = unit
+    assert alarms(Customers(), (x * scale, y)) == rules

@@ -270,3 +270,35 @@ def test_a_gradient_that_vanishes_without_a_cause_is_said() -> None:
 def test_a_long_gradient_is_a_note() -> None:
     x, y = numbers()
     assert "exploding_gradient" in notes(mlp(16, 64, 1), (x, 1e6 * y), F.mse_loss, optimizer=adam, steps=1)
+
+
+class ZeroEnds(nn.Module):
+    """A residual net as Fixup starts it: the last layer of each branch is zero, and so is the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(16, 32), nn.Linear(32, 4)
+        self.first, self.last = nn.Linear(32, 32), nn.Linear(32, 32)
+        for layer in (self.last, self.head):
+            nn.init.zeros_(layer.weight)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.head(x + self.last(torch.relu(self.first(x))))
+
+
+class Factors(nn.Module):
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 8, bias=False), nn.Linear(16, 8, bias=False)
+        for layer in (self.a, self.b):
+            nn.init.normal_(layer.weight, std=value)
+
+    def forward(self, x):
+        return (self.a(x) * self.b(x)).sum(1, keepdim=True)
+
+
+def test_zero_ends_are_silent_and_zeros_that_nothing_moves_are_not() -> None:
+    assert alarms(ZeroEnds()) == []
+    assert alarms(Factors(0.0), numbers(), torch.nn.functional.mse_loss)[0] == "init_symmetry"
+    assert alarms(Factors(0.1), numbers(), torch.nn.functional.mse_loss) == []

@@ -130,3 +130,22 @@ def test_a_later_batch_that_is_not_finite_is_bad_data_and_no_rate() -> None:
     found = [finding for finding in watch.findings if finding.severity != "note"]
     assert [finding.rule for finding in found] == ["bad_data"]
     assert "Batch 1" in found[0].message
+
+
+@pytest.mark.parametrize(("most", "rules"), [(1e-5, ["clip_too_small"]), (10.0, [])])
+def test_clipping_by_the_users_own_code_counts(most: float, rules: list[str]) -> None:
+    class Clips(LitModule):
+        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
+            torch.nn.utils.clip_grad_norm_(self.parameters(), most)
+
+        def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+            self.trainer.should_stop = self.global_step > 5
+
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    data = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 32, shuffle=True)
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_steps=300, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(Clips(mlp(8, 32, 2), lr=0.05, metrics=[]), data)
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules

@@ -1,0 +1,128 @@
+"""What `InitAuditor` holds while the first step runs, and what it keeps of the batches that loaders hand out."""
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
+from lit_training.callbacks.eager import eager
+from lit_training.callbacks.harmless import harmless
+from lit_training.callbacks.layer_freezing import declared_frozen
+from lit_training.columns import batch_size_of
+from lit_training.diagnosis.evidence import Evidence, collect
+from lit_training.diagnosis.experiments import Calls
+from lit_training.diagnosis.modules import in_train_mode
+from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
+from lit_training.probe import Probe
+
+__all__ = ["FirstStep", "HandedOut"]
+
+
+class HandedOut:
+    """What is kept of the first batches: of training their targets, of validation the first batch's scale and the network's mode."""
+
+    def __init__(self) -> None:
+        self._batches = FirstBatches()
+        self._val: tuple[Part | None, ...] = ()
+        self._val_modes: tuple[str, ...] | None = None
+
+    @harmless
+    def note_training(self, batch: Any) -> None:
+        """Keep the targets of one of the first few batches."""
+        self._batches.note(batch)
+
+    @harmless
+    def note_validation(self, module: nn.Module, batch: Any) -> None:
+        """Keep the scale of the first validation batch, and which layers were in train mode after it."""
+        if self._val_modes is None:
+            self._val = summary(batch)
+            self._val_modes = in_train_mode(module)
+
+    def at_first_step(self, trainer: Trainer, probe: Probe) -> Samples:
+        """Return what is known at the first step."""
+        return Samples(
+            in_order=in_order(trainer.train_dataloader),
+            train=summary(probe.batch),
+            val=self._val,
+            val_modes=self._val_modes or (),
+            target=target_place(probe),
+        )
+
+    @harmless
+    def with_targets(self, known: Samples) -> Samples:
+        """Add to what is known the targets of all batches seen so far."""
+        targets = self._batches.targets(known.target)
+        labels = targets is not None and not targets.is_floating_point()
+        return replace(known, targets=targets, labels=labels, broken=self._batches.broken())
+
+
+class FirstStep:
+    """Observe the first step of a training from its first forward to its first optimiser step.
+
+    The tracer is off during backward passes, whose operations are no part of the graph.
+    """
+
+    def __init__(self, module: LightningModule, batch: Any) -> None:
+        self.loss: Tensor | None = None
+        self._loss_scale = 1.0
+        self._probe: Probe | None = None
+        self._calls: Calls | None = None
+        self._attached = ExitStack()
+        self._attach(module, batch)
+
+    @harmless
+    def _attach(self, module: LightningModule, batch: Any) -> None:
+        self._attached.enter_context(eager())
+        self._calls = self._attached.enter_context(Calls(module))
+        self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
+
+    def detach(self) -> None:
+        """Leave nothing attached to the module."""
+        self._attached.close()
+
+    @harmless
+    def before_backward(self, trainer: Trainer, loss: Tensor) -> None:
+        """Note the loss, and what it is scaled by."""
+        if self._probe is not None:
+            self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
+        if self.loss is None:
+            self._loss_scale = loss_scale(trainer)
+            self.loss = loss.detach().clone()
+        if self._probe is not None:
+            self._probe.tracer.pause()
+
+    @harmless
+    def after_backward(self) -> None:
+        """Go on watching: a manual loop may run forward again."""
+        if self._probe is not None:
+            self._probe.tracer.resume()
+
+    def collect(
+        self, trainer: Trainer, optimizer: Optimizer | None, expect_frozen: Sequence[str], handed_out: HandedOut
+    ) -> Evidence:
+        """Gather this rank's evidence.
+
+        Raises:
+            RuntimeError: if nothing was observed; or whatever ended the recording.
+        """
+        self.detach()
+        if self._probe is None or self._calls is None:
+            raise RuntimeError("nothing was observed")
+        if self._probe.tracer.failure is not None:
+            raise self._probe.tracer.failure
+        return collect(
+            self._probe,
+            loss=None if self.loss is None else self.loss * trainer.accumulate_grad_batches,
+            gradient_factor=gradient_factor(trainer, self._loss_scale),
+            expect_frozen=(*expect_frozen, *declared_frozen(trainer)),
+            stepping=optimizer,
+            calls=self._calls.seen,
+            samples=handed_out.at_first_step(trainer, self._probe),
+            optimizers=trainer.optimizers,
+            plan=plan_of(trainer),
+        )
