@@ -12,10 +12,12 @@ from lit_training.callbacks.harmless import DiagnosisError
 from lit_training.callbacks.init_auditor import InitAuditor
 from lit_training.callbacks.initialize import Initialize
 from lit_training.callbacks.layer_freezing import LayerFreezing, Phase, declared_frozen, gradual
+from lit_training.callbacks.loss_monitor import LossMonitor
 from lit_training.callbacks.max_norm import MaxNorm
 from lit_training.callbacks.rank_consistency import RankConsistency
 from lit_training.callbacks.weight_decay import WeightDecay
 
-__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "Initialize", "LayerFreezing", "MaxNorm", "Phase", "RankConsistency", "WeightDecay", "declared_frozen", "diagnostics", "gradual",]
+__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "Initialize", "LayerFreezing",
+    "LossMonitor", "MaxNorm", "Phase", "RankConsistency", "WeightDecay", "declared_frozen", "diagnostics", "gradual",]
 
 

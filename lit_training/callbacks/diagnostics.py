@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lit_training.callbacks.activation_monitor import ActivationMonitor
 from lit_training.callbacks.harmless import harmless, stop_if_asked
 from lit_training.callbacks.init_auditor import InitAuditor
+from lit_training.callbacks.loss_monitor import LossMonitor
 from lit_training.callbacks.rank_consistency import RankConsistency
 from lit_training.callbacks.thaw_monitor import ThawMonitor
 from lit_training.diagnosis.finding import Finding
@@ -53,9 +54,9 @@ def _on_parts(name: str) -> Callable[..., None]:
 class Diagnostics(Callback):
     """Name what is wrong with a training run, why, and what to do: before the first weight update, and while it trains.
 
-    Its parts are an `InitAuditor`, an `ActivationMonitor`, with more than one process a `RankConsistency`, and a monitor of what
-    `LayerFreezing` thaws. A part that the user adds to the trainer by hand is adopted: its findings count here, and it does not run
-    twice. Nothing that it does changes the training: trained weights are bit-identical to
+    Its parts are an `InitAuditor`, an `ActivationMonitor`, with more than one process a `RankConsistency`, a `LossMonitor`,
+    and a monitor of what `LayerFreezing` thaws. A part that the user adds to the trainer by hand is adopted: its findings
+    count here, and it does not run twice. Nothing that it does changes the training: trained weights are bit-identical to
     those of a run without it, and an exception inside it becomes one warning.
 
     Args:
@@ -107,8 +108,9 @@ class Diagnostics(Callback):
         self.activations = ActivationMonitor(every_n_steps)
         self.ranks = RankConsistency()
         self.thaws = ThawMonitor()
+        self.losses = LossMonitor()
         self.verbose = verbose
-        self._own: list[Callback] = [self.auditor, self.activations, self.ranks, self.thaws]
+        self._own: list[Callback] = [self.auditor, self.activations, self.ranks, self.thaws, self.losses]
 
     @property
     def findings(self) -> list[Finding]:
@@ -117,7 +119,7 @@ class Diagnostics(Callback):
 
     @property
     def _monitored(self) -> list[Finding]:
-        found = [*self.ranks.findings, *self.thaws.findings, *self.activations.findings]
+        found = [*self.ranks.findings, *self.thaws.findings, *self.losses.findings, *self.activations.findings]
         return [finding for finding in found if self.auditor.wanted.wants(finding)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -131,7 +133,9 @@ class Diagnostics(Callback):
                 self.ranks = callback
             elif isinstance(callback, ThawMonitor):
                 self.thaws = callback
-        parts = (self.auditor, self.activations, self.ranks, self.thaws)
+            elif isinstance(callback, LossMonitor):
+                self.losses = callback
+        parts = (self.auditor, self.activations, self.ranks, self.thaws, self.losses)
         self._own = [part for part in parts if part not in trainer.callbacks]  # type: ignore[attr-defined]
         for part in self._own:
             part.setup(trainer, pl_module, stage)
@@ -143,13 +147,16 @@ class Diagnostics(Callback):
     on_before_backward = _on_parts("on_before_backward")
     on_after_backward = _on_parts("on_after_backward")
     on_before_optimizer_step = _on_parts("on_before_optimizer_step")
+    on_validation_end = _on_parts("on_validation_end")
     on_train_batch_end = _on_parts("on_train_batch_end")
     on_train_epoch_end = _on_parts("on_train_epoch_end")
     on_exception = _on_parts("on_exception")
     teardown = _on_parts("teardown")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print one verdict of a few lines."""
+        """Judge the run as a whole, and print one verdict of a few lines."""
+        for part in self._own:
+            part.on_train_end(trainer, pl_module)
         if self.verbose and trainer.is_global_zero and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._tell()
 

@@ -2,6 +2,7 @@
 
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
+from lit_training.diagnosis.rules.course import overfit_no_regularisation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
 from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
@@ -79,5 +80,6 @@ RULES: tuple[Rule, ...] = (
 MONITORED: tuple[Rule, ...] = (
     Rule(ranks_diverged, explains=("nan_loss",)),
     Rule(pretrained_lr_too_high, explains=("nan_loss",)),
+    Rule(overfit_no_regularisation, symptom=True),
 )
 """What monitors find while a run goes on; they measure it themselves."""

@@ -17,7 +17,7 @@ OFFSET = 5.0
 ALIKE = 0.2
 
 
-@rule(explains=["nan_loss", "lr_too_low", "lr_too_high", "exploding_gradient"])
+@rule(explains=["overfit_no_regularisation", "nan_loss", "lr_too_low", "lr_too_high", "exploding_gradient"])
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
     """The first batches hold NaN or infinite values that reach the loss, or nearly all samples are one and the same.
 

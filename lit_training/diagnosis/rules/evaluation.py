@@ -13,7 +13,16 @@ MIXED = 1e-3
 MOST_DROPPED = 0.8
 
 
-@rule(explains=["slow_convergence", "lr_too_low", "constant_output", "train_val_gap", "bad_initial_loss"])
+@rule(
+    explains=[
+        "overfit_no_regularisation",
+        "slow_convergence",
+        "lr_too_low",
+        "constant_output",
+        "train_val_gap",
+        "bad_initial_loss",
+    ]
+)
 def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     """The output for one sample depends on the other samples of its batch.
 
@@ -44,7 +53,7 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["train_val_gap"])
+@rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap"])
 def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
     """Dropout drops in eval mode too.
 

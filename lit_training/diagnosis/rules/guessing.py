@@ -2,6 +2,8 @@
 
 import math
 
+import torch
+
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
 from lit_training.loss_calls import LossCall
@@ -62,11 +64,19 @@ def guesses(evidence: Evidence) -> bool:
 
 
 def guess(evidence: Evidence) -> float | None:
-    """Return the loss of a guess, `None` where that is not known or the loss has other parts."""
+    """Return the loss of saying the same for every sample, `None` where that is not known or the loss has other parts.
+
+    Of classes it is the entropy of the labels seen so far, where those are known, else that of classes alike.
+    """
     if len(evidence.losses) != 1 or evidence.losses[0].summed:
         return None
-    classes = classes_of(evidence, evidence.losses[0])
-    return math.log(classes) if classes > 1 else evidence.losses[0].constant
+    classes, targets = classes_of(evidence, evidence.losses[0]), evidence.samples.targets
+    if classes < 2:
+        return evidence.losses[0].constant
+    if targets is None or len(targets) < 8 * classes or bool((targets < 0).any()):
+        return math.log(classes)
+    shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
+    return float(-(shares * shares.log()).sum())
 
 
 def classes_of(evidence: Evidence, call: LossCall) -> int:

@@ -66,6 +66,7 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(
     explains=[
+        "lr_too_high",
         "exploding_gradient",
         "loss_diverging",
         "nan_loss",
@@ -179,7 +180,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         passed.append(layer)
 
 
-@rule(explains=["vanishing_gradient", "slow_convergence", "lr_too_low"])
+@rule(explains=["lr_too_high", "vanishing_gradient", "slow_convergence", "lr_too_low"])
 def bad_gain(evidence: Evidence) -> Iterator[Finding]:
     """SELU layers are drawn with another gain than the one that makes them normalise themselves.
 

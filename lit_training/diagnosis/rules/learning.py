@@ -54,7 +54,7 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("not_in_optimizer", "error", loose[0].scope, evidence.step, message, advice, {"tensors": len(loose)})
 
 
-@rule(explains=["no_update", "slow_convergence", "lr_too_low"])
+@rule(explains=["overfit_no_regularisation", "no_update", "slow_convergence", "lr_too_low"])
 def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     """Weights that were never trained are frozen, and nobody declared it.
 
@@ -86,7 +86,16 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
 
 
-@rule(explains=["no_update", "slow_convergence", "lr_too_low", "vanishing_gradient", "not_in_optimizer"])
+@rule(
+    explains=[
+        "overfit_no_regularisation",
+        "no_update",
+        "slow_convergence",
+        "lr_too_low",
+        "vanishing_gradient",
+        "not_in_optimizer",
+    ]
+)
 def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     """The loss uses a layer, but its gradient cannot get back to it.
 

@@ -53,7 +53,17 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
                 return
 
 
-@rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "loss_diverging", "loss_sign", "vanishing_gradient"])
+@rule(
+    explains=[
+        "lr_too_high",
+        "slow_convergence",
+        "lr_too_low",
+        "bad_initial_loss",
+        "loss_diverging",
+        "loss_sign",
+        "vanishing_gradient",
+    ]
+)
 def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     """The loss is not made for what it gets: log-probabilities, several classes, labels that exclude each other.
 

@@ -16,7 +16,7 @@ LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
 
 
-@rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
+@rule(explains=["lr_too_high", "loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
 def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     """Training climbs: a step against the gradient takes the outputs away from their targets.
 

@@ -14,7 +14,9 @@ LONG_RUN = 100
 LEFT = 0.5
 
 
-@rule(explains=["slow_convergence", "lr_too_low", "bn_stats", "train_val_gap", "exploding_gradient"])
+@rule(
+    explains=["overfit_no_regularisation", "slow_convergence", "lr_too_low", "bn_stats", "train_val_gap", "exploding_gradient"]
+)
 def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
     """Batch norm is in eval mode while the net trains, with running statistics that were never updated: it does nothing.
 
@@ -31,7 +33,7 @@ def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("bn_eval_in_train", "error", first, evidence.step, message, "Call model.train() before fit.")
 
 
-@rule(explains=["train_val_gap"])
+@rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap"])
 def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     """Batch norm's running statistics move so slowly that they do not arrive at the data's before the run ends.
 

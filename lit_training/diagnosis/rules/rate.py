@@ -20,7 +20,9 @@ FLUNG = 5.0
 LONG_MEMORY = 0.99
 
 
-@rule(explains=["loss_diverging", "nan_loss", "oscillating_loss", "exploding_gradient", "dead_relu", "saturation"])
+@rule(
+    explains=["lr_too_high", "loss_diverging", "nan_loss", "oscillating_loss", "exploding_gradient", "dead_relu", "saturation"]
+)
 def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     """The first update is larger than the weights that it moves, or the first few fling the loss up.
 

@@ -28,6 +28,8 @@ _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 @rule(
     explains=[
+        "train_val_mismatch",
+        "overfit_no_regularisation",
         "lr_too_low",
         "data_not_shuffled",
         "class_imbalance",
@@ -76,7 +78,16 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
 
 
-@rule(explains=["class_imbalance", "train_val_mismatch", "oscillating_loss", "constant_output", "bad_initial_loss"])
+@rule(
+    explains=[
+        "overfit_no_regularisation",
+        "class_imbalance",
+        "train_val_mismatch",
+        "oscillating_loss",
+        "constant_output",
+        "bad_initial_loss",
+    ]
+)
 def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
     """The samples come sorted by their target.
 
@@ -120,7 +131,7 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("data_not_shuffled", "error", "", evidence.step, message, advice, {"correlation": correlation})
 
 
-@rule(explains=["constant_output", "dead_relu"])
+@rule(explains=["overfit_no_regularisation", "constant_output", "dead_relu"])
 def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     """A few classes make up nearly all of the samples, and the loss does not make up for it.
 
@@ -207,7 +218,7 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
         return
 
 
-@rule(explains=["train_val_gap", "overfitting"])
+@rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
 def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     """Validation batches have another scale or offset than training batches.
 

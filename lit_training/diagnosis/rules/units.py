@@ -127,7 +127,17 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-@rule(explains=["vanishing_gradient", "slow_convergence", "lr_too_low", "init_vanishing", "bad_gain", "constant_output"])
+@rule(
+    explains=[
+        "lr_too_high",
+        "vanishing_gradient",
+        "slow_convergence",
+        "lr_too_low",
+        "init_vanishing",
+        "bad_gain",
+        "constant_output",
+    ]
+)
 def saturation(evidence: Evidence) -> Iterator[Finding]:
     """Most values of a bounded activation, or many of a recurrent layer's gates, lie at their bounds, where the slope is zero.
 

@@ -1,0 +1,89 @@
+"""How losses went: overfitted, diverged, validated on something else, and what looks like it and is none."""
+
+import math
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics, LossMonitor
+from lit_training.diagnosis.rules.course import Course, diverged, overfit_no_regularisation
+from lit_training.loss_curve import LossCurve
+
+
+@pytest.mark.parametrize("steps", [1, 64, 65, 200, 1000])
+def test_a_curve_keeps_the_mean_of_each_stretch(steps: int) -> None:
+    losses = torch.rand(steps, generator=torch.Generator().manual_seed(0))
+    curve = LossCurve()
+    for loss in losses:
+        curve.note(loss)
+    means = curve.means()
+    stretch = 2 ** max(math.ceil(math.log2(steps / 64)), 0)
+    assert means == pytest.approx([float(part.mean()) for part in losses.split(stretch)], rel=1e-5)
+    assert curve.first_broken() is None
+
+
+def test_a_curve_knows_the_first_step_that_broke() -> None:
+    curve = LossCurve()
+    for loss in (1.0, 2.0, math.inf, 1.0, math.nan):
+        curve.note(torch.tensor(loss))
+    assert curve.first_broken() == 2
+
+
+@pytest.mark.parametrize(
+    ("training", "validation", "rules"),
+    [
+        ((1.4, 0.4, 0.001), (0.9, 0.8, 1.6), ["overfit_no_regularisation"]),
+        ((1.4, 0.4, 0.001), (0.9, 0.8, 0.8), []),  # still at its best
+        ((1.4, 0.4, 0.2), (0.9, 0.3, 0.5), []),  # a common gap
+        ((1.4, 0.01, 1e-6), (0.01, 1e-4, 2e-4), []),  # tiny on both sides
+        ((1.4, 0.4, 0.001), (7.0, 9.0, 16.0), ["train_val_mismatch"]),
+        ((1.4, 0.4, 0.001), (math.nan, 1.0), []),
+        ((-1.4, -3.0), (0.9, 1.6), []),
+        ((1.4,), (0.9,), []),
+    ],
+)
+def test_what_a_gap_between_the_losses_means(training, validation, rules) -> None:
+    assert [finding.rule for finding in overfit_no_regularisation(Course(training, validation))] == rules
+
+
+@pytest.mark.parametrize(
+    ("course", "rules"),
+    [
+        (Course((1.0, 0.5)), []),
+        (Course((1.0, 2.5)), []),
+        (Course((1.0, 40.0)), ["lr_too_high"]),
+        (Course((-1.0, 40.0)), []),
+        (Course((1.0, 9.0, math.nan), broken=7), ["lr_too_high"]),
+        (Course((1.0, 0.3, math.nan), broken=7), ["nan_loss"]),
+        (Course(()), []),
+    ],
+)
+def test_what_a_rise_means(course: Course, rules: list[str]) -> None:
+    assert [finding.rule for finding in diverged(course)] == rules
+
+
+class Validated(LitModule):
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+
+@pytest.mark.parametrize(("noise", "rules"), [(0.5, ["overfit_no_regularisation"]), (0.0, [])])
+def test_a_run_that_learns_noise_by_heart_is_told_so(noise: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(600, 8)
+    y = (x[:, 0] > 0).long()
+    y = torch.where(torch.rand(600) < noise, torch.randint(2, (600,)), y)
+    size = 64 if noise else 500
+    net = nn.Sequential(nn.Linear(8, 256), nn.ReLU(), nn.Linear(256, 2))
+    watch, monitor = Diagnostics(verbose=False), LossMonitor()
+    trainer = pl.Trainer(max_steps=400, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch, monitor],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    module = Validated(net, optimizer=torch.optim.Adam, lr=3e-3, metrics=[], weight_decay=0.0)
+    loaders = (DataLoader(TensorDataset(x[a:b], y[a:b]), 32, shuffle=a == 0) for a, b in ((0, size), (500, 600)))
+    trainer.fit(module, *loaders)
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+    assert watch.losses is monitor  # adopted, not run twice
