@@ -92,7 +92,7 @@ def unpack(packed: Sequence[Sequence[Tensor]], rows: Sequence[int], follows: Seq
     """
     sizes = torch.tensor([layer.shape[1] for layer in packed[0]])
     means, deviations, thirds = torch.stack([torch.cat(list(layers), 1).double() for layers in packed]).unbind(1)
-    weights = torch.tensor(rows, dtype=torch.float64)[:, None]
+    weights = torch.tensor([max(size, 1) for size in rows], dtype=torch.float64)[:, None]
     count = float(weights.sum())
     mean = (means * weights).sum(0) / count
     within = deviations.sum(0) + (weights * (means - mean).square()).sum(0)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of"]
+__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of", "leaves_of"]
 
 MAX_COLUMNS = 1024
 _PRIMES = (
@@ -66,13 +66,27 @@ def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
     return columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
 
 
+def leaves_of(batch: Any) -> list[Any]:
+    """Return what a batch holds, in order: of containers their leaves, of dataclasses and plain objects those of their attributes.
+
+    >>> from types import SimpleNamespace
+    >>> len(leaves_of({"pair": (torch.zeros(2), 1), "more": SimpleNamespace(x=torch.ones(2), y=[torch.ones(1)])}))
+    4
+    """
+    found: list[Any] = []
+    for leaf in tree_leaves(batch):
+        plain = hasattr(leaf, "__dict__") and not isinstance(leaf, (Tensor, nn.Module, type))
+        found += leaves_of(dict(vars(leaf))) if plain else [leaf]
+    return found
+
+
 def batch_size_of(batch: Any) -> int:
     """Return the number of samples of any batch: the first dimension of its first tensor that has one, 0 without such a tensor.
 
     >>> batch_size_of({"image": torch.zeros(8, 3), "label": torch.zeros(8)})
     8
     """
-    return next((leaf.shape[0] for leaf in tree_leaves(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0), 0)
+    return next((leaf.shape[0] for leaf in leaves_of(batch) if isinstance(leaf, Tensor) and leaf.ndim > 0), 0)
 
 
 def _stride(columns: int, shape: Sequence[int]) -> int:

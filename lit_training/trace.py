@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import (
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lit_training.columns import leaves_of
 from lit_training.graph import LINEAR, Graph, Node, Origin, first_operand
 from lit_training.selection import clean_names
 
@@ -80,7 +81,7 @@ class Tracer(TorchDispatchMode):
         self._names = {id(m): name for name, m in clean_names(module)}
         self._scopes: list[tuple[str, nn.Module]] = [("", module)]
         self._node_of: Any = WeakTensorKeyDictionary()
-        self.batch = _tensors(batch)
+        self.batch = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
         self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self.batch}
         self._writes: dict[int, tuple[int, object]] = {}
         self._stack = ExitStack()

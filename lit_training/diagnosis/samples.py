@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
+from lit_training.columns import leaves_of
 from lit_training.probe import Probe
 
 __all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
@@ -67,7 +67,7 @@ class FirstBatches:
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if len(self.columns) < BATCHES:
-            tensors = {i: x.detach() for i, x in enumerate(tree_leaves(batch)) if isinstance(x, Tensor) and not x.is_sparse}
+            tensors = {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse}
             self.columns.append({i: x.flatten().clone() for i, x in tensors.items() if _one_each(x)})
             self.finite.append([x.isfinite().all() for x in tensors.values() if x.is_floating_point()])
 
@@ -95,13 +95,13 @@ def target_place(probe: Probe) -> int | None:
     if len(found) != 1:
         return None
     target = read[found.pop()]
-    return next((i for i, leaf in enumerate(tree_leaves(probe.batch)) if leaf is target), None)
+    return next((i for i, leaf in enumerate(leaves_of(probe.batch)) if leaf is target), None)
 
 
 @torch.no_grad()
 def summary(batch: Any) -> tuple[Part | None, ...]:
     """Return mean and spread of each floating-point tensor of a batch."""
-    return tuple(_part(leaf) for leaf in tree_leaves(batch))
+    return tuple(_part(leaf) for leaf in leaves_of(batch))
 
 
 def in_order(loader: Any) -> bool | None:
