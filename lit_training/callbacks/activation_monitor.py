@@ -17,11 +17,13 @@ from lit_training.callbacks.logging import log_scalars, logged_step
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.ranks import gather_packed
-from lit_training.diagnosis.rules.divergence import became_nan
+from lit_training.diagnosis.rules.divergence import became_nan, died
 from lit_training.sampling import is_sampled
 from lit_training.trace import Tracer
 
 __all__ = ["ActivationMonitor"]
+
+_ENOUGH, _GONE, _ALIVE = 8, 0.99, 0.6
 
 
 @dataclass
@@ -51,7 +53,8 @@ class ActivationMonitor(Callback):
         batch. `activation_saturated/NN.layer`: fraction of values within 1 % of the bounds of tanh or sigmoid.
 
     Attributes:
-        findings: a `nan_loss` error at the first layer whose output was not finite.
+        findings: a `nan_loss` error at the first layer whose output was not finite; `lr_too_high` where all units of a rectifier
+            that fired at the start are silent at two samples in a row.
         latest: the last sample, `{layer: ActivationStats}`.
 
     Raises:
@@ -76,12 +79,15 @@ class ActivationMonitor(Callback):
         self._tracer: Tracer | None = None
         self._sampling = self._disabled = self._missed = False
         self._last_step, self._batch_size = -1, 0
+        self._dead_at_start: dict[str, float] = {}
+        self._gone: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
         self.release()
         self.findings, self.latest, self._sites, self._last_step = [], {}, {}, -1
         self._disabled = self._missed = False
+        self._dead_at_start, self._gone = {}, []
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Attach if this step is sampled; the first time, also find out what follows each layer."""
@@ -184,10 +190,17 @@ class ActivationMonitor(Callback):
     def _record(self, trainer: Trainer, sites: list[_Site], ranks: list[tuple[list[Tensor], int]]) -> None:
         stats = unpack([tensors for tensors, _ in ranks], [size for _, size in ranks], [site.follows for site in sites])
         self.latest = {site.name: layer for site, layer in zip(sites, stats, strict=True)}
-        self._judge()
+        self._judge({site.name for site in sites if site.packed is not None and site.packed.shape[1] >= _ENOUGH})
         log_scalars(trainer, _scalars(self.latest), self._last_step)
 
-    def _judge(self) -> None:
+    def _judge(self, wide: set[str]) -> None:
+        dead = {name: stats.dead for name, stats in self.latest.items() if name in wide and stats.dead is not None}
+        self._dead_at_start = self._dead_at_start or dead
+        gone = [name for name, share in dead.items() if share >= _GONE and self._dead_at_start.get(name, 1.0) < _ALIVE]
+        twice = next((name for name in gone if name in self._gone), None)
+        if twice is not None and not self.findings:
+            self.findings += died(twice, self._last_step, self._dead_at_start[twice])
+        self._gone = gone
         broken = next((name for name, stats in self.latest.items() if not stats.finite), None)
         if broken is not None and not self.findings:
             self.findings += became_nan(broken, self._last_step)

@@ -12,7 +12,7 @@ from lit_training.callbacks.init_auditor import InitAuditor
 from lit_training.callbacks.loss_monitor import LossMonitor
 from lit_training.callbacks.rank_consistency import RankConsistency
 from lit_training.callbacks.thaw_monitor import ThawMonitor
-from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import Check, in_causal_order
 from lit_training.diagnosis.rules import MONITORED
 from lit_training.showing.console import show, verdict_view
@@ -115,11 +115,14 @@ class Diagnostics(Callback):
     @property
     def findings(self) -> list[Finding]:
         """What all parts found, in causal order."""
-        return in_causal_order([*self.auditor.findings, *self._monitored], (*self.auditor.rules, *MONITORED))
+        found = in_causal_order([*self.auditor.findings, *self._monitored], (*self.auditor.rules, *MONITORED))
+        cause = next(filter(is_alarm, found), None)
+        course = [finding for finding in self.losses.compared if self.auditor.wanted.wants(finding)]
+        return [*found, *(finding.as_symptom_of(cause) for finding in course)] if cause else [*course, *found]
 
     @property
     def _monitored(self) -> list[Finding]:
-        found = [*self.ranks.findings, *self.thaws.findings, *self.losses.findings, *self.activations.findings]
+        found = [*self.ranks.findings, *self.thaws.findings, *self.losses.diverged, *self.activations.findings]
         return [finding for finding in found if self.auditor.wanted.wants(finding)]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -18,8 +18,10 @@ class LossMonitor(Callback):
     operations on one number. In manual optimisation it does nothing, since losses of several kinds alternate there.
 
     Attributes:
-        findings: `lr_too_high` or `nan_loss` for a loss that diverged, `overfit_no_regularisation` or `train_val_mismatch`
-        for a validation loss (logged under a name with `val` and `loss`) that rises while training's vanishes.
+        diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
+        compared: `overfit_no_regularisation` or `train_val_mismatch` for a validation loss (logged under a name with `val` and
+            `loss`) that rises while training's vanishes. Anything else that is wrong explains it.
+        findings: both.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -30,13 +32,19 @@ class LossMonitor(Callback):
     """
 
     def __init__(self) -> None:
-        self.findings: list[Finding] = []
+        self.diverged: list[Finding] = []
+        self.compared: list[Finding] = []
         self._curve = LossCurve()
         self._validation: list[float] = []
 
+    @property
+    def findings(self) -> list[Finding]:
+        """What was found."""
+        return [*self.diverged, *self.compared]
+
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
-        self.findings, self._curve, self._validation = [], LossCurve(), []
+        self.diverged, self.compared, self._curve, self._validation = [], [], LossCurve(), []
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation."""
@@ -50,11 +58,11 @@ class LossMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge on rank 0, and tell all ranks."""
-        self.findings = trainer.strategy.broadcast(self._judge(trainer) or [])
+        self.diverged, self.compared = trainer.strategy.broadcast(self._judge(trainer) or ([], []))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Judge what there is, on this rank."""
-        self.findings = self._judge(trainer) or []
+        self.diverged, self.compared = self._judge(trainer) or ([], [])
 
     @harmless
     def _note(self, loss: Tensor) -> None:
@@ -68,9 +76,9 @@ class LossMonitor(Callback):
             self._validation.append(float(next(iter(logged.values()))))
 
     @harmless
-    def _judge(self, trainer: Trainer) -> list[Finding]:
+    def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding]]:
         course = self._course(trainer)
-        return diverged(course) or overfit_no_regularisation(course)
+        return diverged(course), overfit_no_regularisation(course)
 
     def _course(self, trainer: Trainer) -> Course:
         curve = self._curve

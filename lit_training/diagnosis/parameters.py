@@ -16,7 +16,7 @@ __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter
 
 _ROUNDING = 1e-5
 _PLAIN = (torch.optim.SGD,)
-_FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax)
+_FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax, torch.optim.RMSprop)
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,27 @@ def test_a_net_without_layers_is_told_once() -> None:
 def test_a_negative_interval_is_refused() -> None:
     with pytest.raises(ValueError, match="every_n_steps must be positive, 0 for never or None"):
         ActivationMonitor(-1)
+
+
+def test_units_that_a_step_threw_over_are_named() -> None:
+    torch.manual_seed(0)
+    monitor = ActivationMonitor(every_n_steps=1)
+
+    class Thrown(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 2))
+
+        def training_step(self, batch, batch_idx):
+            if batch_idx == 3:
+                nn.init.constant_(self.model[0].bias, -100.0)
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    data = torch.utils.data.TensorDataset(torch.randn(128, 8), torch.randint(2, (128,)))
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[monitor],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Thrown(), torch.utils.data.DataLoader(data, 16))
+    assert [(finding.rule, finding.where, finding.step) for finding in monitor.findings] == [("lr_too_high", "model.0", 4)]

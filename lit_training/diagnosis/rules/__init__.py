@@ -80,6 +80,6 @@ RULES: tuple[Rule, ...] = (
 MONITORED: tuple[Rule, ...] = (
     Rule(ranks_diverged, explains=("nan_loss",)),
     Rule(pretrained_lr_too_high, explains=("nan_loss",)),
-    Rule(overfit_no_regularisation, symptom=True),
+    Rule(overfit_no_regularisation),
 )
 """What monitors find while a run goes on; they measure it themselves."""

@@ -9,6 +9,7 @@ __all__ = ["Course", "diverged", "overfit_no_regularisation"]
 
 ROSE = 3.0
 GAP = 30.0
+HUGE = 100.0
 WORSE = 1.2
 SUBSTANTIAL = 0.3
 NEVER_AS_GOOD = 1.5
@@ -62,9 +63,10 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     How it is measured: the validation loss that the module logs (a name with `val` and `loss`) after each validation, the mean
     training loss of equal stretches of the run.
 
-    Threshold: at the end the validation loss is more than 30 times the training loss, more than 1.2 times its own minimum,
-    and more than .3 times the training loss at the start. Healthy set-ups end below 20 times, most below 3. If it was never
-    below 1.5 times the training loss at the start, the two are computed on different things: `train_val_mismatch`.
+    Threshold: at the end the validation loss is more than 30 times the training loss and 1.2 times its own minimum, or 100
+    times the training loss, and more than .3 times the training loss at the start. Healthy set-ups end below 20 times, most
+    below 3. If it was never below 1.5 times the training loss at the start, the two are computed on different things:
+    `train_val_mismatch`.
 
     Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides.
 
@@ -78,7 +80,7 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     if not known or min(training[0], training[-1], min(validation)) <= 0:
         return []
     gap, worse = validation[-1] / training[-1], validation[-1] / min(validation)
-    if gap < GAP or worse < WORSE or validation[-1] < SUBSTANTIAL * training[0]:
+    if gap < GAP or (gap < HUGE and worse < WORSE) or validation[-1] < SUBSTANTIAL * training[0]:
         return []
     figures = f"{training[-1]:.2g} in training, {validation[-1]:.3g} in validation"
     numbers = {"gap": gap, "worse": worse}

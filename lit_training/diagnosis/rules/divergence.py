@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from lit_training.diagnosis.finding import Finding
 from lit_training.thawing import Thaw
 
-__all__ = ["became_nan", "pretrained_lr_too_high", "ranks_diverged"]
+__all__ = ["became_nan", "died", "pretrained_lr_too_high", "ranks_diverged"]
 
 FAR = 0.3
 
@@ -102,6 +102,17 @@ def became_nan(place: str, step: int) -> list[Finding]:
     message = "The output is NaN or infinite; the layers before it were finite."
     advice = "Look at what enters this layer: lower the learning rate, clip gradients, or check the data for NaN."
     return [Finding("nan_loss", "error", place, step, message, advice)]
+
+
+def died(place: str, step: int, before: float) -> list[Finding]:
+    """All units of a rectifier that fired at the start are silent now: `lr_too_high`.
+
+    >>> died("body.0", step=16, before=0.1)[0].rule
+    'lr_too_high'
+    """
+    message = f"By step {step} all units behind {place} are silent, at the start {before:.0%} were: steps threw them over."
+    advice = "Lower lr by a factor of 3 to 10, warm up, or clip gradients; a leaky ReLU can come back."
+    return [Finding("lr_too_high", "error", place, step, message, advice, {"dead_before": before})]
 
 
 def _or_infinite(value: float) -> float:

@@ -9,7 +9,7 @@ from lit_training.diagnosis.reading import producer
 from lit_training.loss_calls import LossCall
 from lit_training.probe import Layer
 
-__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "is_normalised", "times_guessing"]
+__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "is_normalised", "regression", "times_guessing"]
 
 
 def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
@@ -53,6 +53,16 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
         if ratio > best[0]:
             best = ratio, next((layer for layer in evidence.layers if layer.node == head.index), None)
     return best
+
+
+def regression(evidence: Evidence) -> tuple[float, LossCall, Layer] | None:
+    """Return a squared or absolute error over that of the targets' mean, its loss, and the layer that made the prediction."""
+    for call in evidence.losses:
+        head = producer(evidence.graph, evidence.graph.nodes[call.prediction]).index
+        layer = next((layer for layer in evidence.layers if layer.node == head), None)
+        if layer is not None and call.value is not None and call.constant and math.isfinite(call.value):
+            return call.value / call.constant, call, layer
+    return None
 
 
 def guesses(evidence: Evidence) -> bool:

@@ -82,7 +82,7 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
     each other; `kl_div` on `log_softmax`.
     """
-    checks = (_nll_of_others, _single_class, _several_labels, _kl_of_probabilities, _means_compared, _unheard)
+    checks = (_nll_of_others, _single_class, _several_labels, _kl_of_probabilities, _means_compared, _unheard, _flat)
     found = next((verdict for check in checks if (verdict := check(evidence))), None)
     if found:
         where, message, advice = found
@@ -162,6 +162,18 @@ def _unheard(evidence: Evidence) -> _Verdict:
         if layer.silent_label is not None:
             message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
             return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
+    return None
+
+
+def _flat(evidence: Evidence) -> _Verdict:
+    """Say so if the loss has a gradient, and it is zero at every parameter in all of the first steps."""
+    learning = [f for f in evidence.parameters.values() if f.gradient is not None]
+    always = evidence.later is not None and not any(evidence.later.gradients.values())
+    heads = [layer for layer in evidence.layers if layer.node is not None and not evidence.graph.reaches_layer(layer.node)]
+    flat = bool(heads) and all(layer.gradient is not None and layer.gradient.largest == 0 < layer.output.rms for layer in heads)
+    if always and flat and learning and not any(f.gradient for f in learning):
+        message = f"The loss does not depend on the outputs: its gradient at {heads[0].name} is exactly 0."
+        return heads[0].name, message, "Look at its last operations: a cosine or softmax over one column, a step, a clamp."
     return None
 
 

@@ -68,11 +68,11 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     low.
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
-    divides is an alarm if some weight is held by SGD and its first update is longer than half the weight itself. A mean that is
-    divided by exactly the batch size (4 or more) is one under SGD.
+    divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A
+    mean that is divided by exactly the batch size (4 or more) is one under SGD.
 
-    Threshold: over healthy set-ups with SGD the longest first update of any weight is 0.25 of its weight; a step that replaces
-    half of a weight is no small correction, and momentum then adds ten of them.
+    Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
+    rate was lowered to match, stay below .12.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
     and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
@@ -83,15 +83,16 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
     if not changes or evidence.batch_size < 4:
         return
+    total = max(changes) / (1 - min(evidence.momentum, 0.99))
     for loss in evidence.differentiated:
         found = list(terms(evidence.graph, loss))
-        if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and max(changes) > LARGE_CHANGE:
-            message = (
-                f"The loss is a sum over {evidence.batch_size} samples; the first SGD step would change a weight by"
-                f" {max(changes):.2g} times its length, where 0.25 is the most that healthy runs show."
+        if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and total > LARGE_CHANGE:
+            longest = (
+                f"the first SGD steps add up to {total:.2g} times the length of a weight, where healthy sums stay below .12"
             )
+            message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
-            yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": max(changes)})
+            yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": total})
             return
         twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
         if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):

@@ -1,5 +1,6 @@
 """Rules about batch norm: idle, fed with too little, or with a bias in front that it subtracts again."""
 
+import math
 from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
@@ -12,6 +13,8 @@ __all__ = ["bias_before_bn", "bn_eval_in_train", "bn_stats", "small_batch_norm"]
 FEW = 16
 LONG_RUN = 100
 LEFT = 0.5
+FAST = 0.9
+NOISY = 32
 
 
 @rule(
@@ -44,7 +47,8 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: (1 - momentum) to the power of the planned updates, which is the part of the start that is left in them.
     Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on.
 
-    Threshold: half, in runs of 100 updates or more, for statistics that are new.
+    Threshold: half, in runs of 100 updates or more, for statistics that are new. A momentum of .9 and more takes the last
+    batch's statistics for the data's, which is told where a channel has fewer than 32 values in it.
 
     Not an alarm: trained statistics that are fine-tuned; `momentum=None`, which averages all batches alike.
 
@@ -55,6 +59,13 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
         message = f"{len(tracking)} batch-norm layer(s) are in train mode in validation, and collect its statistics."
         advice = "Do not call train() in validation hooks; Lightning switches modes by itself."
         yield Finding("bn_stats", "error", tracking[0], evidence.step, message, advice)
+        return
+    fast = [name for name, momentum in evidence.collecting_norms.items() if momentum >= FAST]
+    values = min(_values_per_channel(evidence.graph), default=(NOISY, ""))[0]
+    if fast and values < NOISY:
+        momentum = evidence.collecting_norms[fast[0]]
+        message = f"With momentum {momentum:g} the running statistics are those of the last batch, {values} values a channel."
+        yield Finding("bn_stats", "warning", fast[0], evidence.step, message, "momentum=0.1; torch's is the part that is new.")
         return
     updates = evidence.plan.updates or 0
     left = {name: (1 - momentum) ** updates for name, momentum in evidence.collecting_norms.items()}
@@ -105,16 +116,7 @@ def small_batch_norm(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: larger batches, accumulation does not help; `GroupNorm`, or `SyncBatchNorm` over several processes.
     """
-    graph = evidence.graph
-    small = []
-    for node in graph.nodes:
-        if node.op in _BATCH and node.grad_mode and node.parents:
-            shape = graph.nodes[node.parents[0]].shape
-            if len(shape) > 1 and node.shape == shape and _trains(node):
-                count = shape[0]
-                for size in shape[2:]:
-                    count *= size
-                small.append((count, node.scope))
+    small = list(_values_per_channel(evidence.graph))
     if small and min(small)[0] < FEW:
         count, where = min(small)
         message = f"Batch norm takes its mean and variance from {count} value(s) per channel."
@@ -124,6 +126,15 @@ def small_batch_norm(evidence: Evidence) -> Iterator[Finding]:
 _BATCH = frozenset(
     "native_batch_norm _native_batch_norm_legit cudnn_batch_norm miopen_batch_norm _batch_norm_with_update".split()
 )
+
+
+def _values_per_channel(graph: Graph) -> Iterator[tuple[int, str]]:
+    """Yield of each batch norm that takes its statistics from the batch how many values a channel has, and its name."""
+    for node in graph.nodes:
+        if node.op in _BATCH and node.grad_mode and node.parents:
+            shape = graph.nodes[node.parents[0]].shape
+            if len(shape) > 1 and node.shape == shape and _trains(node):
+                yield math.prod((shape[0], *shape[2:])), node.scope
 
 
 def _trains(node: Node) -> bool:

@@ -17,8 +17,7 @@ IDLE = 0.01
 MOST_IDLE = 0.5
 STARTED = 0.1
 GROWS = 10.0
-STRONGER = 2.0
-STRONGER_DECOUPLED = 0.5
+STRONGER = 0.5
 ALONG = 0.7
 FEW = 100
 
@@ -81,7 +80,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     penalty inside the loss: the cosine between gradient and weights, which is 1 for an L2 penalty alone, .8 for L1, and
     near 0 for data.
 
-    Threshold: above 2, or .5 if decoupled, where the planned updates would shrink the weights by more than a factor e; a
+    Threshold: above .5, where the planned updates would shrink the weights by more than a factor e; a
     cosine above .7, over 100 weights or more. Healthy set-ups with a usual decay start below .1.
 
     Not an alarm: a strong decay in a run too short for it to matter; weights that decay in front of a normalisation at
@@ -103,7 +102,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         if decoupled
         else math.hypot(*(f.decay * f.norm for f in decayed)) / gradient
     )
-    if shrink > 1 and pull > (STRONGER_DECOUPLED if decoupled else STRONGER):
+    if shrink > 1 and pull > STRONGER:
         against = "the step" if decoupled else "the loss"
         message = f"Decay pulls {pull:.2g} times as hard as {against}, and alone would divide the weights by e^{shrink:.2g}."
         advice = f"weight_decay={'0.01' if decoupled else '5e-4'} or so instead of {max(f.decay for f in decayed):g}."

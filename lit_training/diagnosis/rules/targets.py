@@ -23,6 +23,8 @@ SHIFT, STRETCH = 1.0, 3.0
 SORTED = 5.0
 BY_CHANCE, BY_CHANCE_IN_ORDER = math.log(1e6), math.log(50)
 OUT_OF_REACH = 100.0
+FAR = 50.0
+FEW_VALUES = 10
 _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
@@ -60,6 +62,12 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     for call in evidence.losses:
         low, high = call.target_range
         if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6):
+            if evidence.samples.targets is not None and len(torch.unique(evidence.samples.targets)) > FEW_VALUES:
+                message = f"BCE is given numbers from {low:.4g} to {high:.4g}; it asks for a yes or no."
+                yield Finding(
+                    "wrong_loss", "error", "", evidence.step, message, "Use mse_loss for numbers, or scale them to 0...1."
+                )
+                return
             message = f"The targets of BCE go from {low:.4g} to {high:.4g}; it takes 0 to 1."
             advice = "Scale them, e.g. masks of 0 and 255 by / 255, labels of -1 and 1 by (y + 1) / 2."
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
@@ -191,6 +199,8 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
     matrix; or, for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to
     (rate times updates times the width of the last layer).
 
+    All targets more than 50 of their standard deviations from zero count too.
+
     Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
 
     What to do: standardise the targets, and scale predictions back.
@@ -199,6 +209,12 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
         if call.op not in _REGRESSION:
             continue
         size = max(map(abs, call.target_range))
+        offset = _offset(call)
+        if offset > FAR and size > 30 and size > 30 * max(map(abs, call.prediction_range)):
+            message = f"The targets lie {offset:.0f} of their standard deviations from zero, and the outputs start there."
+            advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+            yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"offset": offset})
+            return
         outputs = max(map(abs, call.prediction_range))
         if not math.isfinite(size) or size <= 30 * max(outputs, 1.0):
             continue
@@ -254,6 +270,14 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
                 "train_val_mismatch", "error", "", evidence.step, message, advice, {"shift": shift, "stretch": stretch}
             )
             return
+
+
+def _offset(call: LossCall) -> float:
+    """Return how many standard deviations the nearest target lies from zero, 0 if zero lies among them."""
+    low, high = call.target_range
+    if call.spread is None or call.spread[0] <= 0 or low <= 0 <= high:
+        return 0.0
+    return min(abs(low), abs(high)) / math.sqrt(call.spread[0])
 
 
 def _takes_labels(evidence: Evidence) -> bool:

@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, is_drawn, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, regression, times_guessing
 from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
 
@@ -21,6 +21,7 @@ LEAST_ROWS = 4
 CLOSED = -3.0
 ALONE = 3.0
 OVERCONFIDENT = 5.0
+OFF_TARGET = 30.0
 
 
 @rule(
@@ -46,9 +47,10 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     hidden layers: at least 90 % of the units of a rectifier are silent, or half of a sigmoid's or tanh's values lie within 1 %
     of their bounds, and every bias of the layer (or of the batch norm behind it) lies on one side of zero, further than 3
     times the std that its samples give it (2 times for batch norm, whose std is 1);
-    heads: the first cross-entropy is above 5 times that of guessing, and a bias is larger than 3 times the logits' std over
-    samples; LSTMs: the forget gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step
-    (Jozefowicz, Zaremba and Sutskever 2015 want them at +1).
+    heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
+    mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); LSTMs: the forget
+    gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step (Jozefowicz, Zaremba and
+    Sutskever 2015 want them at +1).
 
     Threshold: three standard deviations leave one sample of a thousand on the other side of zero.
 
@@ -77,6 +79,18 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
                 f" {ratio:.1f} times that of guessing."
             )
             advice = "Start the head's bias at 0, or at the log of the class frequencies."
+            yield _finding(evidence, facts.name, message, advice, largest)
+            return
+    found = regression(evidence)
+    facts = evidence.parameters.get(f"{found[2].name}.bias") if found is not None else None
+    if found is not None and facts is not None and found[0] > OFF_TARGET:
+        ratio, call, head = found
+        largest = max(abs(facts.low), abs(facts.high))
+        if largest > ALONE * head.output.signal and largest > 2 * max(map(abs, call.target_range)):
+            message = (
+                f"Biases up to {largest:.3g} lead outputs astray: the first loss is {ratio:.2g} times the targets' variance."
+            )
+            advice = "Start the head's bias at 0, or at the mean of the targets."
             yield _finding(evidence, facts.name, message, advice, largest)
             return
     for name, gate in evidence.forget_gates.items():

@@ -226,3 +226,10 @@ def test_maxima_given_matrices_and_expectations_are_read_as_what_they_are() -> N
     assert alarms(Graph(nn.ReLU()), steps=1) == []
     assert alarms(Graph(nn.Identity()), steps=1) == ["missing_activation"]
     assert alarms(SpatialSoftmax(), steps=1) == []
+
+
+def test_a_cosine_over_one_column_is_flat() -> None:
+    x, y = numbers()
+    assert (
+        alarms(mlp(16, 8, 1), (x, y), lambda output, target: 1 - F.cosine_similarity(output, target).mean())[0] == "wrong_loss"
+    )

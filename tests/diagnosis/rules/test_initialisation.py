@@ -302,3 +302,13 @@ def test_zero_ends_are_silent_and_zeros_that_nothing_moves_are_not() -> None:
     assert alarms(ZeroEnds()) == []
     assert alarms(Factors(0.0), numbers(), torch.nn.functional.mse_loss)[0] == "init_symmetry"
     assert alarms(Factors(0.1), numbers(), torch.nn.functional.mse_loss) == []
+
+
+def test_a_regressions_outputs_are_held_against_its_targets() -> None:
+    wild, biased = mlp(16, 64, 64, 1), mlp(16, 64, 1)
+    for layer in wild:
+        if isinstance(layer, nn.Linear):
+            nn.init.normal_(layer.weight, std=1.0)
+    nn.init.constant_(biased[-1].bias, 60.0)
+    assert alarms(wild, numbers(), F.mse_loss, optimizer=adam)[0] == "init_exploding"
+    assert alarms(biased, numbers(), F.mse_loss, optimizer=adam)[0] == "bad_bias_init"

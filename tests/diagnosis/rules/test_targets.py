@@ -157,3 +157,25 @@ def test_a_sorted_set_that_begins_with_one_class_and_a_few_of_the_next_is_not_sh
     assert found(x, y, shuffle=False, outputs=2) == ["data_not_shuffled"]
     y = (torch.arange(512) % 16 == 3).long()
     assert found(x, y, shuffle=False, outputs=2) == ["class_imbalance"]
+
+
+def test_numbers_are_nothing_for_bce() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(256, 6), torch.randn(256)
+    watch = Diagnostics(verbose=False)
+    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    asks = lambda output, target: nn.functional.binary_cross_entropy_with_logits(output, target)  # noqa: E731
+    net = nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1), nn.Flatten(0))
+    trainer.fit(
+        LitModule(net, loss=asks, lr=0.01, metrics=[]),
+        DataLoader(TensorDataset(x, y), 32),
+    )
+    assert next(finding.rule for finding in watch.findings if finding.severity != "note") == "wrong_loss"
+
+
+def test_targets_far_from_zero_for_their_spread_are_unnormalised() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(512, 6)
+    assert found(x, 300 + x[:, 0], loss="mse", outputs=1, lr=1e-4) == ["unnormalised_target"]
+    assert found(x, 20 + x[:, 0], loss="mse", outputs=1, lr=1e-4) == []
