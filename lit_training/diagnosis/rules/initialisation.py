@@ -90,7 +90,7 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
     the other; together: the root mean square that arrives at a last layer, without normalisation on the way, over that of the
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
-    3.
+    3; or a regression's loss above 30 times that of the targets' mean, with outputs whose std is above 3 times the largest target.
 
     Threshold: an excess of 10, of 6.5 in front of a rectifier (what tanh and sigmoid take, saturation judges). With weights
     drawn at random it scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4; squeeze layers
@@ -129,7 +129,7 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
         return
     found = regression(evidence)
-    if found is not None and found[0] > FAR_OFF and is_drawn(evidence, found[2]):
+    if found is not None and found[0] > FAR_OFF and (found[2].shape[-1] == 1 or is_drawn(evidence, found[2])):
         ratio, call, head = found
         reach = max(map(abs, call.target_range))
         if head.output.signal > 3 * reach:
