@@ -17,21 +17,24 @@ __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter
 _ROUNDING = 1e-5
 _PLAIN = (torch.optim.SGD,)
 _FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax, torch.optim.RMSprop)
+_ADADELTA_STEP = 0.03  # of its rate: a tenth of that at the first step, growing slowly (Zeiler 2012)
 
 
 @dataclass(frozen=True)
 class ParameterFacts:
     """One parameter after a backward pass: `gradient` is its gradient's norm, `None` where there is no gradient.
 
-    `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a weight
-    that is frozen, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`), `expected_frozen` whether the
-    user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known), `stepping` whether the
-    optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units (slices along the first
-    dimension) have the same weights, and the same gradients; `low` and `high` are its extremes; `descent` is the learning rate if
-    plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`; `fixed_step` the learning rate if Adam or
-    its like does, whose first step moves each element by it; `made_with` the rate before a schedule changed it. `gradient_sum` is
-    the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's `weight_decay`, `decoupled`
-    whether that acts on the weight and not through the gradient.
+    `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a
+    weight that is frozen, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`), `expected_frozen`
+    whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known),
+    `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units
+    (slices along the first dimension) have the same weights, and the same gradients; `low` and `high` are its extremes;
+    `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`;
+    `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for RMSprop
+    and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the rate
+    before a schedule changed it. `gradient_sum` is the sum of its gradient's sizes, `along` the product of gradient and
+    weight; `decay` the optimiser's `weight_decay`, `decoupled` whether that acts on the weight and not through the
+    gradient.
     """
 
     name: str
@@ -51,6 +54,7 @@ class ParameterFacts:
     descent: float | None = None
     fixed_step: float | None = None
     made_with: float = 0.0
+    shrinks: bool = False
     gradient_sum: float = 0.0
     along: float = 0.0
     decay: float = 0.0
@@ -97,7 +101,10 @@ def parameter_facts(
     infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
-    descents, fixed = _rates(optimizers or (), _PLAIN), _rates(optimizers or (), _FIXED)
+    descents = _rates(optimizers or (), _PLAIN)
+    fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad)) | {
+        key: _ADADELTA_STEP * rate for key, rate in _rates(optimizers or (), (torch.optim.Adadelta,)).items()
+    }
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
@@ -105,7 +112,7 @@ def parameter_facts(
     gradients = iter(
         zip(
             to_host(norms(with_gradient)),
-            equal_units(with_gradient),
+            equal_units([_by_unit(info.name, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
             to_host(norms(with_gradient, order=1)),
             to_host(_along(p) for p in parameters if p.grad is not None),
             strict=True,
@@ -113,9 +120,10 @@ def parameter_facts(
     )
     extremes = [_extremes(p) for p in parameters]
     lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
-    measured = zip(infos, to_host(norms(parameters)), equal_units(parameters), lows, highs, strict=True)
+    units = equal_units([_by_unit(info.name, info.parameter) for info in infos])
+    measured = zip(infos, to_host(norms(parameters)), units, lows, highs, strict=True)
     facts = {}
-    for info, norm, units, low, high in measured:
+    for info, norm, equal_weights, low, high in measured:
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         doubtful = not requires_grad or p.grad is None or info.name in judged
@@ -131,7 +139,7 @@ def parameter_facts(
             gradient=gradient,
             fresh=doubtful and info.kind in ("weight", "embedding") and looks_fresh(p),
             expected_frozen=info.name in expected,
-            equal_units=units,
+            equal_units=equal_weights,
             equal_gradients=equal,
             stepping=moving is None or id(p) in moving,
             low=low,
@@ -139,6 +147,7 @@ def parameter_facts(
             descent=descents.get(id(p)),
             fixed_step=fixed.get(id(p)),
             made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
+            shrinks=isinstance(optimizer, torch.optim.Adagrad),
             gradient_sum=gradient_sum,
             along=along,
             decay=float(group.get("weight_decay", 0.0)),
@@ -205,6 +214,15 @@ def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
         suspects = [i for i, difference in zip(suspects, differences, strict=True) if difference <= _ROUNDING]
     equal = set(suspects)
     return [i in equal for i in range(len(tensors))]
+
+
+def _by_unit(name: str, weight: Tensor) -> Tensor:
+    """Return a recurrent weight, `[gates * units, units]`, with units first: gates are compared each with its like."""
+    leaf, square = name.rpartition(".")[2], weight.ndim == 2 and weight.shape[1] > 0
+    if not leaf.startswith("weight_hh") or weight.is_sparse or not square or weight.shape[0] % weight.shape[1]:
+        return weight
+    by_unit: Tensor = weight.unflatten(0, (-1, weight.shape[1])).transpose(0, 1)
+    return by_unit
 
 
 def _difference(tensor: Tensor) -> Tensor:

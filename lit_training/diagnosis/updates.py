@@ -61,13 +61,15 @@ def promised(evidence: Evidence, *, clipped: bool) -> float | None:
     learning = [f for f in evidence.parameters.values() if f.gradient is not None and f.requires_grad and f.optimized]
     if not learning or any(not f.stepping or (f.descent is None and f.fixed_step is None) for f in learning):
         return None
-    total = sum(_per_rate(evidence, f, clipped) * f.made_with for f in learning)
+    total = sum(_per_update(evidence, f, clipped) for f in learning)
     return total * plan.updates * (fmean(plan.rates) if plan.rates else 1.0) / abs(loss)
 
 
-def _per_rate(evidence: Evidence, facts: ParameterFacts, clipped: bool) -> float:
+def _per_update(evidence: Evidence, facts: ParameterFacts, clipped: bool) -> float:
     assert facts.gradient is not None
     if facts.fixed_step is not None:
-        return facts.gradient_sum
+        step = facts.fixed_step if not evidence.plan.rates else facts.made_with
+        fade = 2 / math.sqrt(evidence.plan.updates or 1) if facts.shrinks else 1.0
+        return facts.gradient_sum * step * fade
     left = kept(evidence, facts) if clipped else 1.0
-    return facts.gradient**2 * left / max(1 - evidence.momentum, 1e-4)
+    return facts.made_with * facts.gradient**2 * left / max(1 - evidence.momentum, 1e-4)

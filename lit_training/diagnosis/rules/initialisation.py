@@ -90,7 +90,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
     the other; together: the root mean square that arrives at a last layer, without normalisation on the way, over that of the
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
-    3; or a regression's loss above 30 times that of the targets' mean, with outputs whose std is above 3 times the largest target.
+    3; or a regression's loss above 30 times that of the targets' mean, with outputs whose std is above 3 times the largest
+    target.
 
     Threshold: an excess of 10, of 6.5 in front of a rectifier (what tanh and sigmoid take, saturation judges). With weights
     drawn at random it scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4; squeeze layers

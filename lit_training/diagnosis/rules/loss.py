@@ -82,7 +82,16 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
     each other; `kl_div` on `log_softmax`.
     """
-    checks = (_nll_of_others, _single_class, _several_labels, _kl_of_probabilities, _means_compared, _unheard, _flat)
+    checks = (
+        _nll_of_others,
+        _single_class,
+        _several_labels,
+        _kl_of_probabilities,
+        _means_compared,
+        _unheard,
+        _flat,
+        _class_numbers,
+    )
     found = next((verdict for check in checks if (verdict := check(evidence))), None)
     if found:
         where, message, advice = found
@@ -174,6 +183,22 @@ def _flat(evidence: Evidence) -> _Verdict:
     if always and flat and learning and not any(f.gradient for f in learning):
         message = f"The loss does not depend on the outputs: its gradient at {heads[0].name} is exactly 0."
         return heads[0].name, message, "Look at its last operations: a cosine or softmax over one column, a step, a clamp."
+    return None
+
+
+def _class_numbers(evidence: Evidence) -> _Verdict:
+    """Recognise a squared or absolute error of several outputs, all against one and the same class number."""
+    graph = evidence.graph
+    for call in evidence.losses:
+        outputs, target = graph.nodes[call.prediction].shape, graph.nodes[call.target]
+        spread = False
+        while target.parents and len(target.parents) == 1:
+            spread = spread or (target.op == "expand" and target.shape[-1:] == outputs[-1:])
+            target = graph.nodes[target.parents[0]]
+        integers = target.name == "batch" and not target.dtype.is_floating_point and target.shape != outputs
+        if call.op in ("mse_loss", "l1_loss") and spread and integers and len(outputs) == 2 and outputs[1] > 1:
+            message = f"{call.op} compares each of {outputs[1]} outputs with the number of the class."
+            return "", message, "Use cross_entropy(output, target), or one_hot(target, classes).float() as the target."
     return None
 
 

@@ -17,6 +17,7 @@ OVERWRITES_ADAPTIVE = 2.0
 LONG_RUN = 100
 FALLS = 0.4
 FLUNG = 5.0
+MOST_CLIPPED = 0.05
 LONG_MEMORY = 0.99
 
 
@@ -80,7 +81,7 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: as lr_too_low, with the gradient as clipping leaves it (`gradient_clip_val`).
 
-    Threshold: .4 with clipping, while it would be more without.
+    Threshold: .4 with clipping (1, where less than a twentieth of the gradient is left), while it would be more without.
 
     Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients.
 
@@ -89,7 +90,12 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
     if not _is_judged(evidence):
         return
     before, after = promised(evidence, clipped=False), promised(evidence, clipped=True)
-    if before is not None and after is not None and after < FALLS <= before:
+    if (
+        before is not None
+        and after is not None
+        and before >= FALLS
+        and (after < FALLS or after < min(1.0, MOST_CLIPPED * before))
+    ):
         norm, plan = gradient_norm(evidence), evidence.plan
         own = norm * (evidence.later.kept or 0.0) if evidence.later is not None else 0.0
         clip = next((value for value in (plan.clip, plan.clip_value) if value is not None), own)

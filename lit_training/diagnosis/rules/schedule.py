@@ -18,7 +18,7 @@ MOST_IDLE = 0.5
 STARTED = 0.1
 GROWS = 10.0
 STRONGER = 0.5
-ALONG = 0.7
+ALONG, PARTLY_ALONG = 0.7, 0.5
 FEW = 100
 
 
@@ -80,8 +80,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     penalty inside the loss: the cosine between gradient and weights, which is 1 for an L2 penalty alone, .8 for L1, and
     near 0 for data.
 
-    Threshold: above .5, where the planned updates would shrink the weights by more than a factor e; a
-    cosine above .7, over 100 weights or more. Healthy set-ups with a usual decay start below .1.
+    Threshold: above .5, where the planned updates would shrink the weights by more than a factor e; a cosine above .7 (.5
+    where most of the loss is a penalty), over 100 weights or more. Healthy set-ups with a usual decay start below .1.
 
     Not an alarm: a strong decay in a run too short for it to matter; weights that decay in front of a normalisation at
     usual strength.
@@ -110,12 +110,18 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"pull": pull, "shrink": shrink}
         )
-    elif cosine > ALONG:
+    elif cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence)):
         message = (
             f"The gradient points along the weights themselves (cosine {cosine:.2f}, not near 0): a penalty outweighs the data."
         )
         advice = "Lower the factor of the penalty in the loss, or use WeightDecay(...) with 5e-4."
         yield Finding("weight_decay_too_strong", "error", "", evidence.step, message, advice, {"cosine": cosine})
+
+
+def _outweighed(evidence: Evidence) -> bool:
+    """Tell whether most of the loss is something else than the only one of torch's losses in it."""
+    value = evidence.losses[0].value if len(evidence.losses) == 1 else None
+    return value is not None and value > 0 and evidence.loss is not None and evidence.loss > 3 * value
 
 
 def _shrink(evidence: Evidence, facts: ParameterFacts) -> float:

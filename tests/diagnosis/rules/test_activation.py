@@ -233,3 +233,10 @@ def test_a_cosine_over_one_column_is_flat() -> None:
     assert (
         alarms(mlp(16, 8, 1), (x, y), lambda output, target: 1 - F.cosine_similarity(output, target).mean())[0] == "wrong_loss"
     )
+
+
+def test_class_numbers_are_nothing_for_squared_errors() -> None:
+    loss = lambda output, y: F.mse_loss(output, y.float()[:, None].expand_as(output))  # noqa: E731
+    assert alarms(mlp(16, 64, 4), loss=loss, steps=1)[0] == "wrong_loss"
+    x, y = numbers()
+    assert alarms(mlp(16, 64, 4), (x, y), lambda output, target: F.mse_loss(output, target.expand_as(output)), steps=1) == []

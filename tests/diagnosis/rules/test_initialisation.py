@@ -312,3 +312,22 @@ def test_a_regressions_outputs_are_held_against_its_targets() -> None:
     nn.init.constant_(biased[-1].bias, 60.0)
     assert alarms(wild, numbers(), F.mse_loss, optimizer=adam)[0] == "init_exploding"
     assert alarms(biased, numbers(), F.mse_loss, optimizer=adam)[0] == "bad_bias_init"
+
+
+class Tagger(nn.Module):
+    def __init__(self, kind: type[nn.RNNBase], value: float | None) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = kind(4, 16, batch_first=True), nn.Linear(16, 4)
+        for parameter in self.parameters():
+            if value is not None:
+                nn.init.constant_(parameter, value)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x.view(-1, 4, 4))[0][:, -1])
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_recurrent_layer_of_constant_weights_is_symmetric(kind: type[nn.RNNBase]) -> None:
+    assert alarms(Tagger(kind, 0.1), steps=1)[0] == "init_symmetry"
+    assert alarms(Tagger(kind, None), steps=1) == []

@@ -38,6 +38,8 @@ def found(lr: float, optimizer=torch.optim.SGD, *, steps: int = 200, dropout: fl
         (torch.optim.Adam, 3e-2),
         (torch.optim.Adam, 1e-4),
         (torch.optim.RMSprop, 1e-3),
+        (torch.optim.Adagrad, 1e-2),
+        (torch.optim.Adadelta, 1.0),
     ],
 )
 def test_rates_that_people_use_are_silent(optimizer, lr: float) -> None:
@@ -50,7 +52,16 @@ def test_an_update_larger_than_the_weights_is_too_high(optimizer, lr: float) -> 
     assert found(lr, optimizer, gradient_clip_val=1e-4) == ([] if optimizer is torch.optim.SGD else ["lr_too_high"])
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [(torch.optim.SGD, 1e-6), (torch.optim.Adam, 1e-7)])
+@pytest.mark.parametrize(
+    ("optimizer", "lr"),
+    [
+        (torch.optim.SGD, 1e-6),
+        (torch.optim.Adam, 1e-7),
+        (torch.optim.RMSprop, 1e-7),
+        (torch.optim.Adagrad, 1e-6),
+        (torch.optim.Adadelta, 1e-4),
+    ],
+)
 def test_a_run_that_cannot_move_the_weights_is_too_low(optimizer, lr: float) -> None:
     assert found(lr, optimizer) == ["lr_too_low"]
     assert found(lr, optimizer, steps=50) == []  # too short to be judged

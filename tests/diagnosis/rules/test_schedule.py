@@ -116,7 +116,9 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong, updates=1) == []
 
 
-@pytest.mark.parametrize(("power", "factor", "strong"), [(2, 1.0, True), (1, 0.1, True), (2, 1e-4, False), (1, 1e-5, False)])
+@pytest.mark.parametrize(
+    ("power", "factor", "strong"), [(2, 1.0, True), (1, 0.1, True), (1, 0.02, True), (2, 1e-4, False), (1, 1e-5, False)]
+)
 def test_a_penalty_in_the_loss_is_seen_by_where_the_gradient_points(power: int, factor: float, strong: bool) -> None:
     def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         return F.cross_entropy(net(x), y) + factor * sum(p.abs().pow(power).sum() for p in net.parameters())
