@@ -119,7 +119,7 @@ class ActivationMonitor(Callback):
         if not trainer.strategy.reduce_boolean_decision(sites is not None):
             self._disabled = True
         elif sites:
-            self._record(trainer, sites, gather_packed([site.packed for site in sites if site.packed is not None], self._batch_size))
+            self._record(trainer, sites)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing attached."""
@@ -187,7 +187,8 @@ class ActivationMonitor(Callback):
             site.packed, site.candidates = site.candidates[site.follows], {}
 
     @harmless
-    def _record(self, trainer: Trainer, sites: list[_Site], ranks: list[tuple[list[Tensor], int]]) -> None:
+    def _record(self, trainer: Trainer, sites: list[_Site]) -> None:
+        ranks = gather_packed([site.packed for site in sites if site.packed is not None], self._batch_size)
         stats = unpack([tensors for tensors, _ in ranks], [size for _, size in ranks], [site.follows for site in sites])
         self.latest = {site.name: layer for site, layer in zip(sites, stats, strict=True)}
         self._judge({site.name for site in sites if site.packed is not None and site.packed.shape[1] >= _ENOUGH})
@@ -224,4 +225,5 @@ def _scalars(stats: dict[str, ActivationStats]) -> dict[str, float]:
 def _first_tensor(output: Any) -> Tensor | None:
     first = output[0] if isinstance(output, (tuple, list)) and output else output
     usable = isinstance(first, Tensor) and first.is_floating_point() and first.ndim > 0 and first.numel() > 0
-    return first if usable else None
+    inside = usable and torch._C._functorch.is_functorch_wrapped_tensor(first)  # a sample of vmap's, dead outside of it
+    return first if usable and not inside else None

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.optim import Optimizer
@@ -292,7 +293,9 @@ class LayerFreezing(Callback):
 
 
 def declared_frozen(trainer: Trainer) -> frozenset[str]:
-    """Return the names of the parameters that the trainer's `LayerFreezing` keeps frozen now, empty if it has none."""
+    """Return the names of the parameters that a fine-tuning callback of the trainer keeps frozen now, empty if it has none."""
+    if any(isinstance(callback, BaseFinetuning) for callback in _callbacks(trainer)):
+        return frozenset(info.name for info in classify(trainer.lightning_module) if not info.parameter.requires_grad)
     frozen = (callback.frozen for callback in _callbacks(trainer) if isinstance(callback, LayerFreezing))
     return frozenset[str]().union(*frozen)
 

@@ -20,6 +20,7 @@ __all__ = ["Call", "Calls", "InEval", "try_in_eval"]
 _MOST_CALLS = 3
 _FEW = 16  # samples show what a batch shows
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
+_LEAST_MASK = 4
 _DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
 
 
@@ -205,8 +206,10 @@ class _Dropping(TorchDispatchMode):
         self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.seen = self.seen or _drops(func)
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        mask = isinstance(out, Tensor) and out.ndim > 1 and out[0].numel() >= _LEAST_MASK  # not a coin a sample or a step
+        self.seen = self.seen or (mask and _drops(func))
+        return out
 
 
 @cache

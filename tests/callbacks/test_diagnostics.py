@@ -331,3 +331,69 @@ def test_a_network_in_train_mode_while_it_validates_is_named(layer: nn.Module, r
                              enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
         trainer.fit(module, data, data)
         assert [finding.rule for finding in watch.findings if finding.severity != "note"] == expected
+
+
+class PerSample(pl.LightningModule):
+    """Gradients of single samples by vmap, as private training takes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
+
+    def training_step(self, batch, batch_idx):
+        def loss(weights, x, y):
+            output = torch.func.functional_call(self.model, weights, (x[None],))
+            return nn.functional.cross_entropy(output, y[None])
+
+        weights = {name: p.detach() for name, p in self.model.named_parameters()}
+        gradients = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(weights, *batch)
+        for name, p in self.model.named_parameters():
+            p.grad = gradients[name].mean(0)
+        self.optimizers().step()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Thawing(TrainedWhileValidating):
+    """Freezes the first layer for the first epoch, in a hook of its own."""
+
+    def on_validation_start(self) -> None:
+        pass
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        self.model[0].requires_grad_(self.current_epoch > 0)
+
+
+@pytest.mark.parametrize("make", [PerSample, lambda: Thawing(nn.Identity())], ids=["vmap", "thawing"])
+def test_loops_that_take_gradients_their_own_way_run_and_are_silent(make) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(128, 8)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()), 16, shuffle=True)
+    watch = Diagnostics(verbose=False)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(make(), data)
+    assert trainer.global_step == 16
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == []
+
+
+def test_what_a_finetuning_callback_froze_is_meant_to_be_frozen() -> None:
+    class FirstOnly(pl.callbacks.BaseFinetuning):
+        def freeze_before_training(self, pl_module):
+            self.freeze(pl_module.model[0])
+
+        def finetune_function(self, pl_module, epoch, optimizer):
+            pass
+
+    x = torch.randn(64, 8)
+    data = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, (x[:, 0] > 0).long()), 16, shuffle=True)
+    for callbacks, expected in (([FirstOnly()], []), ([], ["frozen_by_accident"])):
+        watch, module = Diagnostics(verbose=False, select=["frozen_by_accident"]), Thawing(nn.Identity())
+        module.on_train_batch_start = lambda *_: None
+        module.model[0].requires_grad_(bool(callbacks))
+        trainer = pl.Trainer(max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False,
+                             callbacks=[*callbacks, watch], enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(module, data)
+        assert [finding.rule for finding in watch.findings] == expected

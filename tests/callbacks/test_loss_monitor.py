@@ -37,10 +37,12 @@ def test_a_curve_knows_the_first_step_that_broke() -> None:
     ("training", "validation", "rules"),
     [
         ((1.4, 0.4, 0.001), (0.9, 0.8, 1.6), ["overfit_no_regularisation"]),
-        ((1.4, 0.4, 0.001), (0.9, 0.8, 0.8), ["overfit_no_regularisation"]),
+        ((1.4, 0.4, 0.001), (1.5, 1.4, 1.4), ["overfit_no_regularisation"]),
         ((1.4, 0.4, 0.02), (0.9, 0.8, 0.8), []),  # still at its best
         ((1.4, 0.4, 0.2), (0.9, 0.3, 0.5), []),  # a common gap
         ((1.4, 0.01, 1e-6), (0.01, 1e-4, 2e-4), []),  # tiny on both sides
+        ((0.69, 0.1, 0.005), (0.6, 0.5, 0.6), []),  # worse than training, better than guessing
+        ((1.1, 0.1, 1e-7), (0.2, 0.13, 1.6), []),  # sure of itself, and mostly right
         ((1.4, 0.4, 0.001), (7.0, 9.0, 16.0), ["train_val_mismatch"]),
         ((1.4, 0.4, 0.001), (math.nan, 1.0), []),
         ((-1.4, -3.0), (0.9, 1.6), []),

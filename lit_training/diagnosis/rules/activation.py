@@ -14,6 +14,7 @@ __all__ = ["missing_activation", "wrong_hidden_activation"]
 STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
 SIGMOID_GAIN = 4.0
 CHOKED = 0.1
+BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
 
@@ -37,6 +38,8 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     """
     graph, readers = evidence.graph, evidence.graph.consumers()
     layers = [layer for layer in evidence.layers if layer.node is not None and "embedding" not in layer.op]
+    if any(_computes_weight(graph, layer) for layer in layers):
+        return  # as a neural accumulator, tanh(w) * sigmoid(m), whose layers are linear on purpose
     if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
@@ -49,6 +52,12 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         return  # a bottleneck on purpose, as in a linear autoencoder
     message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+def _computes_weight(graph: Graph, layer: Layer) -> bool:
+    """Tell whether a layer's weight is a nonlinear function of its parameters."""
+    operands = [graph.nodes[p] for p in graph.nodes[layer.node or 0].parents if graph.nodes[p].origin == "parameter"]
+    return any(graph.nodes[i].op in BOUNDED for operand in operands for i in graph.ancestors(operand.index))
 
 
 def _goes_on_linearly(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> bool:

@@ -11,7 +11,8 @@ ROSE = 3.0
 GAP = 30.0
 HUGE = 100.0
 WORSE = 1.2
-SUBSTANTIAL = 0.3
+SUBSTANTIAL = 0.9
+NEVER_GOOD = 0.3
 NEVER_AS_GOOD = 1.5
 
 
@@ -64,9 +65,9 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     training loss of equal stretches of the run.
 
     Threshold: at the end the validation loss is more than 30 times the training loss and 1.2 times its own minimum, or 100
-    times the training loss, and more than .3 times the training loss at the start. Healthy set-ups end below 20 times, most
-    below 3. If it was never below 1.5 times the training loss at the start, the two are computed on different things:
-    `train_val_mismatch`.
+    times the training loss, and as high as at the start (.9 times), without ever having been below .3 of that. Healthy
+    set-ups end below 20 times, most below 3. If it was never below 1.5 times the training loss at the start, the two are
+    computed on different things: `train_val_mismatch`.
 
     Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides.
 
@@ -81,6 +82,8 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
         return []
     gap, worse = validation[-1] / training[-1], validation[-1] / min(validation)
     if gap < GAP or (gap < HUGE and worse < WORSE) or validation[-1] < SUBSTANTIAL * training[0]:
+        return []
+    if min(validation) < NEVER_GOOD * training[0]:
         return []
     figures = f"{training[-1]:.2g} in training, {validation[-1]:.3g} in validation"
     numbers = {"gap": gap, "worse": worse}

@@ -101,7 +101,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
     normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
     ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other
-    labels; growth of a residual stream that a normalisation takes back; large outputs of a regression.
+    labels; growth of a residual stream that a normalisation takes back, or by a factor that no layer has (a scale for
+    logits); large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
@@ -114,13 +115,13 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", layer, message, {"excess": excess, "layers": len(steep)})
         return
     grown = _growth(evidence)
-    if grown is not None:
+    culprit = next((layer for layer, excess in layers if excess > 4 / 3), None)
+    if grown is not None and culprit is not None:
         end, growth = grown
-        layer = next((layer for layer, excess in layers if excess > 4 / 3), end)
         message = (
-            f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(layer)}."
+            f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(culprit)}."
         )
-        yield _finding(evidence, "init_exploding", layer, message, {"growth": growth})
+        yield _finding(evidence, "init_exploding", culprit, message, {"growth": growth})
         return
     ratio, head = times_guessing(evidence)
     if ratio > WRONG and head is not None and head.output.signal > 3 and is_drawn(evidence, head):

@@ -143,7 +143,9 @@ def _lacks_gradient(evidence: Evidence, layer: Layer) -> bool:
     facts = evidence.parameters.get(layer.weight)
     if facts is None or layer.node is None or facts.expected_frozen or not (facts.requires_grad and facts.stepping):
         return False
-    return facts.gradient is None and facts.optimized is not False
+    used = [node for node in evidence.graph.nodes if node.op == "parameter" and node.name == layer.weight]
+    thawed = not used or any(node.requires_grad for node in used)  # what a loop freezes for this step is frozen, not cut off
+    return thawed and facts.gradient is None and facts.optimized is not False
 
 
 def _matters(evidence: Evidence, lost: Sequence[Layer], *, deliberate: bool) -> bool:

@@ -7,6 +7,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import producer
 from lit_training.diagnosis.rule import rule
 from lit_training.graph import Node
+from lit_training.probe import Layer
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
@@ -165,13 +166,18 @@ def _means_compared(evidence: Evidence) -> _Verdict:
 def _unheard(evidence: Evidence) -> _Verdict:
     """Say so if the loss leaves logits, or samples of one label, without a gradient."""
     for layer in evidence.layers:
-        if layer.only_at_label:
+        if layer.only_at_label and not _are_probabilities(layer):
             message = f"Of the outputs of {layer.name} only the right class's gets a gradient; nothing holds the others down."
             return layer.name, message, "Use torch.nn.functional.cross_entropy(output, target)."
         if layer.silent_label is not None:
             message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
             return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
     return None
+
+
+def _are_probabilities(layer: Layer) -> bool:
+    """Tell whether a layer's outputs are positive and sum to 1, so that to raise one is to lower the others."""
+    return bool((layer.output.low >= 0).all()) and abs(float(layer.output.columns.mean.sum()) - 1) < 0.01
 
 
 def _flat(evidence: Evidence) -> _Verdict:

@@ -15,7 +15,7 @@ __all__ = ["clip_too_small", "lr_too_high", "lr_too_low"]
 OVERWRITES = 1.0
 OVERWRITES_ADAPTIVE = 2.0
 LONG_RUN = 100
-FALLS = 0.4
+FALLS = 0.1
 FLUNG = 5.0
 MOST_CLIPPED = 0.05
 LONG_MEMORY = 0.99
@@ -57,8 +57,8 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     1 - m with momentum m; rate times the sum of the gradient's sizes for Adam and its like), times the number of planned
     updates and the mean of the planned rates, over the loss.
 
-    Threshold: .4, in a run of 100 updates or more, while the loss is that of guessing. A batch's noise makes the figure too
-    large; healthy set-ups have 1.3 and more, most above 10.
+    Threshold: .1, in a run of 100 updates or more, while the loss is that of guessing. A batch's noise makes the figure too
+    large; healthy set-ups have .3 and more, most above 10.
 
     Not an alarm: fine-tuning of a network that is good already; runs of unknown length.
 
@@ -81,7 +81,7 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: as lr_too_low, with the gradient as clipping leaves it (`gradient_clip_val`).
 
-    Threshold: .4 with clipping (1, where less than a twentieth of the gradient is left), while it would be more without.
+    Threshold: .1 with clipping (.5, where less than a twentieth of the gradient is left), while it would be more without.
 
     Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients.
 
@@ -94,7 +94,7 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
         before is not None
         and after is not None
         and before >= FALLS
-        and (after < FALLS or after < min(1.0, MOST_CLIPPED * before))
+        and (after < FALLS or after < min(0.5, MOST_CLIPPED * before))
     ):
         norm, plan = gradient_norm(evidence), evidence.plan
         own = norm * (evidence.later.kept or 0.0) if evidence.later is not None else 0.0

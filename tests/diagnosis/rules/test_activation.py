@@ -240,3 +240,44 @@ def test_class_numbers_are_nothing_for_squared_errors() -> None:
     assert alarms(mlp(16, 64, 4), loss=loss, steps=1)[0] == "wrong_loss"
     x, y = numbers()
     assert alarms(mlp(16, 64, 4), (x, y), lambda output, target: F.mse_loss(output, target.expand_as(output)), steps=1) == []
+
+
+class Accumulator(nn.Module):
+    """A neural accumulator (Trask et al. 2018): linear on purpose, with weights near -1, 0 and 1."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.w, self.m = (nn.Parameter(torch.randn(outputs, inputs)) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.w.tanh() * self.m.sigmoid())
+
+
+class SoftTree(nn.Module):
+    """Leaves that hold class probabilities, mixed by the probabilities of the paths to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.leaf = nn.Linear(16, 6), nn.Parameter(torch.randn(6, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.gate(x).softmax(1) @ self.leaf.softmax(1)).log()
+
+
+class Coin(nn.Module):
+    """Feeds back its own guess or not, by a coin a sample, also when it is evaluated: scheduled sampling."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(16, 32), nn.Linear(48, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.relu(self.first(x))
+        return self.second(torch.cat([h * (torch.rand(len(x), 1) < 0.5), x], 1))
+
+
+def test_networks_that_are_linear_normalised_or_random_by_design_are_silent() -> None:
+    x, y = numbers()
+    assert alarms(nn.Sequential(Accumulator(16, 8), Accumulator(8, 1)), (x, y), F.mse_loss, steps=1) == []
+    assert alarms(SoftTree(), loss=F.nll_loss, steps=1) == []
+    assert alarms(Coin(), steps=1) == []
