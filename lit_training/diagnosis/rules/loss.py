@@ -72,11 +72,11 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured, on the traced operations of the real step:
     `nll_loss` of something else than log-probabilities: the mean over the batch of log(sum(exp(prediction))) over the classes
-    is 0 for log-probabilities; further from 0 than 0.01 is an alarm. Raw logits make this loss unbounded from below,
-    probabilities give no gradient where it is needed.
-    Cross-entropy, or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0.
-    Cross-entropy of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each
-    other. `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
+    is 0 for log-probabilities; above 0.01 is an alarm (below lie the likelihoods of generative classifiers, which are
+    fine). Raw logits make this loss unbounded from below, probabilities give no gradient where it is needed. Cross-entropy,
+    or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0. Cross-entropy
+    of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other.
+    `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
 
     Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own.
 
@@ -104,7 +104,7 @@ _Verdict = tuple[str, str, str] | None
 
 def _nll_of_others(evidence: Evidence) -> _Verdict:
     for call in evidence.losses:
-        if "nll" in call.op and abs(call.scale) > 0.01:
+        if "nll" in call.op and call.scale > 0.01:
             maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
             what = "probabilities" if maker.op in ("softmax", "sigmoid") else "raw outputs"
             message = f"nll_loss gets {what}: log(sum(exp(prediction))) is {call.scale:.2f} instead of 0."

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from statistics import median
+from statistics import median_low
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
@@ -126,7 +126,7 @@ def _overwritten(evidence: Evidence) -> list[Finding]:
     changes = [(moved, f.name, f.descent is None) for f in matrices(evidence) if (moved := change(evidence, f)) is not None]
     if len(changes) < 2:
         return []
-    typical = median(moved for moved, *_ in changes)
+    typical = median_low(moved for moved, *_ in changes)
     adaptive = all(adaptive for *_, adaptive in changes)
     where = max(changes)[1]
     total = typical / (1 - evidence.momentum)

@@ -281,3 +281,18 @@ def test_networks_that_are_linear_normalised_or_random_by_design_are_silent() ->
     assert alarms(nn.Sequential(Accumulator(16, 8), Accumulator(8, 1)), (x, y), F.mse_loss, steps=1) == []
     assert alarms(SoftTree(), loss=F.nll_loss, steps=1) == []
     assert alarms(Coin(), steps=1) == []
+
+
+class Gaussians(nn.Module):
+    """A generative classifier: log p(x | class), up to a constant."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encode, self.centres = nn.Linear(16, 8), nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -4 - (self.encode(x)[:, None] - self.centres).square().sum(2)
+
+
+def test_likelihoods_of_generative_classifiers_may_go_into_nll() -> None:
+    assert "wrong_loss" not in alarms(Gaussians(), loss=F.nll_loss, steps=1)
