@@ -1,0 +1,134 @@
+"""Rules about the scale of a regression's targets, and of validation data beside training data."""
+
+import math
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rule import rule
+from lit_training.loss_calls import LossCall
+
+__all__ = ["train_val_mismatch", "unnormalised_target"]
+
+SHIFT, STRETCH = 1.0, 3.0
+OUT_OF_REACH = 100.0
+FAR = 50.0
+_REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
+
+
+@rule(
+    explains=[
+        "init_exploding",
+        "exploding_gradient",
+        "nan_loss",
+        "lr_too_high",
+        "lr_too_low",
+        "bad_initial_loss",
+        "loss_diverging",
+        "slow_convergence",
+        "loss_reduction",
+        "dead_relu",
+    ]
+)
+def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
+    """The targets of a regression are so large that the rate fits no part of the network.
+
+    What it means: errors of that size make the first updates of gradient descent larger than the weights, and lie out of reach
+    for optimisers whose steps have the size of the rate.
+
+    How it is measured: the largest target of a squared, absolute or Huber loss against the first outputs, and the first update.
+
+    Threshold: targets above 30 and above 30 times the largest output, and a first update of SGD that exceeds a weight
+    matrix; or, for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to
+    (rate times updates times the width of the last layer).
+
+    All targets more than 50 of their standard deviations from zero count too.
+
+    Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
+
+    What to do: standardise the targets, and scale predictions back.
+    """
+    for call in evidence.losses:
+        if call.op not in _REGRESSION:
+            continue
+        size = max(map(abs, call.target_range))
+        offset = _offset(call)
+        if offset > FAR and size > 30 and size > 30 * max(map(abs, call.prediction_range)):
+            message = f"The targets lie {offset:.0f} of their standard deviations from zero, and the outputs start there."
+            advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+            yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"offset": offset})
+            return
+        outputs = max(map(abs, call.prediction_range))
+        if not math.isfinite(size) or size <= 30 * max(outputs, 1.0):
+            continue
+        change = max((f.first_change or 0.0 for f in evidence.parameters.values() if f.kind == "weight"), default=0.0)
+        bounded = call.op != "mse_loss"
+        reach = _reach(evidence, bounded)
+        if change > 1 and not bounded:
+            why = f"the first update is {change:.2g} times a weight"
+        elif size > OUT_OF_REACH * reach:
+            why = f"all planned updates together can move an output by about {reach:.2g}"
+        else:
+            continue
+        low, high = call.target_range
+        message = f"The targets go from {low:.4g} to {high:.4g}, the outputs start within {outputs:.2g}, and {why}."
+        advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+        yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"size": size, "outputs": outputs})
+        return
+
+
+@rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
+def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
+    """Validation batches have another scale or offset than training batches.
+
+    What it means: one of the two is preprocessed differently, and the validation figures say nothing (Breck et al. 2019, "Data
+    validation for machine learning": training-serving skew).
+
+    How it is measured: mean and std over all elements of each floating-point tensor of the first validation batch (seen in the
+    sanity check before training) and of the first training batch.
+
+    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each.
+
+    Not an alarm: other augmentation, other sizes of pictures.
+
+    What to do: normalise both with the training data's statistics.
+    """
+    samples = evidence.samples
+    if len(samples.train) != len(samples.val):
+        return
+    for place, (ours, theirs) in enumerate(zip(samples.train, samples.val, strict=True)):
+        if ours is None or theirs is None or len(ours.shape) != len(theirs.shape) or min(ours.samples, theirs.samples) < 8:
+            continue
+        if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
+            continue
+        shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
+        if shift > SHIFT or stretch > STRETCH:
+            what = "targets" if place == samples.target else "inputs"
+            message = (
+                f"The {what} have mean {ours.mean:.3g} and std {ours.std:.3g} in training, {theirs.mean:.3g} and {theirs.std:.3g} "
+                "in validation."
+            )
+            advice = "Preprocess both alike, with the training data's statistics."
+            yield Finding(
+                "train_val_mismatch", "error", "", evidence.step, message, advice, {"shift": shift, "stretch": stretch}
+            )
+            return
+
+
+def _offset(call: LossCall) -> float:
+    """Return how many standard deviations the nearest target lies from zero, 0 if zero lies among them."""
+    low, high = call.target_range
+    if call.spread is None or call.spread[0] <= 0 or low <= 0 <= high:
+        return 0.0
+    return min(abs(low), abs(high)) / math.sqrt(call.spread[0])
+
+
+def _reach(evidence: Evidence, bounded: bool) -> float:
+    """Return about how far all planned updates can move an output, infinite where they grow with the error or are not known."""
+    rate = evidence.later.rate if evidence.later is not None else 0.0
+    facts = evidence.parameters.values()
+    if not evidence.plan.updates or rate == 0 or (not bounded and any(f.descent is not None for f in facts)):
+        return math.inf
+    heads = [f.shape[1] for layer in evidence.layers[-1:] if (f := evidence.parameters.get(layer.weight)) and len(f.shape) == 2]
+    path = rate * evidence.plan.updates
+    return path * (1 + max(heads, default=1) * (1 + path))
