@@ -107,7 +107,7 @@ class ActivationMonitor(Callback):
     @harmless
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on tracing: a manual loop may run forward again."""
-        if self._sampling and self._tracer is not None:
+        if self._sampling and self._tracer is not None and not pl_module.automatic_optimization:
             self._tracer.resume()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:

@@ -137,7 +137,7 @@ class InitAuditor(Callback):
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on watching: a manual loop may run forward again."""
-        if self._step is not None:
+        if self._step is not None and not pl_module.automatic_optimization:
             self._step.after_backward()
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
