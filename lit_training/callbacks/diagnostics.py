@@ -152,9 +152,14 @@ class Diagnostics(Callback):
     on_before_optimizer_step = _on_parts("on_before_optimizer_step")
     on_validation_end = _on_parts("on_validation_end")
     on_train_batch_end = _on_parts("on_train_batch_end")
-    on_train_epoch_end = _on_parts("on_train_epoch_end")
     on_exception = _on_parts("on_exception")
     teardown = _on_parts("teardown")
+    _parts_at_epoch_end = _on_parts("on_train_epoch_end")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Call `on_train_epoch_end` on every part; what the audit knows of guessing the losses are compared with."""
+        self._parts_at_epoch_end(trainer, pl_module)
+        self.losses.guess = self.auditor.guess
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the run as a whole, and print one verdict of a few lines."""

@@ -24,6 +24,7 @@ from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
+from lit_training.diagnosis.rules.guessing import guess
 from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
@@ -55,6 +56,7 @@ class InitAuditor(Callback):
     Attributes:
         findings: in causal order; the first alarm is the cause to fix first.
         report: the whole `AuditReport`, `None` before the audit.
+        guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
 
     Raises:
         ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
@@ -88,6 +90,7 @@ class InitAuditor(Callback):
         self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
+        self.guess: float | None = None
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
@@ -107,7 +110,7 @@ class InitAuditor(Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
         self.release()
-        self.findings, self.report, self._done = [], None, False
+        self.findings, self.report, self.guess, self._done = [], None, None, False
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
 
@@ -248,6 +251,7 @@ class InitAuditor(Callback):
         findings = self._diagnose(evidence) if trainer.is_global_zero else None
         self.findings = trainer.strategy.broadcast(findings or [])
         self.report = self._lay_out(evidence)
+        self.guess = guess(evidence) if evidence.bare else None
 
     @harmless
     def _diagnose(self, evidence: Evidence) -> list[Finding]:

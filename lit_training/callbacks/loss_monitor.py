@@ -5,8 +5,9 @@ from torch import Tensor
 
 from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.rules.course import Course, diverged, overfit_no_regularisation
+from lit_training.diagnosis.rules.course import Course, diverged, judge_course
 from lit_training.loss_curve import LossCurve
+from lit_training.movement import Movement
 
 __all__ = ["LossMonitor"]
 
@@ -15,13 +16,15 @@ class LossMonitor(Callback):
     """Follow the loss that is minimised and the validation loss that the module logs; judge both when training ends.
 
     The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs three
-    operations on one number. In manual optimisation it does nothing, since losses of several kinds alternate there.
+    operations on one number. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each
+    weight it keeps about a thousand elements, to tell how far training moved it.
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
-        compared: `overfit_no_regularisation` or `train_val_mismatch` for a validation loss (logged under a name with `val` and
-            `loss`) that rises while training's vanishes. Anything else that is wrong explains it.
+        compared: what the training loss beside the validation loss (logged under a name with `val` and `loss`) and beside a guess's
+            tells (`rules.course.judge_course`). Anything else that is wrong explains it.
         findings: both.
+        guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -34,8 +37,16 @@ class LossMonitor(Callback):
     def __init__(self) -> None:
         self.diverged: list[Finding] = []
         self.compared: list[Finding] = []
+        self.guess: float | None = None
+        self._reset()
+
+    def _reset(self) -> None:
         self._curve = LossCurve()
         self._validation: list[float] = []
+        self._before: float | None = None
+        self._first_pass: float | None = None
+        self._passes = 0
+        self._movement: Movement | None = None
 
     @property
     def findings(self) -> list[Finding]:
@@ -44,7 +55,12 @@ class LossMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
-        self.diverged, self.compared, self._curve, self._validation = [], [], LossCurve(), []
+        self.diverged, self.compared, self.guess = [], [], None
+        self._reset()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Remember where the weights are."""
+        self._remember(pl_module)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation."""
@@ -53,8 +69,13 @@ class LossMonitor(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the validation loss."""
-        if not trainer.sanity_checking:
-            self._note_validation(trainer)
+        self._note_validation(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note the loss at the end of the first epoch, whose samples were all new."""
+        self._passes += 1
+        if self._passes == 1:
+            self._note_first_pass()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge on rank 0, and tell all ranks."""
@@ -70,16 +91,37 @@ class LossMonitor(Callback):
             self._curve.note(loss.reshape(()))
 
     @harmless
+    def _remember(self, module: LightningModule) -> None:
+        self._movement = Movement(module)
+
+    @harmless
+    def _note_first_pass(self) -> None:
+        means = self._curve.means()
+        last = means[-max(1, len(means) // 4) :]
+        self._first_pass = sum(last) / len(last) if last else None
+
+    @harmless
     def _note_validation(self, trainer: Trainer) -> None:
         logged = {name: value for name, value in trainer.callback_metrics.items() if "val" in name and "loss" in name}
-        if logged:
+        if logged and trainer.sanity_checking:
+            self._before = float(next(iter(logged.values())))
+        elif logged:
             self._validation.append(float(next(iter(logged.values()))))
 
     @harmless
     def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding]]:
         course = self._course(trainer)
-        return diverged(course), overfit_no_regularisation(course)
+        return diverged(course), judge_course(course)
 
     def _course(self, trainer: Trainer) -> Course:
-        curve = self._curve
-        return Course(tuple(curve.means()), tuple(self._validation), trainer.global_step, curve.first_broken())
+        return Course(
+            tuple(self._curve.means()),
+            tuple(self._validation),
+            trainer.global_step,
+            self._curve.first_broken(),
+            self.guess,
+            self._before,
+            self._first_pass,
+            self._passes,
+            None if self._movement is None else self._movement.median(),
+        )

@@ -1,5 +1,6 @@
 """What the rules see: everything that one step of training showed, gathered once and shared by all of them."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -20,6 +21,8 @@ from lit_training.probe import Layer, Probe
 from lit_training.tensor_stats import TensorStats
 
 __all__ = ["Evidence", "ParameterFacts", "collect"]
+
+_SAME = 1e-3  # relative
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Evidence:
         forget_gates: mean bias of the forget gates of each LSTM.
         dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
+        bare: whether that is what the only one of `losses` gave, without weights, penalties or other parts.
         batch_size: number of samples in the joint batch.
         step: optimiser steps done before.
     """
@@ -73,6 +77,7 @@ class Evidence:
     forget_gates: Mapping[str, float] = field(default_factory=dict)
     dropouts: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
+    bare: bool = False
     batch_size: int = 0
     step: int = 0
 
@@ -113,6 +118,8 @@ def collect(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
         for layer in probe.layers.values()
     )
+    losses = tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node))
+    value = float(loss.detach()) if isinstance(loss, Tensor) else loss
     return Evidence(
         graph=probe.graph,
         layers=layers,
@@ -125,7 +132,7 @@ def collect(
             stepping=stepping,
             judged={*last_layers(probe.graph), *(layer.weight for layer in layers if layer.op == "recurrent")},
         ),
-        losses=tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node)),
+        losses=losses,
         label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
@@ -137,13 +144,21 @@ def collect(
         plan=plan or Plan(),
         dropouts=dropouts(probe.module),
         momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
-        loss=float(loss.detach()) if isinstance(loss, Tensor) else loss,
+        loss=value,
+        bare=_is_bare(probe.graph, losses, value),
         stepping=stepping is not None,
         broken=_in_words(probe.first_broken()),
         collecting_norms=collecting_norms(probe.module),
         batch_size=probe.batch_size,
         step=step,
     )
+
+
+def _is_bare(graph: Graph, losses: Sequence[LossCall], value: float | None) -> bool:
+    if value is None or len(losses) != 1 or losses[0].value is None:
+        return False
+    weighted = losses[0].node >= 0 and len(graph.nodes[losses[0].node].parents) > 2
+    return not weighted and math.isclose(value, losses[0].value, rel_tol=_SAME)
 
 
 def _in_words(broken: Node | None) -> str:

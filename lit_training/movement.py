@@ -1,0 +1,44 @@
+"""How far weights have moved from where they were."""
+
+from statistics import median
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.nn.parameter import is_lazy
+
+from lit_training.selection import classify
+
+__all__ = ["Movement"]
+
+_SAMPLE = 1021  # elements kept of each weight; a prime, so that the stride favours no unit
+
+
+class Movement:
+    """Remember about a thousand elements of each trained weight matrix and embedding, to tell later how far they have moved.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> movement = Movement(layer)
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.mul_(3)
+    >>> round(movement.median(), 4)
+    2.0
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        infos = [i for i in classify(module) if i.kind in ("weight", "embedding") and not is_lazy(i.parameter)]
+        self._weights = [info.parameter for info in infos if info.parameter.requires_grad and info.parameter.ndim > 1]
+        self._start = [_sample(weight).clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def median(self) -> float | None:
+        """Return the median over the weights of their change relative to their norm at the start, `None` where there is none."""
+        pairs = [(_sample(now), start) for now, start in zip(self._weights, self._start, strict=True) if bool(start.any())]
+        changes = [float((now - start).norm() / start.norm()) for now, start in pairs if now.shape == start.shape]
+        return median(changes) if changes else None
+
+
+def _sample(weight: Tensor) -> Tensor:
+    local = weight.to_local() if isinstance(weight, DTensor) else weight
+    flat = local.detach().flatten()
+    return flat[:: max(1, len(flat) // _SAMPLE)].float()

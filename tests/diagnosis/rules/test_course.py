@@ -1,0 +1,81 @@
+"""What the losses of whole runs are taken for, and what stays silent."""
+
+import math
+
+import pytest
+
+from lit_training.diagnosis.rules.course import Course, diverged, judge_course
+
+LN4 = math.log(4)
+AT_CHANCE = (1.42, 1.40, *[1.39] * 30)
+LEARNED = (1.40, 0.9, *[0.1] * 30)
+
+
+def rules(**fields: object) -> list[str]:
+    settings = {"updates": 300, "guess": LN4, "before": 1.4, "first_pass": 1.38, "passes": 8, "moved": 0.6} | fields
+    return [finding.rule for finding in judge_course(Course(**settings))]  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("moved", "cause"), [(0.004, "lr_too_low"), (0.6, "labels_broken"), (30.0, "lr_too_high")])
+def test_a_loss_that_stays_at_a_guess_is_explained_by_how_far_the_weights_moved(moved: float, cause: str) -> None:
+    assert rules(training=AT_CHANCE, validation=(1.39, 1.39), moved=moved) == [cause]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"validation": (1.39, 0.9)},  # what is learned shows in validation, as under noisy labels
+        {"validation": (1.39, 1.39), "passes": 2},
+        {"validation": (1.39, 1.39), "updates": 40},
+        {"validation": (1.39, 1.39), "guess": None},
+        {"validation": (1.39, 1.39), "moved": None},
+    ],
+)
+def test_without_a_known_guess_enough_time_or_agreement_nothing_is_said(fields: dict[str, object]) -> None:
+    assert rules(training=AT_CHANCE, **fields) == []
+
+
+def test_weights_thrown_far_for_nothing_need_no_known_guess() -> None:
+    assert rules(training=AT_CHANCE, guess=None, moved=12.0) == ["lr_too_high"]
+    assert rules(training=LEARNED, guess=None, moved=12.0) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "cause"),
+    [
+        ({"first_pass": 0.7, "validation": (1.6, 2.4)}, "train_val_mismatch"),
+        ({"first_pass": 1.3, "validation": (1.2, 1.9)}, "train_val_mismatch"),  # gained a little, and lost it
+        ({"first_pass": 1.39, "validation": (1.40, 1.9)}, "labels_broken"),
+        ({"first_pass": 1.39, "validation": (1.40, 1.9), "passes": 60}, "overfit_no_regularisation"),
+        ({"first_pass": 1.39, "validation": (1.2, 1.6), "passes": 20}, "overfit_no_regularisation"),
+    ],
+)
+def test_a_validation_loss_that_never_beats_a_guess_is_told_apart_by_the_first_epoch(
+    fields: dict[str, object], cause: str
+) -> None:
+    assert rules(training=LEARNED, **fields) == [cause]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"validation": (1.0, 0.4)},
+        {"validation": (1.6, 2.4), "before": 40.0},  # another formula, such as a sum
+        {"validation": (1.6, 2.4), "before": None},
+        {"validation": (1.6, 2.4), "passes": 2},
+    ],
+)
+def test_validation_by_another_formula_or_that_learns_is_left_alone(fields: dict[str, object]) -> None:
+    assert rules(training=LEARNED, first_pass=0.7, **fields) == []
+
+
+def test_learning_by_heart_is_overfitting_although_validation_never_rose_above_its_start() -> None:
+    by_heart = (1.40, 0.5, *[0.002] * 30)
+    assert rules(training=by_heart, validation=(1.2, 0.6, 0.75), passes=120) == ["overfit_no_regularisation"]
+    assert rules(training=by_heart, validation=(1.2, 0.3, 0.35), passes=120) == []
+
+
+def test_a_loss_that_rises_without_end_is_a_rate_and_one_that_breaks_while_falling_is_not() -> None:
+    assert [f.rule for f in diverged(Course((1.0, 5.0, math.nan), broken=17))] == ["lr_too_high"]
+    assert [f.rule for f in diverged(Course((1.0, 0.5, math.nan), broken=17))] == ["nan_loss"]
+    assert diverged(Course((1.0, 0.5, 0.4))) == []

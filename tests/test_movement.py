@@ -1,0 +1,28 @@
+"""How far weights moved, from a sample of each."""
+
+import pytest
+import torch
+from torch import nn
+
+from lit_training.movement import Movement
+
+
+@pytest.mark.parametrize("size", [3, 40, 300])
+def test_a_scaled_weight_has_moved_by_the_factor_less_one(size: int) -> None:
+    layer = nn.Linear(size, size)
+    movement = Movement(layer)
+    with torch.no_grad():
+        layer.weight.mul_(1.25)
+    assert movement.median() == pytest.approx(0.25, rel=1e-4)
+
+
+def test_frozen_weights_biases_and_weights_that_started_at_zero_do_not_count() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 4))
+    nn.init.zeros_(net[2].weight)
+    movement = Movement(net)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.add_(1.0)
+        net[0].weight.sub_(1.0)
+    assert movement.median() == pytest.approx(0.0, abs=1e-6)
+    assert Movement(nn.Linear(2, 2).requires_grad_(False)).median() is None
