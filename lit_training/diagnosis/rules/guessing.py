@@ -11,6 +11,8 @@ from lit_training.probe import Layer
 
 __all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "is_normalised", "regression", "times_guessing"]
 
+NORMALISED = 0.01  # log(sum(exp)) of what counts as log-probabilities
+
 
 def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
     """Tell whether a head's weight is as it was drawn, so that a bad guess is not what it was taught elsewhere."""
@@ -78,7 +80,7 @@ def guess(evidence: Evidence) -> float | None:
 
     Of classes it is the entropy of the labels seen so far, where those are known, else that of classes alike.
     """
-    if len(evidence.losses) != 1 or evidence.losses[0].summed:
+    if len(evidence.losses) != 1 or evidence.losses[0].summed or abs(evidence.losses[0].scale) > NORMALISED:
         return None
     classes, targets = classes_of(evidence, evidence.losses[0]), evidence.samples.targets
     if classes < 2:
