@@ -17,13 +17,18 @@ BATCHES = 4
 
 @dataclass(frozen=True)
 class Part:
-    """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements."""
+    """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements.
+
+    `blank` is the share of samples that are one and the same number everywhere, `busy` the share of other elements in the rest.
+    """
 
     shape: tuple[int, ...]
     samples: int
     distinct: int
     mean: float
     std: float
+    blank: float = 0.0
+    busy: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,18 @@ def _part(leaf: Any) -> Part | None:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
         return None
     values = leaf.detach().float()
-    weights = torch.linspace(0.5, 1.5, values[0].numel(), device=values.device)  # a sum that tells samples apart
-    marks = torch.unique((values.flatten(1) if values.ndim > 1 else values[:, None]) @ weights)
-    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host([values.mean(), values.std()]))
+    rows = values.flatten(1) if values.ndim > 1 else values[:, None]
+    weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
+    marks = torch.unique(rows @ weights)
+    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host([values.mean(), values.std(), *_blank(rows)]))
+
+
+def _blank(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the share of rows that are one number everywhere, and the share of elements that differ from it in the others."""
+    blank = (rows.amax(1) == rows.amin(1)) & torch.tensor(rows.shape[1] > 1, device=rows.device)
+    number = rows[blank.long().argmax(), 0]
+    differs = (rows != number).float().mean(1)
+    return blank.float().mean(), (differs * ~blank).sum() / (~blank).sum().clamp(min=1)
 
 
 def _on_host(values: Sequence[Tensor]) -> list[float]:

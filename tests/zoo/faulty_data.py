@@ -137,6 +137,11 @@ def f_black_pictures(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: x * (torch.rand(len(x), 1, 1, 1) < 0.02), val=False)
 
 
+@faulty("bad_data", twin="h_conv", source="try/except around the reader returns zeros: two files in five")
+def f_two_in_five_unread(case: Case) -> None:
+    case.data = data.replace(case.data, INPUT, lambda x: x * (torch.rand(len(x), 1, 1, 1) < 0.6))
+
+
 @faulty("bad_data", twin="h_digits_sgd", source="a dataset whose __getitem__ ignores the index: one picture, all labels")
 def f_same_sample(case: Case) -> None:
     case.data = data.replace(case.data, INPUT, lambda x: x[:1].expand_as(x).clone(), val=False)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
-from tests.zoo.data import replace, standardise
+from tests.zoo.data import Split, replace, split, standardise
 from tests.zoo.nets import BCE, CE, MSE, Lambda, adam, adamw, init_weights, mlp, sgd
 
 
@@ -119,6 +119,18 @@ def h_raw_fourteen(seed: int) -> Case:
 def h_log_counts(seed: int) -> Case:
     split = replace(data.baskets(seed), 0, lambda x: standardise(x.log1p(), None))
     return Case(seed=seed, model=mlp([10, 64, 64, 4], nn.SiLU), data=split, optimizer=adamw(8e-3), max_steps=260, **CE)
+
+
+def buyers(seed: int) -> Split:
+    """What 40 customers in 100 bought, few things of 30 each; the others bought nothing."""
+    g = torch.Generator().manual_seed(3100 + seed)
+    bought = (torch.rand(1536, 30, generator=g) < 0.12).float() * (torch.rand(1536, 1, generator=g) < 0.6)
+    return split(bought, (bought[:, :10].sum(1) > bought[:, 10:20].sum(1)).long() + (bought[:, 20:].sum(1) > 1).long())
+
+
+@healthy("bad_data", source="sparse rows, of which two in five are empty: customers who bought nothing")
+def h_empty_baskets(seed: int) -> Case:
+    return Case(seed=seed, model=mlp([30, 64, 3]), data=buyers(seed), optimizer=adam(8e-3), **CE)
 
 
 @healthy("unnormalised_input", source="raw counts, of which the model takes log1p and a layer norm")

@@ -15,6 +15,7 @@ LARGE = 20.0
 SMALL = 0.03
 OFFSET = 5.0
 ALIKE = 0.2
+EMPTY, BUSY = 0.25, 0.3
 
 
 @rule(explains=["overfit_no_regularisation", "nan_loss", "lr_too_low", "lr_too_high", "exploding_gradient"])
@@ -24,14 +25,17 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     What it means: one such value makes the loss NaN, and the update then makes every weight NaN. Typical causes: missing
     values read as NaN, the logarithm of zero, a division by a standard deviation of zero.
 
-    Samples that are all alike come from files that failed to load, or a data set that ignores the index.
+    Samples that are all alike come from files that failed to load, or a data set that ignores the index; empty ones from files
+    that failed to load and were replaced by zeros.
 
     How it is measured: every floating-point tensor of the first four batches, and the loss; how many samples of the batch
-    differ.
+    differ, and how many are one number everywhere.
 
-    Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold.
+    Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold; a
+    quarter of 16 or more samples of 16 or more elements are empty, while at least 30 % of the others' elements are not.
 
-    Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite.
+    Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
+    sparse features; one of several inputs that is missing.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
@@ -48,15 +52,17 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     samples = evidence.samples
     inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
     known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
-    if (
-        samples.target is not None
-        and inputs
-        and len(known) == len(inputs)
-        and all(p.distinct < ALIKE * p.samples for p in known)
-    ):
-        message = f"Only {max(p.distinct for p in known)} of the {known[0].samples} samples of the first batch differ."
+    if samples.target is None or not inputs or len(known) != len(inputs):
+        return
+    first = known[0]
+    if all(p.distinct < ALIKE * p.samples for p in known):
+        message = f"Only {max(p.distinct for p in known)} of the {first.samples} samples of the first batch differ."
         advice = "Look at a few inputs: does the data set use the index, did the files load?"
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"distinct": float(known[0].distinct)})
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"distinct": float(first.distinct)})
+    elif len(known) == 1 and math.prod(first.shape) >= 16 and first.blank >= EMPTY and first.busy >= BUSY:
+        message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
+        advice = "Look at a few of them: did the files load? Drop what could not be read."
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"blank": first.blank})
 
 
 @rule(

@@ -17,7 +17,9 @@ def found(lr: float, optimizer=torch.optim.SGD, *, steps: int = 200, dropout: fl
     torch.manual_seed(0)
     inputs = torch.randn(256, 8) if x is None else x
     labels = (torch.randn(256, 8).sum(1) > 0).long()
-    net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    net = nn.Sequential(
+        nn.Linear(inputs.shape[1], 32), nn.ReLU(), nn.Dropout(dropout), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2)
+    )
     watch = Diagnostics(verbose=False, select=RULES)
 
     class Stops(LitModule):
@@ -87,6 +89,14 @@ def test_dropout(p: float, rules: list[str]) -> None:
 def test_samples_that_are_all_alike_are_bad_data() -> None:
     assert found(0.05, x=torch.ones(256, 8)) == ["bad_data"]
     assert "bad_data" not in found(0.05, x=torch.randn(16, 8).repeat(16, 1))
+
+
+def test_samples_that_could_not_be_read_are_bad_data_and_sparse_ones_are_not() -> None:
+    unread = torch.arange(256)[:, None] % 3 == 0
+    assert found(0.05, x=torch.randn(256, 24).masked_fill(unread, 0.0)) == ["bad_data"]
+    assert found(0.05, x=torch.randn(256, 8).masked_fill(unread, 0.0)) == []
+    sparse = (torch.rand(256, 24) < 0.15).float()
+    assert "bad_data" not in found(0.05, x=sparse.masked_fill(unread, 0.0))
 
 
 def test_audit_knows_no_plan_but_sees_the_rate() -> None:
