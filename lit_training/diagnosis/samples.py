@@ -87,10 +87,15 @@ class FirstBatches:
 
 
 def target_place(probe: Probe) -> int | None:
-    """Return which leaf of the batch torch's losses took as their target, `None` if none or several."""
+    """Return which leaf of the batch is the target, `None` if none or several.
+
+    It is what torch's losses took as such, or where there are none, what was read, but by no layer of the network.
+    """
     tracer, nodes = probe.tracer, probe.graph.nodes
     read = {node.index: tensor for tensor in tracer.batch if (node := tracer.node(tensor)) is not None}
     found: set[int] = set()
+    if not probe.losses:
+        found = set(read) - {i for layer in probe.layers.values() if layer.node for i in probe.graph.ancestors(layer.node)}
     for call in probe.losses:
         index = call.target
         while index not in read and len(nodes[index].parents) == 1:

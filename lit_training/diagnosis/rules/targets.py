@@ -69,7 +69,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
             return
     targets, samples = evidence.samples.targets, evidence.samples
-    if targets is None or len(targets) < ENOUGH or _classes(evidence) == 1:
+    if targets is None or len(targets) < ENOUGH or _classes(evidence) == 1 or not evidence.losses:
         return
     value, share = _commonest(targets)
     if samples.labels and value < 0 and share >= IGNORED and _takes_labels(evidence):

@@ -49,6 +49,19 @@ def test_sorted_labels_are_not_shuffled(data, descending: bool) -> None:
     assert found(x[order], y[order]) == []
 
 
+def log_cosh(output: Tensor, target: Tensor) -> Tensor:
+    return (output - target).cosh().log().mean()
+
+
+def test_order_is_seen_under_losses_that_are_not_torchs(data) -> None:
+    x, _ = data
+    y = x.sum(1) + 0.1 * torch.randn(len(x))
+    order = y.argsort()
+    assert found(x[order], y[order], loss=log_cosh, outputs=1, shuffle=False) == ["data_not_shuffled"]
+    assert found(x[order], y[order], loss=log_cosh, outputs=1) == []
+    assert found(x, torch.zeros(len(x)), loss=log_cosh, outputs=1) == []  # what all targets being alike means, is not known
+
+
 def test_blocks_of_two_classes_are_not_shuffled_though_no_batch_is_sorted(data) -> None:
     x, y = data
     y = (torch.arange(512) // 48) % 4
