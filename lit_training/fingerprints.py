@@ -73,8 +73,13 @@ def _odd(count: int, device: torch.device, dtype: torch.dtype = torch.int64) -> 
 def _hash(bits: Tensor, odd: Tensor) -> Tensor:
     total = torch.zeros((), dtype=odd.dtype, device=bits.device)
     for chunk in bits.split(_CHUNK):
-        total = total * 1664525 + (chunk.to(odd.dtype) * odd[: len(chunk)]).sum(dtype=odd.dtype)
+        total = total * 1664525 + _dot(chunk.to(odd.dtype), odd[: len(chunk)])
     return total
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the sum of products of integers; on a CPU without memory for the products, which torch has not elsewhere."""
+    return torch.dot(a, b) if a.device.type == "cpu" else (a * b).sum(dtype=a.dtype)
 
 
 def shared_tensors(module: nn.Module, ignored: Collection[str] = ()) -> dict[str, Tensor]:
