@@ -5,6 +5,7 @@ from torch import Tensor
 
 from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.modules import dropouts
 from lit_training.diagnosis.rules.course import Course, diverged, judge_course
 from lit_training.loss_curve import LossCurve
 from lit_training.movement import Movement
@@ -47,6 +48,7 @@ class LossMonitor(Callback):
         self._first_pass: float | None = None
         self._passes = 0
         self._movement: Movement | None = None
+        self._dropout = 0.0
 
     @property
     def findings(self) -> list[Finding]:
@@ -93,6 +95,7 @@ class LossMonitor(Callback):
     @harmless
     def _remember(self, module: LightningModule) -> None:
         self._movement = Movement(module)
+        self._dropout = max(dropouts(module).values(), default=0.0)
 
     @harmless
     def _note_first_pass(self) -> None:
@@ -124,4 +127,5 @@ class LossMonitor(Callback):
             self._first_pass,
             self._passes,
             None if self._movement is None else self._movement.median(),
+            self._dropout,
         )

@@ -18,6 +18,7 @@ NOTHING, AS_BEFORE = 0.85, 0.9
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR = 0.03, 4.0
 SEEN_THROUGH = 0.8
+USUAL_DROPOUT, HALF, HELD_BACK = 0.5, 0.5, 1.1
 ALIKE = 1.7
 FEW_PASSES, MANY_PASSES = 12, 30
 HARDLY, GAIN, APART = 0.7, 0.95, 0.8
@@ -38,6 +39,7 @@ class Course:
         first_pass: mean training loss at the end of the first epoch, when every sample was new; `None` if there was no such end.
         passes: epochs done.
         moved: median change of the weights relative to their start, `None` if not known.
+        dropout: largest probability of a dropout layer.
     """
 
     training: tuple[float, ...]
@@ -49,6 +51,7 @@ class Course:
     first_pass: float | None = None
     passes: int = 0
     moved: float | None = None
+    dropout: float = 0.0
 
     @property
     def known(self) -> bool:
@@ -70,8 +73,8 @@ class Course:
 
 
 def judge_course(course: Course) -> list[Finding]:
-    """Return the first of `learned_nothing`, `validated_apart` and `overfit_no_regularisation` that finds something."""
-    checks = (learned_nothing, validated_apart, overfit_no_regularisation)
+    """Return what the first finds of `learned_nothing`, `held_back`, `validated_apart` and `overfit_no_regularisation`."""
+    checks = (learned_nothing, held_back, validated_apart, overfit_no_regularisation)
     return next((found for check in checks if (found := check(course))), [])
 
 
@@ -134,6 +137,26 @@ def learned_nothing(course: Course) -> list[Finding]:
         rule = "labels_broken"
         advice = "Print a few targets next to their inputs: are they in the same order, of the same sample, of the same time?"
     return [Finding(rule, "error", "", course.updates, message, advice, numbers)]
+
+
+def held_back(course: Course) -> list[Finding]:
+    """Say so if dropout leaves too little to learn with: `dropout_too_high`.
+
+    Threshold: a layer drops more than half, training ends 10 % above validation, which runs without dropout, and both above half
+    of a guess's cost (healthy set-ups with dropout come to .2 and below).
+
+    >>> held_back(Course((1.4, 1.1), (1.3, 0.9), 200, guess=1.39, before=1.4, passes=6, dropout=0.8))[0].rule
+    'dropout_too_high'
+    """
+    slow = course.known and course.guess and course.one_formula and course.passes >= ENOUGH_PASSES
+    if not slow or course.dropout <= USUAL_DROPOUT or min(course.validation) < HALF * (course.guess or 0.0):
+        return []
+    if course.end < HELD_BACK * course.validation[-1]:
+        return []
+    last = course.validation[-1]
+    message = f"The loss ends at {course.end:.3g} in training, with dropout {course.dropout:g}, at {last:.3g} without."
+    advice = "Use dropout 0.5 or less; a network that does not fit its training data needs none."
+    return [Finding("dropout_too_high", "warning", "", course.updates, message, advice, {"dropout": course.dropout})]
 
 
 def validated_apart(course: Course) -> list[Finding]:

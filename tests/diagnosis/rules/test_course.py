@@ -69,6 +69,13 @@ def test_validation_by_another_formula_or_that_learns_is_left_alone(fields: dict
     assert rules(training=LEARNED, first_pass=0.7, **fields) == []
 
 
+def test_dropout_that_leaves_too_little_to_learn_with_is_named() -> None:
+    held = {"training": (1.40, *[1.15] * 30), "validation": (1.2, 0.95)}
+    assert rules(**held, dropout=0.8) == ["dropout_too_high"]
+    assert rules(**held, dropout=0.5) == []
+    assert rules(training=(1.40, *[0.6] * 30), validation=(1.2, 0.4), dropout=0.8) == []
+
+
 def test_learning_by_heart_is_overfitting_although_validation_never_rose_above_its_start() -> None:
     by_heart = (1.40, 0.5, *[0.002] * 30)
     assert rules(training=by_heart, validation=(1.2, 0.6, 0.75), passes=120) == ["overfit_no_regularisation"]
