@@ -46,7 +46,9 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         return  # as a neural accumulator, tanh(w) * sigmoid(m), whose layers are linear on purpose
     for layer, act in ((layer, act) for act in unread for layer in layers if layer.node == _layer_before(graph, act)):
         if _goes_on_linearly(graph, layer.node or 0, readers):
-            message = f"Nothing reads what {graph.nodes[act].op} makes of {layer.name}: its output goes on to the next layer without it."
+            message = (
+                f"Nothing reads what {graph.nodes[act].op} makes of {layer.name}; the next layer gets its output without it."
+            )
             yield Finding(
                 "missing_activation", "error", layer.name, evidence.step, message, "Write x = F.relu(x), not F.relu(x)."
             )

@@ -70,7 +70,9 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     values = read[0][0] if read else NOISY
     few = [where for count, where in read if count < TOO_FEW]
     if few and len(few) >= LEFT * len(read):
-        message = f"{len(few)} batch norm(s) take their statistics from {values} values a channel: hardly more passes than their order."
+        message = (
+            f"{len(few)} batch norm(s) take their statistics from {values} values a channel: little but their order passes."
+        )
         yield Finding("bn_stats", "error", few[0], evidence.step, message, "Use larger batches, or GroupNorm or LayerNorm.")
         return
     if fast and values < NOISY:
