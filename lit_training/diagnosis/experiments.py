@@ -41,7 +41,8 @@ class InEval:
     Args:
         name: of the network, `""` for the whole module.
         mixed: by what fraction of the outputs' spread the other samples' outputs changed when the first and the last sample (of
-            three or less, the first) were replaced; `None` where that could not be asked (one sample, inputs or outputs without a batch dimension).
+            three or less, the first) were replaced; `None` where that could not be asked (one sample, inputs or outputs without a
+            batch dimension).
         dropped: whether two passes differ because something was dropped at random.
         attending: the first `nn.MultiheadAttention` that takes the samples for positions, `""` if none does.
     """
