@@ -59,7 +59,7 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         return
     graph = evidence.graph
     used = used_by(graph, losses)
-    learns = any(graph.nodes[i].op in ("parameter", "unregistered") and graph.nodes[i].shape for i in used)
+    learns = any(_has_history(graph.nodes[i]) for i in used)
     if not learns and evidence.layers and any(f.optimized and f.requires_grad for f in evidence.parameters.values()):
         message = "The loss is a new tensor without a history: none of the parameters gets a gradient."
         advice = "Return the loss itself; torch.tensor(loss, requires_grad=True) cuts it off from the network."
@@ -81,6 +81,11 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         advice = "Remove that cut, or freeze them openly: requires_grad_(False)."
         yield Finding("detached_subgraph", "error", part.name, evidence.step, message, advice, {"layers": len(lost)})
         return
+
+
+def _has_history(node: Node) -> bool:
+    """Tell whether gradients go on behind a leaf: a parameter, or what `torch.autograd.grad(create_graph=True)` made unseen."""
+    return (node.op in ("parameter", "unregistered") and bool(node.shape)) or (node.op == "input" and bool(node.requires_grad))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer"]
@@ -69,11 +70,13 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     (Martin and Mahoney, JMLR 2021).
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
-    normalisation.
+    normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` behind
+    frozen ones that do not look fresh, as a teacher's head that training has moved little.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
+    frozen = [f for f in frozen if not _is_copy(evidence, f) and not _is_taught(evidence, f)]
     if frozen:
         first = frozen[0]
         message = (
@@ -81,6 +84,21 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         )
         advice = f"Train them: layer.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
+
+
+def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a weight equals one that learns."""
+    learning = [f for f in evidence.parameters.values() if f.requires_grad and f.shape == frozen.shape]
+    return any((f.norm, f.low, f.high) == (frozen.norm, frozen.low, frozen.high) for f in learning)
+
+
+def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a layer runs without gradients behind frozen layers that look trained."""
+    graph = evidence.graph
+    calls = [node for node in graph.layers() if node.weight == frozen.name]
+    before = {graph.nodes[i].weight for node in calls for i in graph.ancestors(node.index) - {node.index}}
+    kept = [evidence.parameters[name] for name in before if name in evidence.parameters]
+    return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])

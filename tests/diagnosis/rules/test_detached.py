@@ -56,6 +56,15 @@ def test_a_new_loss_tensor_cuts_off_everything() -> None:
     assert alarms(mlp(16, 32, 4), loss=new)[0] == "detached_subgraph"
 
 
+def test_a_loss_of_input_gradients_has_a_history_that_the_trace_does_not_show() -> None:
+    x = numbers()[0].requires_grad_()
+
+    def matching(output: Tensor, target: Tensor) -> Tensor:
+        return torch.autograd.grad(output.sum(), x, create_graph=True)[0].square().mean()
+
+    assert "detached_subgraph" not in alarms(mlp(16, 32, 1, act=nn.Tanh), (x, numbers()[1]), matching)
+
+
 class Teacher(nn.Module):
     """A student learns to agree with a teacher of the same build, whose output is detached."""
 

@@ -94,6 +94,38 @@ def test_a_constant_frozen_weight_is_not_fresh() -> None:
     assert "frozen_by_accident" not in alarms(model)
 
 
+class Guided(nn.Module):
+    """Learns beside a frozen network that runs under no_grad."""
+
+    def __init__(self, guide: nn.Module | None) -> None:
+        super().__init__()
+        self.net = mlp(16, 64, 64, 4)
+        self.guide = copy.deepcopy(self.net) if guide is None else guide
+        self.guide.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = self.guide(x)
+        return self.net(x) + 0.1 * goal
+
+
+def with_a_direction(net: nn.Sequential) -> nn.Sequential:
+    """Give all layers but the last what training leaves in them."""
+    with torch.no_grad():
+        for layer in net[:-1:2]:
+            layer.weight += 0.2 * torch.outer(torch.randn(len(layer.weight)), torch.randn(layer.in_features))
+    return net
+
+
+@pytest.mark.parametrize("guide", [None, with_a_direction(mlp(16, 64, 64, 4, seed=1))])
+def test_frozen_copies_and_heads_of_trained_teachers_are_silent(guide: nn.Module | None) -> None:
+    assert alarms(Guided(guide)) == []
+
+
+def test_a_frozen_teacher_that_was_never_trained_is_found() -> None:
+    assert alarms(Guided(mlp(16, 64, 64, 4, seed=1))) == ["frozen_by_accident"]
+
+
 # ------------------------------------------------------------------------------------------ no update, piling up
 def test_a_rate_of_zero_moves_nothing() -> None:
     found = findings(mlp(16, 32, 4), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.0))
