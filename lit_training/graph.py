@@ -151,6 +151,11 @@ class Graph:
                     found[verdict] = None
         return tuple(found)
 
+    def drops(self, node: Node) -> bool:
+        """Tell whether a product multiplies by a random mask of zeros, as dropout does on a CPU."""
+        drawn = [parent for parent in node.parents if self.nodes[parent].origin == "constant"]
+        return any(self.nodes[i].op == "bernoulli" for parent in drawn for i in self.ancestors(parent))
+
     def _measures_scale(self, index: int, readers: Sequence[Sequence[int]]) -> bool:
         """Tell whether a square is only averaged and its root taken, as RMS norm does where it is written out."""
         ends, stack = [], [index]

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lit_training.attention import Attention, attention
 from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
@@ -79,6 +80,7 @@ class Probe:
     losses: list[LossCall] = field(default_factory=list)
     label_sums: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
+    attentions: list[Attention] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
@@ -132,6 +134,9 @@ class Probe:
             self._add_layer(node, tensor, operands)
         elif node.op == "mul" and len(operands) == 2:
             self._add_labels(node, operands)
+        if node.op == "softmax" or node.op.startswith("_scaled_dot_product_"):
+            seen = attention(self.graph, node, tensor, operands)
+            self.attentions += [] if seen is None else [seen]
         if node.op in _BREAKING:
             self._finite.append((node, tensor.isfinite().all()))
         if node.op in _OF_DIFFERENCES:

@@ -84,6 +84,7 @@ class Tracer(TorchDispatchMode):
         self.batch = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
         self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self.batch}
         self._writes: dict[int, tuple[int, object]] = {}
+        self._numbers: dict[float, int] = {}
         self._stack = ExitStack()
         self._find_leaves(module)
 
@@ -147,11 +148,14 @@ class Tracer(TorchDispatchMode):
     def _record(self, func: Any, arguments: Sequence[Any], out: Any) -> None:
         outputs = [leaf for leaf in _flat(out) if isinstance(leaf, Tensor)]
         if not outputs:
+            self._note_number(arguments, out)
             return
         inputs = [leaf for leaf in arguments if isinstance(leaf, Tensor)]
         scalars = tuple(float(v) for v in arguments if isinstance(v, (int, float)))
         op, in_place = _operation(func, scalars)
         parents = () if op in _SHAPE_ONLY else tuple(self._read(t) for t in inputs)
+        if len(parents) == 1:
+            parents += tuple(self._numbers[v] for v in scalars if v in self._numbers)
         weight = self._weight(op, parents)
         origin: Origin = "data" if weight or op in _RANDOM else _join([self.graph.nodes[p].origin for p in parents])
         for i, tensor in enumerate(outputs):
@@ -161,6 +165,20 @@ class Tracer(TorchDispatchMode):
                 self._writes[storage._cdata] = (node.index, storage)
             if self._on_output is not None and origin == "data":
                 self._on_output(node, tensor, inputs)
+
+    def _note_number(self, arguments: Sequence[Any], out: Any) -> None:
+        """Remember a number that was read off a tensor with a gradient, unless it is round and so might be met by chance."""
+        source = self.node(arguments[0]) if isinstance(out, float) and isinstance(arguments[0], Tensor) else None
+        if source is None or out == round(out, 3):
+            return
+        if source.op == "detach":
+            source = self.graph.nodes[source.parents[0]]
+        if source.origin == "data" and (source.requires_grad or arguments[0].requires_grad):
+            node = Node(
+                len(self.graph.nodes), "item", (source.index,), source.scope, (), source.dtype, "data", requires_grad=False
+            )
+            self.graph.nodes.append(node)
+            self._numbers[out] = node.index
 
     def _read(self, tensor: Tensor) -> int:
         """Return the index of an operand's node, after noting whether gradients flow into it."""

@@ -11,7 +11,7 @@ from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_gates, idle_norms
-from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
+from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.samples import Samples
 from lit_training.following import last_layers
@@ -35,6 +35,7 @@ class Evidence:
         inputs: statistics of the floating-point tensors that entered the forward, by their nodes.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
+        one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
@@ -61,6 +62,7 @@ class Evidence:
     inputs: Mapping[int, TensorStats] = field(default_factory=dict)
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
+    one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
@@ -120,6 +122,8 @@ def collect(
     )
     losses = tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node))
     value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+    shares = to_host(seen.one_hot for seen in probe.attentions)
+    one_hot = tuple((seen.weights, share) for seen, share in zip(probe.attentions, shares, strict=True))
     return Evidence(
         graph=probe.graph,
         layers=layers,
@@ -130,8 +134,13 @@ def collect(
             expect_frozen,
             trainable=probe.trainable,
             stepping=stepping,
-            judged={*last_layers(probe.graph), *(layer.weight for layer in layers if layer.op == "recurrent")},
+            judged={
+                *last_layers(probe.graph),
+                *(layer.weight for layer in layers if layer.op == "recurrent"),
+                *(weight for weights, _ in one_hot for weight in weights),
+            },
         ),
+        one_hot=one_hot,
         losses=losses,
         label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),

@@ -4,7 +4,7 @@ import copy
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from lit_training.selection import clean_names
 __all__ = ["Call", "Calls", "InEval", "try_in_eval"]
 
 _MOST_CALLS = 3
-_FEW = 16  # samples show what a batch shows
+_FEW = 13  # samples show what a batch shows; a prime, so that hardly anything else has as many
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
 _LEAST_MASK = 4
 _DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
@@ -40,14 +40,17 @@ class InEval:
 
     Args:
         name: of the network, `""` for the whole module.
-        mixed: by what fraction of the outputs' spread the other samples' outputs changed when one sample was replaced; `None` where
-            that could not be asked (one sample, inputs or outputs without a batch dimension).
+        mixed: by what fraction of the outputs' spread the other samples' outputs changed when the first and the last sample (of
+            three or less, the first) were replaced; `None` where that could not be asked (one sample, inputs or outputs without a
+            batch dimension).
         dropped: whether two passes differ because something was dropped at random.
+        attending: the first `nn.MultiheadAttention` that takes the samples for positions, `""` if none does.
     """
 
     name: str
     mixed: float | None
     dropped: bool
+    attending: str = ""
 
 
 @dataclass
@@ -95,7 +98,7 @@ class Calls:
 
 
 def try_in_eval(calls: Sequence[Call]) -> list[InEval]:
-    """Run a copy of each called network in eval mode, on a few samples as they are and with one of them replaced.
+    """Run a copy of each called network in eval mode, on a few samples as they are and with the first and last replaced.
 
     Where these passes differ it runs once more, to tell whether chance decides. The originals are not run, and random generators
     stay as they were. A network that cannot be copied, or does not run in eval mode, is left out.
@@ -115,11 +118,13 @@ def _try(call: Call) -> InEval | None:
 
 
 def _look(net: nn.Module, call: Call) -> InEval:
-    with _Dropping() as dropping:
+    size = _samples(_inputs(call))
+    with _Dropping() as dropping, _Attending(net, size) as attending:
         first = _outputs(net(*call.args, **call.kwargs))
     if dropping.seen and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
         return InEval(call.name, None, dropped=True)
-    return InEval(call.name, _mixing(net, call, first), dropped=False)
+    each = first and all(y.shape[:1] == (size,) for y in first)
+    return InEval(call.name, _mixing(net, call, first), dropped=False, attending=attending.found if each else "")
 
 
 def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None:
@@ -132,17 +137,21 @@ def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None
     if len(outputs) < len([y for y in first if y.ndim]) or not outputs or other is None:
         return None
 
+    last = size - 1 if size > 3 else size  # the last sample is replaced too: what a recurrent layer reads first, it may forget
+
     def replaced(dim: int) -> list[Tensor]:
         def swap(leaf: Any) -> Any:
             if not isinstance(leaf, Tensor) or leaf.ndim <= dim:
                 return leaf
             leaf = leaf.clone()
             leaf.select(dim, 0).copy_(leaf.select(dim, other if dim == 0 else -1))
+            if dim == 0:
+                leaf[last:] = leaf[last - 1]
             return leaf
 
         return _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
 
-    mixed = _change([y[1:] for y in first], [y[1:] for y in replaced(0)])
+    mixed = _change([y[1:last] for y in first], [y[1:last] for y in replaced(0)])
     if mixed <= _CHANGED:
         return mixed
     if _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
@@ -196,6 +205,32 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 def _kept(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) and not leaf.is_sparse else leaf
+
+
+class _Attending:
+    """See which attention takes the samples for positions: it is called with them along the first dimension, without `batch_first`.
+
+    Where the second dimension could hold them, as in `[time, batch]` or `[rows, batch * columns]`, it is given the benefit of the
+    doubt.
+    """
+
+    def __init__(self, net: nn.Module, size: int) -> None:
+        self.found = ""
+        self._net, self._size, self._hooks = net, size, ExitStack()
+
+    def __enter__(self) -> "_Attending":
+        for name, part in self._net.named_modules():
+            if isinstance(part, nn.MultiheadAttention) and not part.batch_first and self._size > 1:
+                self._hooks.callback(part.register_forward_pre_hook(partial(self._look, name), with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.close()
+
+    def _look(self, name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape = (args[0] if args else kwargs["query"]).shape
+        if not self.found and len(shape) == 3 and shape[0] == self._size and shape[1] % self._size:
+            self.found = name
 
 
 class _Dropping(TorchDispatchMode):

@@ -84,6 +84,8 @@ def _returned(graph: Graph, index: int, used: set[int], readers: Sequence[Sequen
 def _words(node: Node) -> str:
     if not node.grad_mode:
         return "is read under torch.no_grad()"
+    if node.op == "item":
+        return "leaves torch as a number (item, float)"
     if node.op in _NO_GRADIENT:
         return f"goes through {node.op}, which has no gradient"
     return "is cut off by .detach()" if node.op in ("detach", "alias") else f"loses its gradient at {node.op}"

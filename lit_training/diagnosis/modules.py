@@ -52,9 +52,19 @@ def forget_gates(module: nn.Module) -> dict[str, float]:
 
 
 def dropouts(module: nn.Module) -> dict[str, float]:
-    """Return the probability to drop of each dropout layer in train mode."""
-    kind = nn.modules.dropout._DropoutNd
-    return {name: float(part.p) for name, part in clean_names(module) if isinstance(part, kind) and part.training}
+    """Return the probability to drop of each dropout layer in train mode, and of those inside attention and recurrent layers.
+
+    >>> dropouts(nn.Sequential(nn.Dropout(0.5), nn.MultiheadAttention(4, 1, dropout=0.1), nn.GRU(4, 4, dropout=0.3, num_layers=2)))
+    {'0': 0.5, '1': 0.1, '2': 0.3}
+    """
+    return {name: p for name, part in clean_names(module) if part.training and (p := _dropped(part)) is not None}
+
+
+def _dropped(part: nn.Module) -> float | None:
+    if isinstance(part, nn.modules.dropout._DropoutNd):
+        return float(part.p)
+    inside = isinstance(part, nn.MultiheadAttention) or (isinstance(part, nn.RNNBase) and part.num_layers > 1)
+    return float(part.dropout) if inside and part.dropout else None  # type: ignore[arg-type]
 
 
 def in_train_mode(module: nn.Module) -> tuple[str, ...]:

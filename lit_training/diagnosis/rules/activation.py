@@ -14,6 +14,7 @@ __all__ = ["missing_activation", "wrong_hidden_activation"]
 STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
 SIGMOID_GAIN = 4.0
 CHOKED = 0.1
+RECTIFIERS = frozenset("relu relu6 leaky_relu elu selu celu gelu silu mish hardswish prelu".split())
 BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
@@ -27,7 +28,9 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     nonlinearity.
 
     How it is measured: on the traced operations: at least two linear layers or convolutions lie one behind the other on the
-    way to the loss, and no activation, gate, maximum or product of data lies between the first and the last of them.
+    way to the loss, and no activation, gate, maximum or product of data lies between the first and the last of them. A
+    rectifier or its like whose result nothing reads, as that of `F.relu(x)` without `x =` in front, is none; behind a layer that
+    then goes on linearly to the next one it is told even if there are others.
 
     Threshold: none.
 
@@ -36,10 +39,20 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: put an activation, `nn.ReLU()`, between the layers.
     """
-    graph, readers = evidence.graph, evidence.graph.consumers()
+    graph, unread = evidence.graph, _unread(evidence)
+    readers = [[reader for reader in found if reader not in unread] for found in graph.consumers()]
     layers = [layer for layer in evidence.layers if layer.node is not None and "embedding" not in layer.op]
     if any(_computes_weight(graph, layer) for layer in layers):
         return  # as a neural accumulator, tanh(w) * sigmoid(m), whose layers are linear on purpose
+    for layer, act in ((layer, act) for act in unread for layer in layers if layer.node == _layer_before(graph, act)):
+        if _goes_on_linearly(graph, layer.node or 0, readers):
+            message = (
+                f"Nothing reads what {graph.nodes[act].op} makes of {layer.name}; the next layer gets its output without it."
+            )
+            yield Finding(
+                "missing_activation", "error", layer.name, evidence.step, message, "Write x = F.relu(x), not F.relu(x)."
+            )
+            return
     if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
@@ -52,6 +65,28 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         return  # a bottleneck on purpose, as in a linear autoencoder
     message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+def _unread(evidence: Evidence) -> list[int]:
+    """Return the rectifiers and their like whose result nothing reads but their own backward pass, which keeps a `detach` of it."""
+    nodes, readers = evidence.graph.nodes, evidence.graph.consumers()
+    acts = (node.index for node in nodes if node.op in RECTIFIERS and node.grad_mode)
+    kept = [i for i in acts if all(nodes[r].op == "detach" and not readers[r] for r in readers[i])]
+    return [i for i in kept if i not in evidence.differentiated]
+
+
+def _layer_before(graph: Graph, index: int) -> int | None:
+    """Return the layer whose values arrive at a node through nothing that acts on them."""
+    node = graph.nodes[index]
+    while True:
+        data = [graph.nodes[parent] for parent in node.parents if graph.nodes[parent].origin == "data"]
+        if len(data) != 1:
+            return None
+        node = data[0]
+        if node.weight:
+            return node.index
+        if graph.acts(node) is not None:
+            return None
 
 
 def _computes_weight(graph: Graph, layer: Layer) -> bool:
@@ -137,7 +172,7 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
     while stack:
         for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
             seen.add(reader.index)
-            if reader.op in ("mul", "div") and len(reader.parents) > 1:
+            if reader.op in ("mul", "div") and len(reader.parents) > 1 and not graph.drops(reader):
                 return False  # an expectation: softmax over places, times their coordinates
             (products if reader.op in LINEAR else stack).append(reader.index)
     return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)

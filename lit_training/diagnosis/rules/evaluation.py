@@ -11,6 +11,8 @@ __all__ = ["batch_mixing", "dropout_active_in_eval", "dropout_too_high"]
 MIXED = 1e-3
 
 MOST_DROPPED = 0.8
+MUCH_DROPPED = 0.7
+MANY = 3
 
 
 @rule(
@@ -21,6 +23,8 @@ MOST_DROPPED = 0.8
         "constant_output",
         "train_val_gap",
         "bad_initial_loss",
+        "init_vanishing",
+        "vanishing_gradient",
     ]
 )
 def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
@@ -31,8 +35,10 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     with whatever else is in the batch.
 
     How it is measured: a copy of each network that the training step calls runs on a few of the real inputs in eval mode,
-    twice; the second time the first sample is replaced by another one. The figure is the largest change in any other
-    sample's output, relative to the spread of the outputs.
+    twice; the second time the first and the last sample are replaced by others. The figure is the largest change in any other
+    sample's output, relative to the spread of the outputs. Besides, in that run: an `nn.MultiheadAttention` without
+    `batch_first` gets the samples along its first dimension, and its second cannot hold them (its size is no multiple of their
+    number). If only a class token is read, which is the same for all, nothing else shows it: no sample gets through.
 
     Threshold: 1e-3. Rounding is 1e-6, and a sample's own change is of order 1.
 
@@ -50,6 +56,12 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
             )
             advice = "Look for a layer that reads along the batch: batch_first=True in LSTM and attention, transpose, not view."
             yield Finding("batch_mixing", "error", result.name, evidence.step, message, advice)
+            return
+        if result.attending:
+            name = f"{result.name}.{result.attending}".strip(".")
+            message = f"{name} takes the samples, which lie along dimension 0, for positions: each attends to the others."
+            advice = "Write batch_first=True, or hand it [position, sample, feature]."
+            yield Finding("batch_mixing", "error", name, evidence.step, message, advice)
             return
 
 
@@ -90,16 +102,22 @@ def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
     What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the
     probability to keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
 
-    How it is measured: `p` of the dropout layers that are in train mode.
+    How it is measured: `p` of the dropout layers that are in train mode, and of those inside `nn.MultiheadAttention` and stacked
+    recurrent layers.
 
     Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and
-    .2 for inputs, and a sharp loss above .8.
+    .2 for inputs, and a sharp loss above .8. Three layers or more that drop .7 or more leave 3 % together or less.
 
-    Not an alarm: masked pre-training that masks by other means, `DropPath`.
+    Not an alarm: one or two layers of .7 to .8 in a wide head; masked pre-training that masks by other means, `DropPath`.
 
     What to do: `p=1 - keep`, .5 for hidden units, .2 for inputs at most.
     """
     high = {name: p for name, p in evidence.dropouts.items() if p > MOST_DROPPED}
+    much = {name: p for name, p in evidence.dropouts.items() if p >= MUCH_DROPPED}
+    if not high and len(much) >= MANY:
+        name = next(iter(much))
+        message = f"It drops {much[name]:.0%} of its units, as {len(much)} layers do; .1 to .5 is usual for one of many."
+        yield Finding("dropout_too_high", "error", name, evidence.step, message, "nn.Dropout(0.1) in a deep net, 0.5 at most.")
     if high:
         name = max(high, key=lambda key: high[key])
         message = f"It drops {high[name]:.0%} of its units, not .2 to .5 of them."

@@ -1,15 +1,13 @@
-"""Rules about which parameters learn: forgotten, frozen, cut off, never stepped, and gradients that pile up."""
+"""Rules about which parameters learn: forgotten, frozen, never stepped, and gradients that pile up."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.probe import Layer
 
-__all__ = ["detached_subgraph", "frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer"]
+__all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer"]
 
 CARRIED = 2
 
@@ -72,11 +70,13 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     (Martin and Mahoney, JMLR 2021).
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
-    normalisation.
+    normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` behind
+    frozen ones that do not look fresh, as a teacher's head that training has moved little.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
+    frozen = [f for f in frozen if not _is_copy(evidence, f) and not _is_taught(evidence, f)]
     if frozen:
         first = frozen[0]
         message = (
@@ -86,82 +86,19 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
 
 
-@rule(
-    explains=[
-        "overfit_no_regularisation",
-        "no_update",
-        "slow_convergence",
-        "lr_too_low",
-        "vanishing_gradient",
-        "not_in_optimizer",
-    ]
-)
-def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
-    """The loss uses a layer, but its gradient cannot get back to it.
+def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a weight equals one that learns."""
+    learning = [f for f in evidence.parameters.values() if f.requires_grad and f.shape == frozen.shape]
+    return any((f.norm, f.low, f.high) == (frozen.norm, frozen.low, frozen.high) for f in learning)
 
-    What it means: everything before the cut stays as it was drawn, and what follows learns from random features. Typical
-    causes: a `.detach()` or `torch.no_grad()` left in from debugging, a trip through numpy, an argmax or one-hot in the middle
-    of the network, a loss wrapped in `torch.tensor(loss, requires_grad=True)`.
 
-    How it is measured: on the traced operations of the real step. A trainable weight that the stepping optimiser holds has no
-    gradient although the differentiated loss was computed from its layer; the first operation on the way at which values go on
-    and gradients do not is named. If the loss itself has no parameter behind it, the whole network is cut off.
-
-    Threshold: none.
-
-    Not an alarm: layers whose outputs the loss does not use (stochastic depth, unused heads, experts without samples); teachers
-    and target networks (a trained twin of the same names and shapes exists); weights that look trained, as a frozen encoder
-    under `no_grad` has; the other network's turn in GAN-like loops; weights that also have a way without the cut.
-
-    What to do: remove the cut; freeze openly with `requires_grad_(False)` where it was meant; make discrete choices
-    differentiable (straight-through, softmax, Gumbel-softmax).
-    """
-    losses = evidence.differentiated
-    if not losses:
-        return
+def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a layer runs without gradients behind frozen layers that look trained."""
     graph = evidence.graph
-    used = used_by(graph, losses)
-    learns = any(graph.nodes[i].op in ("parameter", "unregistered") and graph.nodes[i].shape for i in used)
-    if not learns and evidence.layers and any(f.optimized and f.requires_grad for f in evidence.parameters.values()):
-        message = "The loss is a new tensor without a history: none of the parameters gets a gradient."
-        advice = "Return the loss itself; torch.tensor(loss, requires_grad=True) cuts it off from the network."
-        yield Finding("detached_subgraph", "error", "", evidence.step, message, advice)
-        return
-    reached = reached_by_gradient(graph, losses)
-    lost = [layer for layer in evidence.layers if _lacks_gradient(evidence, layer) and layer.node not in reached]
-    for layer in lost:
-        cut = cut_after(graph, layer.node or 0, used)
-        if cut is None or not _matters(evidence, lost, deliberate=cut[0].op in ("detach", "alias") or not cut[0].grad_mode):
-            continue
-        message = f"{len(lost)} layer(s), {layer.name} first, get no gradient: what they compute {cut[1]}."
-        advice = "Remove that cut, or freeze them openly: requires_grad_(False)."
-        yield Finding("detached_subgraph", "error", layer.name, evidence.step, message, advice, {"layers": len(lost)})
-        return
-
-
-def _lacks_gradient(evidence: Evidence, layer: Layer) -> bool:
-    facts = evidence.parameters.get(layer.weight)
-    if facts is None or layer.node is None or facts.expected_frozen or not (facts.requires_grad and facts.stepping):
-        return False
-    used = [node for node in evidence.graph.nodes if node.op == "parameter" and node.name == layer.weight]
-    thawed = not used or any(node.requires_grad for node in used)  # what a loop freezes for this step is frozen, not cut off
-    return thawed and facts.gradient is None and facts.optimized is not False
-
-
-def _matters(evidence: Evidence, lost: Sequence[Layer], *, deliberate: bool) -> bool:
-    """Tell whether missing gradients are a mistake: not for teachers, nor for trained weights behind a deliberate cut."""
-    facts = [evidence.parameters[layer.weight] for layer in lost]
-    taught = [f for f in evidence.parameters.values() if f.gradient is not None]
-    if all(any(_twins(f, other) for other in taught) for f in facts):
-        return False
-    return not deliberate or any(f.fresh for f in facts)
-
-
-def _twins(a: ParameterFacts, b: ParameterFacts) -> bool:
-    """Tell whether two parameters have one shape, and names that differ in their first part that differs only."""
-    left, right = a.name.split("."), b.name.split(".")
-    different = [x != y for x, y in zip(left, right, strict=False)]
-    return a.shape == b.shape and len(left) == len(right) and sum(different) == 1 and not different[-1]
+    calls = [node for node in graph.layers() if node.weight == frozen.name]
+    before = {graph.nodes[i].weight for node in calls for i in graph.ancestors(node.index) - {node.index}}
+    kept = [evidence.parameters[name] for name in before if name in evidence.parameters]
+    return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])

@@ -15,6 +15,7 @@ LONG_RUN = 100
 LEFT = 0.5
 FAST = 0.9
 NOISY = 32
+TOO_FEW = 4
 
 
 @rule(
@@ -38,19 +39,23 @@ def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap"])
 def bn_stats(evidence: Evidence) -> Iterator[Finding]:
-    """Batch norm's running statistics move so slowly that they do not arrive at the data's before the run ends.
+    """Batch norm's statistics are no statistics of the data: they move too slowly, or are taken from two or three values.
 
     What it means: training uses the batch's statistics and looks fine; validation and predictions use running ones that are
     still half 0 and 1. Typical cause: `momentum` as other frameworks have it, .99 or .999 for what is kept, turned into 1 -
-    .999.
+    .999. Of two values batch norm leaves 1 and -1, of three not much more: which is larger passes, and by how much does not;
+    the running statistics pass it. Typical cause: a batch of 2, for want of memory.
 
     How it is measured: (1 - momentum) to the power of the planned updates, which is the part of the start that is left in them.
-    Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on.
+    Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on; and the
+    elements per channel that the batch norms of the first step read.
 
-    Threshold: half, in runs of 100 updates or more, for statistics that are new. A momentum of .9 and more takes the last
-    batch's statistics for the data's, which is told where a channel has fewer than 32 values in it.
+    Threshold: fewer than 4 elements at half of the batch norms or more; with 4 the size of a deviation passes again, which
+    small_batch_norm notes. Of what moves slowly half, in runs of 100 updates or more, for statistics that are new. A momentum
+    of .9 and more takes the last batch's statistics for the data's, which is told where a channel has fewer than 32 values in it.
 
-    Not an alarm: trained statistics that are fine-tuned; `momentum=None`, which averages all batches alike.
+    Not an alarm: trained statistics that are fine-tuned; `momentum=None`, which averages all batches alike; pairs of pictures or
+    sequences, whose positions count; a single norm behind global pooling; synchronised batch norm; group and layer norm.
 
     What to do: `momentum=0.1`, .01 for long runs; `PreciseBatchNorm` computes them anew.
     """
@@ -61,7 +66,15 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("bn_stats", "error", tracking[0], evidence.step, message, advice)
         return
     fast = [name for name, momentum in evidence.collecting_norms.items() if momentum >= FAST]
-    values = min(_values_per_channel(evidence.graph), default=(NOISY, ""))[0]
+    read = sorted(_values_per_channel(evidence.graph))
+    values = read[0][0] if read else NOISY
+    few = [where for count, where in read if count < TOO_FEW]
+    if few and len(few) >= LEFT * len(read):
+        message = (
+            f"{len(few)} batch norm(s) take their statistics from {values} values a channel: little but their order passes."
+        )
+        yield Finding("bn_stats", "error", few[0], evidence.step, message, "Use larger batches, or GroupNorm or LayerNorm.")
+        return
     if fast and values < NOISY:
         momentum = evidence.collecting_norms[fast[0]]
         message = f"With momentum {momentum:g} the running statistics are those of the last batch, {values} values a channel."

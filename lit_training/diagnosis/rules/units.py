@@ -160,15 +160,19 @@ def saturation(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the share of values of a hidden sigmoid, tanh, hardsigmoid or hardtanh within 1 % of the range from its
     bounds; of recurrent layers that look as drawn, the share of gates that are there, with their bias and without it, over the
-    first 16 steps of 8 samples.
+    first 16 steps of 8 samples; of attention whose queries and keys come straight from layers that look as drawn, the share of
+    rows of its softmax that put more than .99 on one place although they may look at several.
 
     Threshold: half. Tanh nets scaled right have under 5 %: unit inputs exceed the 2 % slope at |z| > 2.3 in 2 % of the cases;
     a gain of 2 brings a quarter. For gates a fifth: LSTM, GRU and RNN layers of 64 units that read digits row by row have less
     than 1 % under torch's or Glorot's initialisation, lose nothing at 10 % and 3 to 15 points of 92 % at 17 to 32 % (weights 5
     to 10 times too large); embeddings of width 512 in front of 32 units have 12 %.
 
-    Not an alarm: output layers; gates that a bias opens or closes; trained recurrent layers, which decide (a trained character
-    model has 37 % of its gates at their bounds).
+    Attention is at half with scores of a std of 10 (over 8 places) to 20 (over 256); torch's layers give scores of about .3 on
+    normalised inputs, and of about 3 where the division by sqrt(d) was forgotten at d = 64.
+
+    Not an alarm: output layers; sharp attention on normalised queries and keys, a temperature on purpose; gates that a bias
+    opens or closes; trained recurrent layers, which decide (a trained character model has 37 % of its gates at their bounds).
 
     What to do: `xavier_normal_` with the activation's gain, standardised inputs.
     """
@@ -192,6 +196,21 @@ def saturation(evidence: Evidence) -> Iterator[Finding]:
                 f"Draw its weights with xavier_normal_(gain=calculate_gain({layer.nonlinearity!r})); standardise what arrives."
             )
             yield Finding("saturation", "error", layer.name, evidence.step, message, advice, {"saturated": share})
+            return
+    yield from _decided(evidence)
+
+
+def _decided(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the first attention that picks one place from the start."""
+    for weights, share in evidence.one_hot:
+        facts = [evidence.parameters.get(weight) for weight in weights]
+        if share > SATURATED and all(f is not None and f.fresh for f in facts):
+            where = weights[0].removesuffix(".weight")
+            message = (
+                f"{share:.0%} of the rows of attention behind {where} are one-hot from the start: its scores are too large."
+            )
+            advice = "Divide the scores by sqrt(d) and draw the projections with xavier_uniform_ or as torch does."
+            yield Finding("saturation", "error", where, evidence.step, message, advice, {"saturated": share})
             return
 
 

@@ -296,3 +296,44 @@ class Gaussians(nn.Module):
 
 def test_likelihoods_of_generative_classifiers_may_go_into_nll() -> None:
     assert "wrong_loss" not in alarms(Gaussians(), loss=F.nll_loss, steps=1)
+
+
+class ThrownAway(nn.Module):
+    """Three layers; a result of an activation may be lost."""
+
+    def __init__(self, lost: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList([nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)])
+        self.lost = lost
+
+    def forward(self, x: Tensor) -> Tensor:
+        for i, layer in enumerate(self.layers[:-1]):
+            x = layer(x)
+            if self.lost == "in_place":
+                F.relu(x, inplace=True)
+            elif self.lost == "both" or (self.lost == "second" and i == 1):
+                F.relu(x)
+            elif self.lost == "told":
+                self.firing = (F.relu(x) > 0).float().mean()
+                x = x.tanh()
+            else:
+                x = F.relu(x)
+        return self.layers[-1](x)
+
+
+@pytest.mark.parametrize("lost", ["both", "second"])
+def test_an_activation_whose_result_is_thrown_away_is_missing(lost: str) -> None:
+    assert alarms(ThrownAway(lost)) == ["missing_activation"]
+
+
+@pytest.mark.parametrize("lost", ["", "in_place", "told"])
+def test_an_activation_in_place_or_for_a_log_is_not(lost: str) -> None:
+    assert alarms(ThrownAway(lost)) == []
+
+
+@pytest.mark.parametrize("dropout", [nn.Identity(), nn.Dropout(0.1)])
+def test_softmax_between_layers_is_found_with_dropout_behind_it(dropout: nn.Module) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(16, 64), nn.Softmax(1), dropout, nn.Linear(64, 64), nn.Softmax(1), dropout, nn.Linear(64, 4))
+    assert alarms(net)[0] == "wrong_hidden_activation"

@@ -10,93 +10,6 @@ from torch import Tensor, nn
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
 
 
-class Parts(nn.Module):
-    """A body and a head, and what happens between them."""
-
-    def __init__(self, between: str = "") -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.body, self.head = mlp(16, 64, 64), nn.Linear(64, 4)
-        self.between = between
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.between == "no_grad":
-            with torch.no_grad():
-                return self.head(self.body(x))
-        if self.between == "no_grad_body":
-            with torch.no_grad():
-                h = self.body(x)
-            return self.head(h.relu())
-        h = self.body(x).relu()
-        if self.between == "detach":
-            h = h.detach()
-        elif self.between == "numpy":
-            h = torch.from_numpy(h.detach().numpy().copy())
-        elif self.between == "argmax":
-            h = F.one_hot(h.argmax(1), 64).float()
-        return self.head(h)
-
-
-@pytest.mark.parametrize("cut", ["detach", "numpy", "argmax", "no_grad_body"])
-def test_a_cut_between_the_loss_and_fresh_layers_is_found(cut: str) -> None:
-    found = findings(Parts(cut))
-    assert [f.rule for f in found if f.severity != "note"] == ["detached_subgraph"]
-    assert found[0].where == "body.0"
-
-
-def test_a_whole_net_without_a_cut_is_silent() -> None:
-    assert alarms(Parts()) == []
-
-
-def test_a_new_loss_tensor_cuts_off_everything() -> None:
-    def new(output: Tensor, target: Tensor) -> Tensor:
-        return torch.tensor(F.cross_entropy(output, target).item(), requires_grad=True)
-
-    assert alarms(mlp(16, 32, 4), loss=new)[0] == "detached_subgraph"
-
-
-class Teacher(nn.Module):
-    """A student learns to agree with a teacher of the same build, whose output is detached."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.student = mlp(16, 32, 4)
-        self.teacher = copy.deepcopy(self.student)
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            goal = self.teacher(x)
-        return self.student(x) + 0 * goal
-
-
-def test_a_teacher_may_be_detached() -> None:
-    assert alarms(Teacher()) == []
-
-
-class Unused(nn.Module):
-    """A head whose output the loss ignores."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net, self.other = mlp(16, 32, 4), nn.Linear(16, 3)
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.other(x)
-        return self.net(x)
-
-
-def test_an_unused_head_is_no_cut() -> None:
-    assert alarms(Unused()) == []
-
-
-def test_a_trained_encoder_may_run_under_no_grad() -> None:
-    model = Parts("no_grad_body")
-    with torch.no_grad():
-        for layer in (model.body[0], model.body[2]):
-            layer.weight += torch.outer(torch.randn(64), torch.randn(layer.in_features)) * 0.2
-    assert alarms(model) == []
-
-
 # ------------------------------------------------------------------------------------------ optimiser
 def test_layers_outside_of_the_optimiser_are_found() -> None:
     found = findings(mlp(16, 32, 4), optimizer=lambda m: torch.optim.SGD(m[2].parameters(), lr=0.05))
@@ -179,6 +92,38 @@ def test_a_constant_frozen_weight_is_not_fresh() -> None:
     model[2].weight.data = torch.eye(64) + 0.5
     model[2].requires_grad_(False)
     assert "frozen_by_accident" not in alarms(model)
+
+
+class Guided(nn.Module):
+    """Learns beside a frozen network that runs under no_grad."""
+
+    def __init__(self, guide: nn.Module | None) -> None:
+        super().__init__()
+        self.net = mlp(16, 64, 64, 4)
+        self.guide = copy.deepcopy(self.net) if guide is None else guide
+        self.guide.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            goal = self.guide(x)
+        return self.net(x) + 0.1 * goal
+
+
+def with_a_direction(net: nn.Sequential) -> nn.Sequential:
+    """Give all layers but the last what training leaves in them."""
+    with torch.no_grad():
+        for layer in net[:-1:2]:
+            layer.weight += 0.2 * torch.outer(torch.randn(len(layer.weight)), torch.randn(layer.in_features))
+    return net
+
+
+@pytest.mark.parametrize("guide", [None, with_a_direction(mlp(16, 64, 64, 4, seed=1))])
+def test_frozen_copies_and_heads_of_trained_teachers_are_silent(guide: nn.Module | None) -> None:
+    assert alarms(Guided(guide)) == []
+
+
+def test_a_frozen_teacher_that_was_never_trained_is_found() -> None:
+    assert alarms(Guided(mlp(16, 64, 64, 4, seed=1))) == ["frozen_by_accident"]
 
 
 # ------------------------------------------------------------------------------------------ no update, piling up

@@ -1,0 +1,85 @@
+"""What depends on a sample's neighbours in the batch, and how much dropout drops; and what only looks so."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lit_training.diagnosis.experiments import Call, try_in_eval
+from tests.diagnosis.rules.looking import alarms
+
+
+def mixed(net: nn.Module, *shape: int) -> float | None:
+    return try_in_eval([Call("", net, (torch.randn(*shape),), {})])[0].mixed
+
+
+# ------------------------------------------------------------------------------------------ batch mixing
+class Recurrent(nn.Module):
+    """Classifies by the last output of a recurrent layer that wants `[time, batch]`."""
+
+    def __init__(self, view: bool) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 24), nn.Linear(24, 4)
+        self.view = view
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, t, f = x.shape
+        return self.head(self.rnn(x.view(t, b, f) if self.view else x.transpose(0, 1))[0][-1])
+
+
+@pytest.mark.parametrize("length", [16, 20])
+@pytest.mark.parametrize("view", [True, False])
+def test_a_view_in_place_of_a_transpose_mixes_samples_even_where_what_is_read_first_is_forgotten(
+    length: int, view: bool
+) -> None:
+    torch.manual_seed(0)
+    found = mixed(Recurrent(view), 32, length, 3)
+    assert found is not None
+    assert (found > 1e-3) == view
+
+
+def test_two_samples_can_be_compared() -> None:
+    torch.manual_seed(0)
+    assert (mixed(nn.Sequential(nn.Linear(3, 4), nn.Softmax(0)), 2, 3) or 0) > 1e-3
+
+
+class ClassToken(nn.Module):
+    """A transformer of which only the class token is read."""
+
+    def __init__(self, batch_first: bool, swap: bool = False) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=batch_first)
+        self.head = nn.Linear(16, 4)
+        self.swap = swap
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1)
+        x = self.layer(x.transpose(0, 1)).transpose(0, 1) if self.swap else self.layer(x)
+        return self.head(x[:, 0])
+
+
+def tokens() -> tuple[Tensor, Tensor]:
+    return torch.randn(32, 8, 16), torch.arange(32) % 4
+
+
+def test_attention_over_the_batch_is_seen_though_the_class_token_is_the_same_for_all() -> None:
+    torch.manual_seed(0)
+    call = Call("", ClassToken(batch_first=False), (tokens()[0],), {})
+    assert try_in_eval([call])[0].attending == "layer.self_attn"
+
+
+@pytest.mark.parametrize("net", [ClassToken(batch_first=True), ClassToken(batch_first=False, swap=True)])
+def test_attention_over_positions_is_silent(net: nn.Module) -> None:
+    assert try_in_eval([Call("", net, (tokens()[0],), {})])[0].attending == ""
+
+
+# ------------------------------------------------------------------------------------------ dropout
+def stack(p: float, layers: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    hidden = [part for _ in range(layers) for part in (nn.Linear(64, 64), nn.ReLU(), nn.Dropout(p))]
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), *hidden, nn.Linear(64, 4))
+
+
+@pytest.mark.parametrize(("p", "layers", "told"), [(0.9, 1, True), (0.7, 3, True), (0.7, 2, False), (0.5, 5, False)])
+def test_one_layer_may_drop_more_than_each_of_many(p: float, layers: int, told: bool) -> None:
+    assert ("dropout_too_high" in alarms(stack(p, layers))) == told
