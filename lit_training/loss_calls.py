@@ -6,7 +6,7 @@ from torch import Tensor
 
 from lit_training.graph import Graph, Node
 
-__all__ = ["LossCall", "difference", "difference_loss", "loss_call"]
+__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call"]
 
 _SUM = 2.0
 _RESHAPED = frozenset(
@@ -19,9 +19,10 @@ class LossCall:
     """One of torch's losses as it was called, or a difference from the targets: what it compared, and what came out.
 
     `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over the
-    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if
-    a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the targets'
-    deviations from their mean: what that mean would have cost under a squared and an absolute loss.
+    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value` its
+    output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the
+    targets' deviations from their mean: what that mean would have cost under a squared and an absolute loss; `off_simplex` how far
+    the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers.
     """
 
     op: str
@@ -34,6 +35,7 @@ class LossCall:
     node: int = -1
     summed: bool = False
     spread: tuple[float, float] | None = None
+    off_simplex: float | None = None
 
     @property
     def constant(self) -> float | None:
@@ -45,18 +47,18 @@ class LossCall:
 
 def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> LossCall:
     """Describe a call of one of torch's losses, which are the operations in `graph.LOSSES`."""
-    log_sum = float(prediction.logsumexp(1).mean()) if "nll" in node.op and prediction.ndim > 1 else 0.0
     return LossCall(
         node.op,
         node.parents[0],
         node.parents[1],
         _range(prediction),
         _range(target),
-        log_sum,
+        _log_sum(node.op, prediction),
         float(value) if value.ndim == 0 else None,
         node.index,
         node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
         _spread(target),
+        _off_simplex(target),
     )
 
 
@@ -64,8 +66,10 @@ def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> Los
     """Describe `prediction - target`, of what layers made and what the loader gave, as a loss that is still to be finished."""
     pairs = [(node.parents, operands), (node.parents[::-1], operands[::-1])]
     for (made, given), (prediction, target) in pairs:
-        if _from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
-            return LossCall("", made, given, _range(prediction), _range(target), 0.0, None, spread=_spread(target))
+        if from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
+            return LossCall(
+                "", made, given, _range(prediction), _range(target), 0.0, None, -1, False, _spread(target), _off_simplex(target)
+            )
     return None
 
 
@@ -77,10 +81,27 @@ def difference_loss(node: Node, value: Tensor, compared: LossCall) -> LossCall |
     return replace(compared, op="mse_loss" if square else "l1_loss", value=float(value.mean()), node=node.index)
 
 
-def _from_loader(graph: Graph, node: Node) -> bool:
+def from_loader(graph: Graph, node: Node) -> bool:
+    """Tell whether a node is a tensor of the batch, at most reshaped, cast or cut."""
     while node.op in _RESHAPED and node.parents:
         node = graph.nodes[node.parents[0]]
     return node.name == "batch"
+
+
+def _log_sum(op: str, prediction: Tensor) -> float:
+    """Return `log(sum(exp(prediction)))` over the classes: its mean, for CTC the tenth part, as padded steps may hold anything."""
+    if "nll" in op and prediction.ndim > 1:
+        return float(prediction.logsumexp(1).mean())
+    if "ctc" in op:
+        sums = prediction.logsumexp(-1).flatten().abs()
+        return float(sums.kthvalue(1 + len(sums) // 10).values) if len(sums) else 0.0
+    return 0.0
+
+
+def _off_simplex(target: Tensor) -> float | None:
+    if not target.is_floating_point() or target.ndim != 2 or target.shape[1] < 2 or not len(target):
+        return None
+    return float((target.float().sum(1) - 1).abs().mean())
 
 
 def _range(values: Tensor) -> tuple[float, float]:

@@ -8,7 +8,8 @@ from lit_training.graph import LOSSES, Graph, Node
 __all__ = ["Term", "producer", "terms"]
 
 _SHAPING = frozenset(
-    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach".split()
+    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
+    "split split_with_sizes unsafe_split unbind".split()
 )
 _SCALAR = frozenset("div mul neg add sub _to_copy clone alias squeeze view".split())
 
