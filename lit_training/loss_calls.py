@@ -4,9 +4,9 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from lit_training.graph import Graph, Node
+from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call"]
+__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call", "rebuilds"]
 
 _SUM = 2.0
 _RESHAPED = frozenset(
@@ -86,6 +86,28 @@ def from_loader(graph: Graph, node: Node) -> bool:
     while node.op in _RESHAPED and node.parents:
         node = graph.nodes[node.parents[0]]
     return node.name == "batch"
+
+
+def rebuilds(graph: Graph, output: int, given: int) -> bool:
+    """Tell whether a loss compares an output with a tensor of the batch: by a difference, a loss, or once scaled, by a product."""
+    made, own, plain, scaled = {output}, {given}, {given}, set[int]()
+    for node in graph.nodes:
+        parents = [p for p in node.parents if graph.nodes[p].origin == "data"]
+        likeness = plain | scaled if node.op == "sub" or node.op in LOSSES else scaled if node.op == "mul" else set[int]()
+        if not made.isdisjoint(parents) and not likeness.isdisjoint(parents):
+            return not graph.reaches_layer(node.index)
+        if node.weight or not parents:
+            continue
+        if not made.isdisjoint(parents):
+            made.add(node.index)
+        if own.issuperset(parents):
+            own.add(node.index)
+            kind = plain if parents[0] in plain else scaled if parents[0] in scaled else None
+            if kind is not None and node.op in _RESHAPED:
+                kind.add(node.index)
+            elif kind is not None and node.op == "div" and len(parents) == 2:
+                scaled.add(node.index)
+    return False
 
 
 def _log_sum(op: str, prediction: Tensor) -> float:

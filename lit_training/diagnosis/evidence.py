@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_training.comparisons import Direction
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
@@ -32,6 +33,7 @@ class Evidence:
         inputs: statistics of the floating-point tensors that entered the forward, by their nodes.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
+        directions: which way a step takes differences from targets, and similarities between samples.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
@@ -57,6 +59,7 @@ class Evidence:
     inputs: Mapping[int, TensorStats] = field(default_factory=dict)
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
+    directions: tuple[Direction, ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
@@ -126,6 +129,7 @@ def collect(
             judged={*last_layers(probe.graph), *(layer.weight for layer in layers if layer.op == "recurrent")},
         ),
         losses=tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node)),
+        directions=tuple(probe.comparisons.directions),
         label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
