@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.directions import away_from_partners, away_from_targets, concave_divergence
+from lit_training.diagnosis.rules.directions import away_from_partners, away_from_targets, concave_divergence, summed_divergence
 from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
 
@@ -15,6 +15,7 @@ __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 
 LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
+HEAVY = 1.5
 
 
 @rule(explains=["lr_too_high", "loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
@@ -101,20 +102,35 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
     divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A
-    mean that is divided by exactly the batch size (4 or more) is one under SGD.
+    mean that is divided by exactly the batch size (4 or more) is one under SGD. A Gaussian's divergence that is summed over
+    the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the
+    posterior then collapses, and every sample is rebuilt alike.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
-    rate was lowered to match, stay below .12.
+    rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
+    times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
     and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
+    found = _summed_or_twice_averaged(evidence)
+    if found is None and (weight := summed_divergence(evidence) or 0.0) > HEAVY:
+        message = (
+            f"The divergence is summed over the batch, the error averaged: it weighs {weight:.3g} times what a bound gives it."
+        )
+        found = message, "Sum each over a sample's elements, then take the mean of both over the batch.", {"weight": weight}
+    if found is not None:
+        message, advice, figures = found
+        yield Finding("loss_reduction", "error", "", evidence.step, message, advice, figures)
+
+
+def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     weights = [f for f in evidence.parameters.values() if f.kind == "weight"]
     changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
     if not changes or evidence.batch_size < 4:
-        return
+        return None
     total = max(changes) / (1 - min(evidence.momentum, 0.99))
     for loss in evidence.differentiated:
         found = list(terms(evidence.graph, loss))
@@ -123,18 +139,14 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
                 f"the first SGD steps add up to {total:.2g} times the length of a weight, where healthy sums stay below .12"
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
-            advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
-            yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": total})
-            return
+            return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
         twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
         if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
             message = (
                 f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
             )
-            yield Finding(
-                "loss_reduction", "error", "", evidence.step, message, "Drop the division: the loss is a mean already."
-            )
-            return
+            return message, "Drop the division: the loss is a mean already.", {}
+    return None
 
 
 @rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "constant_output"])

@@ -182,3 +182,31 @@ def test_velocities_of_a_diffusion_point_away_from_the_pictures_and_are_no_alarm
     x = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(3))
     noise = torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(4))
     assert alarms(Rebuilt(), (x, x), lambda z, x: F.mse_loss(z, 0.3 * noise - 0.95 * x), optimizer=adam) == []
+
+
+@pytest.mark.parametrize(
+    ("weigh", "expected"),
+    [
+        (lambda kl: kl.sum(), ["loss_reduction"]),
+        (lambda kl: 0.03 * kl.sum(), ["loss_reduction"]),
+        (lambda kl: 0.001 * kl.sum(), []),
+        (lambda kl: kl.sum() / 32, []),
+        (lambda kl: kl.sum(1).mean(), []),
+        (lambda kl: kl.sum() / (32 * 16), []),
+    ],
+)
+def test_a_divergence_summed_beside_a_mean_outweighs_it(weigh: Callable[[Tensor], Tensor], expected: list[str]) -> None:
+    def total(output: Tensor, target: Tensor) -> Tensor:
+        mean, log_variance = model.code.chunk(2, 1)
+        return F.mse_loss(output, target) + weigh(-0.5 * (1 + log_variance - mean**2 - log_variance.exp()))
+
+    model, (x, _) = Variational(), numbers()
+    assert alarms(model, (x, x.clone()), total, optimizer=adam) == expected
+
+
+def test_sums_of_both_parts_are_a_bound() -> None:
+    def total(output: Tensor, target: Tensor) -> Tensor:
+        return F.mse_loss(output, target, reduction="sum") + 32 * divergence(model.code, target)
+
+    model, (x, _) = Variational(), numbers()
+    assert alarms(model, (x, x.clone()), total, optimizer=adam) == []
