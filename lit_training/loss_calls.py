@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from lit_training.graph import LOSSES, Graph, Node
@@ -22,7 +23,8 @@ class LossCall:
     batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value` its
     output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the
     targets' deviations from their mean: what that mean would have cost under a squared and an absolute loss; `off_simplex` how far
-    the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers.
+    the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
+    commonest class among the pixels of a picture's labels, `None` for other targets.
     """
 
     op: str
@@ -36,6 +38,7 @@ class LossCall:
     summed: bool = False
     spread: tuple[float, float] | None = None
     off_simplex: float | None = None
+    background: float | None = None
 
     @property
     def constant(self) -> float | None:
@@ -59,6 +62,7 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
         _spread(target),
         _off_simplex(target),
+        _background(node.op, target),
     )
 
 
@@ -124,6 +128,18 @@ def _off_simplex(target: Tensor) -> float | None:
     if not target.is_floating_point() or target.ndim != 2 or target.shape[1] < 2 or not len(target):
         return None
     return float((target.float().sum(1) - 1).abs().mean())
+
+
+def _background(op: str, target: Tensor) -> float | None:
+    pixels = op == "nll_loss2d_forward" and target.ndim == 3 and target.shape[1] > 1
+    mask = "binary_cross_entropy" in op and target.ndim == 4 and target.shape[1] == 1
+    if not pixels and not mask:
+        return None
+    values, counts = torch.unique(target, return_counts=True)
+    if (mask and not bool(((values == 0) | (values == 1)).all())) or not bool((values >= 0).any()):
+        return None
+    known = counts[values >= 0]
+    return float(known.max()) / float(known.sum())
 
 
 def _range(values: Tensor) -> tuple[float, float]:
