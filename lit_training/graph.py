@@ -28,7 +28,7 @@ NORMALISATIONS = frozenset(
 )
 LOSSES = frozenset(
     "nll_loss_forward nll_loss2d_forward binary_cross_entropy binary_cross_entropy_with_logits mse_loss l1_loss "
-    "smooth_l1_loss huber_loss soft_margin_loss multi_margin_loss multilabel_margin_loss_forward _ctc_loss".split()
+    "smooth_l1_loss huber_loss soft_margin_loss multi_margin_loss multilabel_margin_loss_forward _ctc_loss _cudnn_ctc_loss".split()
 )
 _TRANSPARENT = NORMALISATIONS | frozenset(
     "view _unsafe_view _reshape_alias t transpose permute expand squeeze unsqueeze clone contiguous alias _to_copy detach "

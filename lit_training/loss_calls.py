@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
-from lit_training.graph import Graph, Node
+from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["LossCall", "difference", "difference_loss", "loss_call"]
+__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call", "rebuilds"]
 
 _SUM = 2.0
 _RESHAPED = frozenset(
@@ -19,9 +20,11 @@ class LossCall:
     """One of torch's losses as it was called, or a difference from the targets: what it compared, and what came out.
 
     `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over the
-    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss`, which is 0 for log-probabilities; `value` its output, if
-    a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the targets'
-    deviations from their mean: what that mean would have cost under a squared and an absolute loss.
+    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value` its
+    output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the
+    targets' deviations from their mean: what that mean would have cost under a squared and an absolute loss; `off_simplex` how far
+    the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
+    commonest class among the pixels of a picture's labels, `None` for other targets.
     """
 
     op: str
@@ -34,6 +37,8 @@ class LossCall:
     node: int = -1
     summed: bool = False
     spread: tuple[float, float] | None = None
+    off_simplex: float | None = None
+    background: float | None = None
 
     @property
     def constant(self) -> float | None:
@@ -45,18 +50,19 @@ class LossCall:
 
 def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> LossCall:
     """Describe a call of one of torch's losses, which are the operations in `graph.LOSSES`."""
-    log_sum = float(prediction.logsumexp(1).mean()) if "nll" in node.op and prediction.ndim > 1 else 0.0
     return LossCall(
         node.op,
         node.parents[0],
         node.parents[1],
         _range(prediction),
         _range(target),
-        log_sum,
+        _log_sum(node.op, prediction),
         float(value) if value.ndim == 0 else None,
         node.index,
         node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
         _spread(target),
+        _off_simplex(target),
+        _background(node.op, target),
     )
 
 
@@ -64,8 +70,10 @@ def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> Los
     """Describe `prediction - target`, of what layers made and what the loader gave, as a loss that is still to be finished."""
     pairs = [(node.parents, operands), (node.parents[::-1], operands[::-1])]
     for (made, given), (prediction, target) in pairs:
-        if _from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
-            return LossCall("", made, given, _range(prediction), _range(target), 0.0, None, spread=_spread(target))
+        if from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
+            return LossCall(
+                "", made, given, _range(prediction), _range(target), 0.0, None, -1, False, _spread(target), _off_simplex(target)
+            )
     return None
 
 
@@ -77,10 +85,61 @@ def difference_loss(node: Node, value: Tensor, compared: LossCall) -> LossCall |
     return replace(compared, op="mse_loss" if square else "l1_loss", value=float(value.mean()), node=node.index)
 
 
-def _from_loader(graph: Graph, node: Node) -> bool:
+def from_loader(graph: Graph, node: Node) -> bool:
+    """Tell whether a node is a tensor of the batch, at most reshaped, cast or cut."""
     while node.op in _RESHAPED and node.parents:
         node = graph.nodes[node.parents[0]]
     return node.name == "batch"
+
+
+def rebuilds(graph: Graph, output: int, given: int) -> bool:
+    """Tell whether a loss compares an output with a tensor of the batch: by a difference, a loss, or once scaled, by a product."""
+    made, own, plain, scaled = {output}, {given}, {given}, set[int]()
+    for node in graph.nodes:
+        parents = [p for p in node.parents if graph.nodes[p].origin == "data"]
+        likeness = plain | scaled if node.op == "sub" or node.op in LOSSES else scaled if node.op == "mul" else set[int]()
+        if not made.isdisjoint(parents) and not likeness.isdisjoint(parents):
+            return not graph.reaches_layer(node.index)
+        if node.weight or not parents:
+            continue
+        if not made.isdisjoint(parents):
+            made.add(node.index)
+        if own.issuperset(parents):
+            own.add(node.index)
+            kind = plain if parents[0] in plain else scaled if parents[0] in scaled else None
+            if kind is not None and node.op in _RESHAPED:
+                kind.add(node.index)
+            elif kind is not None and node.op == "div" and len(parents) == 2:
+                scaled.add(node.index)
+    return False
+
+
+def _log_sum(op: str, prediction: Tensor) -> float:
+    """Return `log(sum(exp(prediction)))` over the classes: its mean, for CTC the tenth part, as padded steps may hold anything."""
+    if "nll" in op and prediction.ndim > 1:
+        return float(prediction.logsumexp(1).mean())
+    if "ctc" in op:
+        sums = prediction.logsumexp(-1).flatten().abs()
+        return float(sums.kthvalue(1 + len(sums) // 10).values) if len(sums) else 0.0
+    return 0.0
+
+
+def _off_simplex(target: Tensor) -> float | None:
+    if not target.is_floating_point() or target.ndim != 2 or target.shape[1] < 2 or not len(target):
+        return None
+    return float((target.float().sum(1) - 1).abs().mean())
+
+
+def _background(op: str, target: Tensor) -> float | None:
+    pixels = op == "nll_loss2d_forward" and target.ndim == 3 and target.shape[1] > 1
+    mask = "binary_cross_entropy" in op and target.ndim == 4 and target.shape[1] == 1
+    if not pixels and not mask:
+        return None
+    values, counts = torch.unique(target, return_counts=True)
+    if (mask and not bool(((values == 0) | (values == 1)).all())) or not bool((values >= 0).any()):
+        return None
+    known = counts[values >= 0]
+    return float(known.max()) / float(known.sum())
 
 
 def _range(values: Tensor) -> tuple[float, float]:

@@ -13,16 +13,17 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.attention import Attention, attention
+from lit_training.comparisons import Comparisons
 from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
-from lit_training.loss_calls import LossCall, difference, difference_loss, loss_call
+from lit_training.loss_calls import LossCall, loss_call, rebuilds
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
 
 __all__ = ["Layer", "Probe"]
 
-_OF_DIFFERENCES = frozenset(["sub", "abs", "square", "pow", "mul"])
+_OF_COMPARISONS = frozenset(["sub", "abs", "square", "pow", "mul", "mm", "bmm"])
 _BREAKING = LOSSES | frozenset(
     "log log2 log10 log1p sqrt rsqrt div reciprocal exp expm1 pow acos asin atanh acosh xlogy".split()
 )
@@ -78,6 +79,7 @@ class Probe:
     layers: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
+    comparisons: Comparisons = field(default_factory=Comparisons)
     label_sums: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
@@ -90,11 +92,11 @@ class Probe:
             on_input=self._on_input,
             on_module=self._on_module if self._recurrent else None,
             on_gradient=self._on_gradient,
+            wants_gradient=lambda node: bool(node.weight) or self.comparisons.wants(node),
             batch=self.batch,
         )
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
-        self._differences: dict[int, LossCall] = {}
         self._finite: list[tuple[Node, Tensor]] = []
         self._stats: dict[tuple[int, int], TensorStats] = {}
 
@@ -139,8 +141,9 @@ class Probe:
             self.attentions += [] if seen is None else [seen]
         if node.op in _BREAKING:
             self._finite.append((node, tensor.isfinite().all()))
-        if node.op in _OF_DIFFERENCES:
-            self._add_difference(node, tensor, operands)
+        if node.op in _OF_COMPARISONS:
+            compared = self.comparisons.note(self.graph, node, tensor, operands)
+            self.losses += [compared] if compared is not None else []
         if node.op in ACTIVATIONS:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
@@ -175,16 +178,6 @@ class Probe:
         if self.losses and self.losses[-1].prediction == node.parents[0]:
             return  # a second output of the same operation
         self.losses.append(loss_call(node, tensor, operands[0].detach(), operands[1].detach()))
-
-    def _add_difference(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
-        """Follow differences between predictions and targets to where they become a loss."""
-        if node.op == "sub" and len(operands) == 2:
-            compared = difference(self.graph, node, (operands[0].detach(), operands[1].detach()))
-            if compared is not None:
-                self._differences[node.index] = compared
-        elif len(set(node.parents)) == 1 and node.parents[0] in self._differences:
-            call = difference_loss(node, tensor, self._differences[node.parents[0]])
-            self.losses += [call] if call is not None else []
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""
@@ -232,6 +225,8 @@ class Probe:
             result.register_hook(lambda gradient: self._gradient_of(layer, gradient))
 
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
+        if self.comparisons.wants(node):
+            self.comparisons.on_gradient(self.graph, node, gradient.detach())
         if node.index in self._by_node:
             layer = self._by_node[node.index]
             if layer.gradient is None and not self.graph.reaches_layer(node.index):
@@ -243,7 +238,10 @@ class Probe:
             layer.gradient = measure(gradient.detach(), self.batch_size, _unit_dim(layer.op, gradient))
 
     def _compare_with_target(self, layer: Layer, node: Node, gradient: Tensor) -> None:
-        """Compare the gradient of an output with the only tensor of the batch that the network did not read, if it is one."""
+        """Compare the gradient of an output with the only tensor of the batch that the network did not read, if it is one.
+
+        If there is none, an autoencoder's target is what it has read and is compared with.
+        """
         inputs = self.graph.ancestors(node.index)
         nodes = [(tensor, self.tracer.node(tensor)) for tensor in self.tracer.batch]
         targets = [tensor for tensor, read in nodes if read is not None and read.index not in inputs]
@@ -251,10 +249,23 @@ class Probe:
             layer.agreement = agreement(gradient, targets[0])
             layer.only_at_label = only_at_label(gradient, targets[0])
             layer.silent_label = silent_label(gradient, targets[0])
+        if layer.agreement is None and len(targets) < 2:
+            layer.agreement = self._towards_rebuilt(node, gradient, targets or self.tracer.batch)
+
+    def _towards_rebuilt(self, node: Node, gradient: Tensor, candidates: Sequence[Tensor]) -> float | None:
+        """Compare the gradient of an output with the one tensor that a loss compares it with, whatever its shape."""
+        alike = {id(x): x for x in candidates if x.is_floating_point() and _alike(x, gradient)}
+        read = [(x, self.tracer.node(x)) for x in alike.values()]
+        rebuilt = [x for x, leaf in read if leaf is not None and rebuilds(self.graph, node.index, leaf.index)]
+        return agreement(gradient, rebuilt[0].reshape(gradient.shape)) if len(rebuilt) == 1 else None
 
 
 def _padded(value: Tensor | PackedSequence) -> Tensor:
     return value.data if isinstance(value, PackedSequence) else value
+
+
+def _alike(tensor: Tensor, gradient: Tensor) -> bool:
+    return tensor.numel() == gradient.numel() and tensor.shape[:1] == gradient.shape[:1]
 
 
 def _unit_dim(op: str, tensor: Tensor) -> int:

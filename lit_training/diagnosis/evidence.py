@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_training.comparisons import Direction
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
@@ -36,6 +37,7 @@ class Evidence:
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
         one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
+        directions: which way a step takes differences from targets, and similarities between samples.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
@@ -63,6 +65,7 @@ class Evidence:
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
     one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
+    directions: tuple[Direction, ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
@@ -142,6 +145,7 @@ def collect(
         ),
         one_hot=one_hot,
         losses=losses,
+        directions=tuple(probe.comparisons.directions),
         label_sums=tuple(probe.label_sums),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),

@@ -1,15 +1,18 @@
 """Reading a traced loss: what made its operands, and how it was reduced to one number."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["Term", "producer", "terms"]
+__all__ = ["Term", "producer", "summands", "terms"]
 
 _SHAPING = frozenset(
-    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach".split()
+    "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
+    "split split_with_sizes unsafe_split unbind".split()
 )
+_MOST_SUMMANDS = 500
 _SCALAR = frozenset("div mul neg add sub _to_copy clone alias squeeze view".split())
 
 
@@ -61,6 +64,49 @@ def terms(graph: Graph, loss: int) -> Iterator[Term]:
                 yield Term(node, divisor)
         elif node.parents:
             yield Term(node, divisor)
+
+
+def summands(graph: Graph, loss: int) -> Iterator[tuple[Node, float]]:
+    """Walk back from a loss through sums, means and factors that are known to what it adds up, each with its factor per element.
+
+    >>> from lit_training.trace import trace
+    >>> import torch
+    >>> class Mean(torch.nn.Linear):
+    ...     def forward(self, x): return (1 - super().forward(x).exp()).mean()
+    >>> graph, _ = trace(Mean(3, 1), torch.zeros(8, 3))
+    >>> [(node.op, factor) for node, factor in summands(graph, graph.nodes[-1].index)]
+    [('exp', -0.125)]
+    """
+    stack = [(loss, 1.0)]
+    for _ in range(_MOST_SUMMANDS):
+        if not stack:
+            return
+        index, factor = stack.pop()
+        node = graph.nodes[index]
+        factors = _factors(graph, node)
+        if factors is None:
+            yield node, factor
+        else:
+            stack.extend((parent, factor * own) for parent, own in zip(node.parents, factors, strict=True))
+
+
+def _factors(graph: Graph, node: Node) -> tuple[float, ...] | None:
+    """Return what a linear operation multiplies each operand by, `None` for other operations."""
+    scale = node.scalars[0] if node.scalars else 1.0
+    if node.op in ("add", "sub", "rsub") and len(node.parents) == 2:
+        signs = {"add": (1.0, scale), "sub": (1.0, -scale), "rsub": (-scale, 1.0)}
+        return signs[node.op]
+    if len(node.parents) != 1:
+        return None
+    if node.op in ("add", "sub", "sum", *_SHAPING):
+        return (1.0,)
+    if node.op in ("neg", "rsub"):
+        return (-1.0,)
+    if node.op == "mean":
+        return (math.prod(node.shape) / max(math.prod(graph.nodes[node.parents[0]].shape), 1),)
+    if node.op == "mul" and node.scalars:
+        return (scale,)
+    return (1 / scale,) if node.op == "div" and node.scalars and scale != 0 else None
 
 
 def _divisor(node: Node) -> float:

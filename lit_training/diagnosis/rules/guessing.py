@@ -9,7 +9,19 @@ from lit_training.diagnosis.reading import producer
 from lit_training.loss_calls import LossCall
 from lit_training.probe import Layer
 
-__all__ = ["classes_of", "guess", "guesses", "hidden", "is_drawn", "is_normalised", "regression", "times_guessing"]
+__all__ = [
+    "classes_of",
+    "guess",
+    "guesses",
+    "hidden",
+    "is_drawn",
+    "is_normalised",
+    "overshoots",
+    "regression",
+    "times_guessing",
+]
+
+FAR_OFF = 30.0
 
 NORMALISED = 0.01  # log(sum(exp)) of what counts as log-probabilities
 
@@ -65,6 +77,15 @@ def regression(evidence: Evidence) -> tuple[float, LossCall, Layer] | None:
         if layer is not None and call.value is not None and call.constant and math.isfinite(call.value):
             return call.value / call.constant, call, layer
     return None
+
+
+def overshoots(evidence: Evidence) -> tuple[float, LossCall, Layer] | None:
+    """Return what `regression` does, if outputs scatter further than any target reaches, at 30 times the cost of their mean."""
+    found = regression(evidence)
+    if found is None or found[0] <= FAR_OFF or not (found[2].shape[-1] == 1 or is_drawn(evidence, found[2])):
+        return None
+    _, call, head = found
+    return found if head.output.signal > 3 * max(map(abs, call.target_range)) else None
 
 
 def guesses(evidence: Evidence) -> bool:

@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, regression, times_guessing
+from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.following import residual_branch_ends
 from lit_training.gains import RECTIFIERS, gain
 from lit_training.graph import NORMALISATIONS
@@ -20,7 +20,6 @@ VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
 STEEP_RECTIFIED = 6.5
 GROWN = 10.0
-FAR_OFF = 30.0
 WRONG = 5.0
 LEAST_DEPTH = 8
 SIGMOID = 4.0
@@ -130,14 +129,13 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         )
         yield _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
         return
-    found = regression(evidence)
-    if found is not None and found[0] > FAR_OFF and (found[2].shape[-1] == 1 or is_drawn(evidence, found[2])):
+    found = overshoots(evidence)
+    if found is not None:
         ratio, call, head = found
         reach = max(map(abs, call.target_range))
-        if head.output.signal > 3 * reach:
-            spread = f"Outputs have std {head.output.signal:.3g} over samples, targets stay within {reach:.3g}"
-            message = f"{spread}: the first loss is {ratio:.2g} times that of their mean."
-            yield _finding(evidence, "init_exploding", head, message, {"times_constant": ratio})
+        spread = f"Outputs have std {head.output.signal:.3g} over samples, targets stay within {reach:.3g}"
+        message = f"{spread}: the first loss is {ratio:.2g} times that of their mean."
+        yield _finding(evidence, "init_exploding", head, message, {"times_constant": ratio})
 
 
 @rule(

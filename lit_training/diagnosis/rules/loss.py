@@ -1,18 +1,26 @@
 """Rules about what the loss receives: logits or probabilities, within a range that can reach the targets."""
 
+import math
 from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import producer
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.graph import Node
 from lit_training.probe import Layer
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
 NARROW = 4.0  # the odds of two classes then stay below e^4 = 55
-_RANGES = {"sigmoid": (0.0, 1.0), "softmax": (0.0, 1.0), "tanh": (-1.0, 1.0), "relu": (0.0, float("inf"))}
+_UNIT, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
+_RANGES = {
+    **dict.fromkeys(("sigmoid", "softmax", "hardsigmoid"), _UNIT),
+    **dict.fromkeys(("relu", "softplus", "exp", "square", "abs"), _POSITIVE),
+    "relu6": (0.0, 6.0),
+    "tanh": (-1.0, 1.0),
+}
 
 
 @rule(
@@ -24,34 +32,22 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     Measured on the traced operations of the real step: what produced the tensor that the loss received, looking through
     reshaping only. Cross-entropy and BCE-with-logits take logits; a softmax or sigmoid before them bounds the logits to 0...1,
     so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU, tanh or a clamp to a
-    range below 4 bounds them too. A regression whose output passes a bounded activation cannot reach targets outside of its
-    range; that is an alarm only if the first batch holds such targets by more than a tenth of the targets' spread.
+    range below 4 bounds them too. A regression whose output, or mean, passes a bounded or positive activation cannot reach targets
+    outside of its range; that is an alarm only if the first batch holds such targets by more than a tenth of the targets' spread.
+    A Poisson likelihood `exp(u) - y * u` takes the logarithm of the rate; behind a ReLU or softplus no rate is below 1, an alarm
+    if counts are. A softmax makes rows that sum to 1; compared column by column with targets whose rows are off that by more
+    than 0.2 on average (labels that may hold together), it cannot reach them. A binary cross-entropy of probabilities, torch's
+    or written out as log(p) and log(1 - p), gets a layer's raw outputs, some of them below 0 or above 1 by more than 0.05: a clamp
+    hides the NaN, and where it holds there is no gradient.
 
-    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range.
+    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range; a
+    softmax against one-hot or soft labels under BCE; a log rate above 0 for counts that are all 1 or more.
 
-    What to do: remove the last activation, and apply it where predictions are read.
+    What to do: remove the last activation, and apply it where predictions are read; a sigmoid for labels that may hold together.
     """
-    for call in evidence.losses:
-        graph = evidence.graph
-        logits = graph.nodes[call.prediction]
-        if "nll" in call.op:
-            logits = producer(graph, logits)
-            if logits.op != "log_softmax" or not logits.parents:
-                continue
-            logits = graph.nodes[logits.parents[0]]
-        maker = producer(graph, logits)
-        if "nll" in call.op or call.op == "binary_cross_entropy_with_logits":
-            name = "cross_entropy" if "nll" in call.op else "binary_cross_entropy_with_logits"
-            if maker.op in ("softmax", "sigmoid", "relu", "relu6", "tanh", "hardsigmoid") or _is_narrow(maker):
-                yield _last(evidence, maker, f"{name} gets the output of {maker.op}, but needs logits", name)
-                return
-        elif call.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
-            low, high = _RANGES[maker.op]
-            margin = 0.1 * (call.target_range[1] - call.target_range[0])
-            if call.target_range[0] < low - margin or call.target_range[1] > high + margin:
-                reach = f"from {call.target_range[0]:.3g} to {call.target_range[1]:.3g}"
-                yield _last(evidence, maker, f"targets go {reach}, which {maker.op} at the end cannot reach", call.op)
-                return
+    found = _no_logits(evidence) or _out_of_reach(evidence) or _unfit(evidence)
+    if found is not None:
+        yield found
 
 
 @rule(
@@ -71,9 +67,10 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     What it means: the number that is minimised is not the one that was meant, and often it can be made small without learning.
 
     How it is measured, on the traced operations of the real step:
-    `nll_loss` of something else than log-probabilities: the mean over the batch of log(sum(exp(prediction))) over the classes
-    is 0 for log-probabilities; above 0.01 is an alarm (below lie the likelihoods of generative classifiers, which are
-    fine). Raw logits make this loss unbounded from below, probabilities give no gradient where it is needed. Cross-entropy,
+    `nll_loss` or `ctc_loss` of something else than log-probabilities: the mean over the batch of log(sum(exp(prediction))) over
+    the classes is 0 for log-probabilities; above 0.01 is an alarm (below lie the likelihoods of generative classifiers, which
+    are fine; for CTC nine of ten steps have to be off, since padded ones may hold anything). Raw logits make this loss unbounded
+    from below, probabilities give no gradient where it is needed. Cross-entropy,
     or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0. Cross-entropy
     of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other.
     `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
@@ -104,11 +101,13 @@ _Verdict = tuple[str, str, str] | None
 
 def _nll_of_others(evidence: Evidence) -> _Verdict:
     for call in evidence.losses:
-        if "nll" in call.op and call.scale > 0.01:
+        if call.scale > 0.01:
             maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
             what = "probabilities" if maker.op in ("softmax", "sigmoid") else "raw outputs"
-            message = f"nll_loss gets {what}: log(sum(exp(prediction))) is {call.scale:.2f} instead of 0."
-            return maker.scope, message, "Use torch.nn.functional.cross_entropy on the outputs before any softmax."
+            name = "ctc_loss" if "ctc" in call.op else "nll_loss"
+            message = f"{name} gets {what}: log(sum(exp(prediction))) is {call.scale:.2f} instead of 0."
+            advice = "torch.nn.functional.cross_entropy on the outputs before any softmax"
+            return maker.scope, message, f"Use {'log_softmax(output, dim=-1)' if name == 'ctc_loss' else advice}."
     return None
 
 
@@ -205,6 +204,51 @@ def _class_numbers(evidence: Evidence) -> _Verdict:
         if call.op in ("mse_loss", "l1_loss") and spread and integers and len(outputs) == 2 and outputs[1] > 1:
             message = f"{call.op} compares each of {outputs[1]} outputs with the number of the class."
             return "", message, "Use cross_entropy(output, target), or one_hot(target, classes).float() as the target."
+    return None
+
+
+def _no_logits(evidence: Evidence) -> Finding | None:
+    graph = evidence.graph
+    for call in evidence.losses:
+        logits = graph.nodes[call.prediction]
+        if "nll" in call.op:
+            logits = producer(graph, logits)
+            if logits.op != "log_softmax" or not logits.parents:
+                continue
+            logits = graph.nodes[logits.parents[0]]
+        elif call.op != "binary_cross_entropy_with_logits":
+            continue
+        maker = producer(graph, logits)
+        if maker.op in ("softmax", "sigmoid", "relu", "relu6", "tanh", "hardsigmoid") or _is_narrow(maker):
+            name = "cross_entropy" if "nll" in call.op else "binary_cross_entropy_with_logits"
+            return _last(evidence, maker, f"{name} gets the output of {maker.op}, but needs logits", name)
+    return None
+
+
+def _out_of_reach(evidence: Evidence) -> Finding | None:
+    for call in evidence.losses:
+        maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
+        if call.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
+            (low, high), (lowest, highest) = _RANGES[maker.op], call.target_range
+            margin = 0.1 * (highest - lowest)
+            if lowest < low - margin or highest > high + margin:
+                message = f"targets go from {lowest:.3g} to {highest:.3g}, which {maker.op} at the end cannot reach"
+                return _last(evidence, maker, message, call.op)
+    return None
+
+
+def _unfit(evidence: Evidence) -> Finding | None:
+    """Judge what likelihoods of rates and of probabilities get."""
+    if (maker := rectified_log_rate(evidence)) is not None:
+        message = f"the Poisson likelihood takes the logarithm of the rate, and {maker.op} at the end keeps all rates above 1"
+        return _last(evidence, maker, message, "the likelihood, or use log_input=False")
+    if (maker := softmax_of_several(evidence)) is not None:
+        message = "softmax makes outputs that sum to 1, and the rows of the targets do not"
+        return _last(evidence, maker, message, "the loss; a sigmoid keeps labels apart")
+    if (maker := raw_probability(evidence)) is not None:
+        message = f"A binary cross-entropy of probabilities gets the raw outputs of {maker.scope}, which leave 0...1."
+        advice = "Use binary_cross_entropy_with_logits, or a sigmoid at the end of the network."
+        return Finding("wrong_last_activation", "error", maker.scope, evidence.step, message, advice)
     return None
 
 

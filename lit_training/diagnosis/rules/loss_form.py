@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.directions import away_from_partners, away_from_targets, concave_divergence, summed_divergence
 from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
 
@@ -14,6 +15,7 @@ __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 
 LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
+HEAVY = 1.5
 
 
 @rule(explains=["lr_too_high", "loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
@@ -26,17 +28,33 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: the cosine between minus the gradient at the output of the network and the way to the targets, both
     centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and
     for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network
-    does not read. Besides: the loss is minus the value of the only one of torch's losses that the step called, one that is
-    never negative.
+    does not read; where there is none, an autoencoder's input that is compared with the output as it is, or scaled. Besides: the
+    loss is minus the value of the only one of torch's losses that the step called, one that is never negative; the gradient at
+    `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
+    other part of the loss draws to targets); in a contrastive loss, each row of the similarities between samples has a positive
+    gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; the loss holds `u - exp(u)` or
+    `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`.
 
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
 
     Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
-    inside the network; batches with several tensors beside the inputs, as with rewards, weights or noise.
+    inside the network; batches with several tensors beside the inputs, as with rewards, weights or noise; adversaries whose
+    error is raised while another loss falls; generators that raise `exp(u)` of a critic.
 
     What to do: drop the minus, or add one; `maximize=False`.
     """
+    climbs = evidence.maximizes
+    message, found = _of_outputs(evidence) or _negated(evidence) or _of_comparisons(evidence) or ("", {})
+    if message:
+        advice = "Remove maximize=True." if climbs else "Minimise minus this loss, or drop its minus sign."
+        yield Finding("loss_sign", "error", "", evidence.step, message, advice, found)
+
+
+_Verdict = tuple[str, dict[str, float]] | None
+
+
+def _of_outputs(evidence: Evidence) -> _Verdict:
     climbs = evidence.maximizes
     for layer in evidence.layers:
         n = layer.output.rows
@@ -48,15 +66,30 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
             message = (
                 f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}, not near 1): {why}."
             )
-            advice = "Remove maximize=True." if climbs else "Minimise minus this loss, or drop its minus sign."
-            yield Finding("loss_sign", "error", "", evidence.step, message, advice, {"cosine": towards})
-            return
+            return message, {"cosine": towards}
+    return None
+
+
+def _negated(evidence: Evidence) -> _Verdict:
     positive = [call for call in evidence.losses if call.value is not None and call.value > 0 and abs(call.scale) < 0.01]
-    if not climbs and len(evidence.losses) == 1 and positive and evidence.loss is not None:
+    if not evidence.maximizes and len(evidence.losses) == 1 and positive and evidence.loss is not None:
         value = positive[0].value or 0.0
         if abs(evidence.loss + value) < 1e-3 * value:
             message = f"The loss that is minimised is {evidence.loss:.4g}: minus {positive[0].op}, so training makes it worse."
-            yield Finding("loss_sign", "error", "", evidence.step, message, "Remove the minus sign.", {"loss": evidence.loss})
+            return message, {"loss": evidence.loss}
+    return None
+
+
+def _of_comparisons(evidence: Evidence) -> _Verdict:
+    climbs = evidence.maximizes
+    if away_from_targets(evidence, climbs):
+        return "Each step makes every difference between outputs and targets larger.", {}
+    if away_from_partners(evidence, climbs):
+        return "Each step makes partners less alike, and every sample more like all others.", {}
+    part = None if climbs else concave_divergence(evidence)
+    if part is not None:
+        return f"A part of the loss, {part}, has no lower bound: a divergence or likelihood with the wrong sign.", {}
+    return None
 
 
 @rule(explains=["loss_diverging", "nan_loss", "bad_initial_loss", "exploding_gradient", "lr_too_high", "oscillating_loss"])
@@ -69,20 +102,35 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
     divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A
-    mean that is divided by exactly the batch size (4 or more) is one under SGD.
+    mean that is divided by exactly the batch size (4 or more) is one under SGD. A Gaussian's divergence that is summed over
+    the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the
+    posterior then collapses, and every sample is rebuilt alike.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
-    rate was lowered to match, stay below .12.
+    rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
+    times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
     and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
+    found = _summed_or_twice_averaged(evidence)
+    if found is None and (weight := summed_divergence(evidence) or 0.0) > HEAVY:
+        message = (
+            f"The divergence is summed over the batch, the error averaged: it weighs {weight:.3g} times what a bound gives it."
+        )
+        found = message, "Sum each over a sample's elements, then take the mean of both over the batch.", {"weight": weight}
+    if found is not None:
+        message, advice, figures = found
+        yield Finding("loss_reduction", "error", "", evidence.step, message, advice, figures)
+
+
+def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     weights = [f for f in evidence.parameters.values() if f.kind == "weight"]
     changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
     if not changes or evidence.batch_size < 4:
-        return
+        return None
     total = max(changes) / (1 - min(evidence.momentum, 0.99))
     for loss in evidence.differentiated:
         found = list(terms(evidence.graph, loss))
@@ -91,18 +139,14 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
                 f"the first SGD steps add up to {total:.2g} times the length of a weight, where healthy sums stay below .12"
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
-            advice = f"Use reduction='mean', or divide the loss by {evidence.batch_size}."
-            yield Finding("loss_reduction", "error", "", evidence.step, message, advice, {"change": total})
-            return
+            return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
         twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
         if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
             message = (
                 f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
             )
-            yield Finding(
-                "loss_reduction", "error", "", evidence.step, message, "Drop the division: the loss is a mean already."
-            )
-            return
+            return message, "Drop the division: the loss is a mean already.", {}
+    return None
 
 
 @rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "constant_output"])

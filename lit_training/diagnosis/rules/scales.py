@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import guesses, overshoots
+from lit_training.diagnosis.updates import promised
 from lit_training.loss_calls import LossCall
 
 __all__ = ["train_val_mismatch", "unnormalised_target"]
@@ -13,6 +15,7 @@ __all__ = ["train_val_mismatch", "unnormalised_target"]
 SHIFT, STRETCH = 1.0, 3.0
 OUT_OF_REACH = 100.0
 FAR = 50.0
+LARGE, USUAL, LONG, HARDLY = 100.0, 5e-4, 100, 0.1
 _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
@@ -31,23 +34,27 @@ _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
     ]
 )
 def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
-    """The targets of a regression are so large that the rate fits no part of the network.
+    """The targets of a regression are so large, or so small, that neither the rate nor the outputs fit them.
 
-    What it means: errors of that size make the first updates of gradient descent larger than the weights, and lie out of reach
-    for optimisers whose steps have the size of the rate.
+    What it means: large errors make the first updates of gradient descent larger than the weights, and lie out of reach for
+    optimisers whose steps have the size of the rate. Beside tiny targets all that a network says at first is noise, and one step
+    of a usual rate is larger than what is to be told apart.
 
     How it is measured: the largest target of a squared, absolute or Huber loss against the first outputs, and the first update.
 
     Threshold: targets above 30 and above 30 times the largest output, and a first update of SGD that exceeds a weight
     matrix; or, for other optimisers and absolute errors, targets above 100 times what all planned updates can add up to
-    (rate times updates times the width of the last layer).
-
-    All targets more than 50 of their standard deviations from zero count too.
+    (rate times updates times the width of the last layer); or targets above 100 under such an optimiser, at a rate of 5e-4 or
+    more, with which 100 or more updates lower the loss by less than a tenth of itself (lr_too_low). All targets more than 50 of
+    their standard deviations from zero count too. Tiny ones: outputs that scatter more than 3 times as far as any target
+    reaches, so that the first loss is 30 times that of the targets' mean or more, where the targets' std is further from 1, as a
+    factor, than that of the outputs (else init_exploding).
 
     Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
 
     What to do: standardise the targets, and scale predictions back.
     """
+    yield from _tiny(evidence)
     for call in evidence.losses:
         if call.op not in _REGRESSION:
             continue
@@ -68,6 +75,8 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
             why = f"the first update is {change:.2g} times a weight"
         elif size > OUT_OF_REACH * reach:
             why = f"all planned updates together can move an output by about {reach:.2g}"
+        elif size > LARGE and math.isfinite(reach) and _hardly_falls(evidence):
+            why = f"{evidence.plan.updates} updates at a usual rate hardly lower the loss"
         else:
             continue
         low, high = call.target_range
@@ -113,6 +122,25 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
                 "train_val_mismatch", "error", "", evidence.step, message, advice, {"shift": shift, "stretch": stretch}
             )
             return
+
+
+def _tiny(evidence: Evidence) -> Iterator[Finding]:
+    found = overshoots(evidence)
+    if found is None or found[1].spread is None:
+        return
+    _, _, head = found
+    std = math.sqrt(found[1].spread[0])
+    if abs(math.log(head.output.signal)) < abs(math.log(std)):
+        message = f"The targets have std {std:.2g}, the outputs start with {head.output.signal:.2g}."
+        advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+        yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"std": std})
+
+
+def _hardly_falls(evidence: Evidence) -> bool:
+    """Tell whether a long run at a usual rate is to lower a loss that is a guess by less than a tenth."""
+    rate = evidence.later.rate if evidence.later is not None else 0.0
+    fall = promised(evidence, clipped=False)
+    return fall is not None and fall < HARDLY and rate >= USUAL and (evidence.plan.updates or 0) >= LONG and guesses(evidence)
 
 
 def _offset(call: LossCall) -> float:

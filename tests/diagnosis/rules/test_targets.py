@@ -144,6 +144,15 @@ def test_targets_that_the_rate_does_not_fit_are_named(data) -> None:
     assert found(x, x[:, 0], loss="mse", outputs=1) == []
 
 
+def test_a_size_that_a_usual_rate_hardly_moves_and_one_that_it_cannot_tell_apart_are_named(data) -> None:
+    x, _ = data
+    adam = {"loss": "mse", "outputs": 1, "optimizer": torch.optim.Adam}
+    assert found(x, 700 * x[:, 0], lr=1e-3, steps=250, **adam) == ["unnormalised_target"]
+    assert found(x, 700 * x[:, 0], lr=1e-1, steps=250, **adam) == []
+    assert found(x, 0.001 * x[:, 0], lr=4e-3, steps=250, **adam) == ["unnormalised_target"]
+    assert found(x, 0.1 * x[:, 0], lr=4e-3, steps=250, **adam) == []
+
+
 def test_validation_that_is_scaled_otherwise_is_named(data) -> None:
     x, y = data
     assert found(x, y, val=(255 * x[:64], y[:64])) == ["train_val_mismatch"]
@@ -192,3 +201,35 @@ def test_targets_far_from_zero_for_their_spread_are_unnormalised() -> None:
     x = torch.randn(512, 6)
     assert found(x, 300 + x[:, 0], loss="mse", outputs=1, lr=1e-4) == ["unnormalised_target"]
     assert found(x, 20 + x[:, 0], loss="mse", outputs=1, lr=1e-4) == []
+
+
+def of_pixels(share: float, loss, *, classes: int = 1) -> list[str]:
+    torch.manual_seed(0)
+    x = torch.randn(64, 1, 16, 16)
+    y = (torch.rand(64, 1, 16, 16) < share).float()
+    data = TensorDataset(x, y if classes == 1 else y[:, 0].long())
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    net = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, classes, 3, padding=1))
+    trainer.fit(LitModule(net, loss=loss, lr=0.01, metrics=[]), DataLoader(data, 16, shuffle=True))
+    return [finding.rule for finding in watch.findings if finding.severity != "note"]
+
+
+def weighted(output: Tensor, target: Tensor) -> Tensor:
+    return nn.functional.binary_cross_entropy_with_logits(output, target, pos_weight=torch.tensor(40.0))
+
+
+def with_dice(output: Tensor, target: Tensor) -> Tensor:
+    p = output.sigmoid()
+    overlap = 1 - (2 * (p * target).sum() + 1) / (p.sum() + target.sum() + 1)
+    return nn.functional.binary_cross_entropy_with_logits(output, target) + overlap
+
+
+def test_pixels_that_are_nearly_all_background_are_imbalanced_unless_the_loss_makes_up_for_it() -> None:
+    plain = lambda output, target: nn.functional.binary_cross_entropy_with_logits(output, target)  # noqa: E731
+    by_class = lambda output, target: nn.functional.cross_entropy(output, target)  # noqa: E731
+    assert of_pixels(0.02, plain) == ["class_imbalance"]
+    assert of_pixels(0.02, by_class, classes=2) == ["class_imbalance"]
+    assert of_pixels(0.1, plain) == of_pixels(0.1, by_class, classes=2) == []
+    assert of_pixels(0.02, weighted) == of_pixels(0.02, with_dice) == []

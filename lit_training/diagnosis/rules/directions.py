@@ -1,0 +1,99 @@
+"""Which way parts of a loss go that are compared or written out by hand: differences, similarities, divergences."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.reading import producer, summands, terms
+from lit_training.graph import LOSSES
+
+__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "summed_divergence"]
+
+
+def away_from_targets(evidence: Evidence, climbs: bool) -> bool:
+    """Tell whether each step makes the differences from the targets larger, and nothing else in the loss draws to targets."""
+    towards = {-d.towards if climbs else d.towards for d in evidence.directions if d.kind == "difference"}
+    others = [call for call in evidence.losses if evidence.graph.nodes[call.node].op == call.op]
+    return towards == {-1} and not others
+
+
+def away_from_partners(evidence: Evidence, climbs: bool) -> bool:
+    """Tell whether a contrastive loss parts partners, and all that the network makes goes into its similarities."""
+    graph = evidence.graph
+    wrong = [d.node for d in evidence.directions if d.kind == "similarity" and d.towards == (1 if climbs else -1)]
+    ends = {layer.node for layer in evidence.layers if layer.node is not None and not graph.reaches_layer(layer.node)}
+    return any(ends <= graph.ancestors(node) for node in wrong)
+
+
+def concave_divergence(evidence: Evidence) -> str | None:
+    """Return in words the part of a loss that falls without bound: `u - exp(u)`, or `log(v) - v`, of what layers made.
+
+    A Gaussian's divergence from the standard normal holds `exp(u) - u` of its log variance u, a Poisson likelihood of its log rate.
+    """
+    for loss in evidence.differentiated:
+        found = _divergences(evidence, loss)
+        falling = [op for op, factor, _ in found if factor < 0]
+        if falling and len(falling) == len(found):
+            return "u - exp(u)" if falling[0] == "exp" else "log(v) - v"
+    return None
+
+
+def summed_divergence(evidence: Evidence) -> float | None:
+    """Return by how much a Gaussian's divergence outweighs the error beside it, if it is summed over samples, the error averaged.
+
+    A code of k numbers that holds anything costs about k times the divergence's weight; what it can gain is the variance of a
+    sample's targets, times the weight of a squared error. Above 1 a code that holds nothing is the cheapest.
+    """
+    for loss in evidence.differentiated:
+        gains = list(_gains(evidence, loss))
+        costs = [
+            2 * factor * math.prod(evidence.graph.nodes[node].shape) / evidence.batch_size
+            for _, factor, node in _divergences(evidence, loss)
+            if factor > 0 and _summed(evidence, loss, node)
+        ]
+        if costs and gains:
+            return max(costs) / max(gains)
+    return None
+
+
+def _divergences(evidence: Evidence, loss: int) -> list[tuple[str, float, int]]:
+    """Return each `exp(u) - u` or `v - log(v)` of what layers made that a loss adds up: which, its factor, where."""
+    graph = evidence.graph
+    straight: dict[int, float] = defaultdict(float)
+    bent: dict[tuple[str, int], tuple[float, int]] = {}
+    for node, factor in summands(graph, loss):
+        if node.op in ("exp", "log") and node.parents:
+            inner = producer(graph, graph.nodes[node.parents[0]]).index
+            bent[node.op, inner] = factor + bent.get((node.op, inner), (0.0, 0))[0], node.index
+        straight[node.index] += factor
+    found = []
+    for (op, inner), (factor, node_index) in bent.items():
+        opposed = factor * straight[inner] < 0
+        if opposed and any(graph.nodes[i].weight for i in graph.ancestors(inner)):
+            found.append((op, factor if op == "exp" else -factor, node_index))
+    return found
+
+
+def _gains(evidence: Evidence, loss: int) -> Iterator[float]:
+    """Yield what it would gain a loss to meet every target, instead of their mean, for each error that it averages over samples."""
+    calls = {call.node: call for call in evidence.losses}
+    for node, factor in summands(evidence.graph, loss):
+        call = calls.get(node.index)
+        if call is None or factor <= 0 or call.spread is None or call.spread[0] == 0:
+            continue
+        elements = math.prod(evidence.graph.nodes[call.prediction].shape)
+        averaged = node.op in LOSSES and not node.shape and not call.summed
+        each = factor / elements if averaged else factor
+        if each * evidence.batch_size <= 1:
+            yield each * call.spread[0] * elements / evidence.batch_size
+
+
+def _summed(evidence: Evidence, loss: int, index: int) -> bool:
+    """Tell whether a loss adds up over the samples what a node holds, and divides it by no multiple of their number."""
+    graph, rows = evidence.graph, evidence.batch_size
+    for term in terms(graph, loss):
+        over = graph.nodes[term.node.parents[0]].shape
+        if term.node.op == "sum" and over[:1] == (rows,) and not term.node.shape and index in graph.ancestors(term.node.index):
+            return rows > 1 and term.divisor % rows != 0
+    return False

@@ -1,0 +1,110 @@
+"""What the loss receives: logits, rates, probabilities, and outputs that can reach their targets."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.diagnosis.rules.looking import adam, alarms, mlp, numbers, vectors
+
+Pair = tuple[Tensor, Tensor]
+
+
+def counts(lowest: int = 0) -> Pair:
+    x, _ = numbers(64)
+    return x, torch.poisson((0.5 * x[:, :1]).exp(), generator=torch.Generator().manual_seed(7)) + lowest
+
+
+def yes_or_no() -> Pair:
+    x, y = numbers(64)
+    return x, (y > 0).float()
+
+
+def several_labels() -> Pair:
+    x, _ = numbers(64)
+    return x, (x[:, :5] > 0.3).float()
+
+
+def written_out(p: Tensor, y: Tensor) -> Tensor:
+    return -(y * p.clamp(min=1e-7).log() + (1 - y) * (1 - p).clamp(min=1e-7).log()).mean()
+
+
+def ends_in(last: nn.Module, outputs: int = 1) -> nn.Sequential:
+    return mlp(16, 32, outputs).append(last)
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(), nn.Softplus()])
+def test_a_log_rate_that_cannot_be_negative_is_no_log_rate_unless_all_counts_are_above_zero(last: nn.Module) -> None:
+    assert alarms(ends_in(last), counts(), F.poisson_nll_loss, optimizer=adam) == ["wrong_last_activation"]
+    assert alarms(ends_in(last), counts(lowest=1), F.poisson_nll_loss, optimizer=adam) == []
+
+
+def test_a_rate_from_a_softplus_and_a_raw_log_rate_are_no_alarm() -> None:
+    assert alarms(ends_in(nn.Softplus()), counts(), nn.PoissonNLLLoss(log_input=False), optimizer=adam) == []
+    assert alarms(mlp(16, 32, 1), counts(), F.poisson_nll_loss, optimizer=adam) == []
+
+
+BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "written_out": written_out,
+    "small_additions": lambda p, y: -(y * (p.relu() + 1e-6).log() + (1 - y) * (1 - p + 1e-6).clamp(min=1e-6).log()).mean(),
+    "clamped": lambda p, y: F.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), y),
+}
+
+
+@pytest.mark.parametrize("name", ["written_out", "clamped"])
+def test_probabilities_that_are_raw_outputs(name: str) -> None:
+    assert alarms(mlp(16, 32, 1), yes_or_no(), BINARY[name], optimizer=adam) == ["wrong_last_activation"]
+
+
+@pytest.mark.parametrize("name", BINARY)
+def test_probabilities_from_a_sigmoid_are_no_alarm(name: str) -> None:
+    assert alarms(ends_in(nn.Sigmoid()), yes_or_no(), BINARY[name], optimizer=adam) == []
+
+
+def test_a_softmax_cannot_say_that_labels_hold_together() -> None:
+    model = ends_in(nn.Softmax(1), 5)
+    assert alarms(model, several_labels(), F.binary_cross_entropy, optimizer=adam) == ["wrong_last_activation"]
+
+
+def test_a_softmax_under_one_hot_or_soft_targets_is_no_alarm() -> None:
+    x, y = vectors(64, classes=5)
+    for target in (F.one_hot(y, 5).float(), (0.9 * F.one_hot(y, 5) + 0.02)):
+        assert alarms(ends_in(nn.Softmax(1), 5), (x, target), F.binary_cross_entropy, optimizer=adam) == []
+
+
+def gaussian(output: Tensor, y: Tensor) -> Tensor:
+    mean, log_variance = output.chunk(2, 1)
+    return 0.5 * (log_variance + (y - mean) ** 2 / log_variance.exp()).mean()
+
+
+def test_the_mean_of_a_likelihood_has_to_reach_the_targets() -> None:
+    assert alarms(ends_in(nn.Tanh(), 2), numbers(), gaussian, optimizer=adam) == ["wrong_last_activation"]
+    x, y = numbers()
+    assert alarms(ends_in(nn.Tanh(), 2), (x, y.tanh()), gaussian, optimizer=adam) == []
+
+
+def test_the_bias_of_a_mean_that_leads_astray() -> None:
+    model = mlp(16, 32, 2)
+    nn.init.constant_(model[-1].bias, 12.0)  # type: ignore[arg-type]
+    assert alarms(model, numbers(), gaussian, optimizer=adam) == ["bad_bias_init"]
+
+
+def connectionist(last: Callable[[Tensor], Tensor], padded: bool = False) -> Callable[[Tensor, Tensor], Tensor]:
+    def loss(output: Tensor, y: Tensor) -> Tensor:
+        steps = last(output.view(len(y), 10, 4)).transpose(0, 1)
+        if padded:
+            steps = torch.cat([steps, torch.zeros_like(steps)])
+        lengths = torch.full((len(y),), 10)
+        return F.ctc_loss(steps, 1 + y[:, None] % 3, lengths, torch.ones_like(lengths))
+
+    return loss
+
+
+def test_ctc_takes_log_probabilities() -> None:
+    model = mlp(16, 32, 40)
+    assert alarms(model, loss=connectionist(lambda z: z.softmax(-1)), optimizer=adam) == ["wrong_loss"]
+    assert alarms(model, loss=connectionist(lambda z: z), optimizer=adam) == ["wrong_loss"]
+    assert alarms(model, loss=connectionist(lambda z: z.log_softmax(-1)), optimizer=adam) == []
+    assert alarms(model, loss=connectionist(lambda z: z.log_softmax(-1), padded=True), optimizer=adam) == []
