@@ -94,6 +94,15 @@ class Noisy(nn.Module):
         return self.layer(F.dropout(x, 0.2, training=self.training or self.p))
 
 
+class MonteCarlo(Noisy):
+    """Averages several masks in eval mode, on purpose."""
+
+    def forward(self, x):
+        return (
+            super().forward(x) if self.training else torch.stack([super(MonteCarlo, self).forward(x) for _ in range(8)]).mean(0)
+        )
+
+
 @pytest.mark.parametrize(
     ("model", "inputs", "rules"),
     [
@@ -101,6 +110,7 @@ class Noisy(nn.Module):
         (lambda: Lstm(True), torch.randn(32, 6, 8), []),
         (lambda: Noisy(True), torch.randn(32, 8), ["dropout_active_in_eval"]),
         (lambda: Noisy(False), torch.randn(32, 8), []),
+        (lambda: MonteCarlo(True), torch.randn(32, 8), []),
         (lambda: nn.Sequential(nn.Linear(8, 3), nn.BatchNorm1d(3, track_running_stats=False)), torch.randn(32, 8), []),
         (lambda: FixedBatch(), torch.randn(32, 8), ["batch_mixing"]),
     ],

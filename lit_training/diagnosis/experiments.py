@@ -21,6 +21,7 @@ _MOST_CALLS = 3
 _FEW = 13  # samples show what a batch shows; a prime, so that hardly anything else has as many
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
 _LEAST_MASK = 4
+_SEVERAL = 3  # passes in one, to average over masks on purpose
 _DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
 
 
@@ -43,7 +44,7 @@ class InEval:
         mixed: by what fraction of the outputs' spread the other samples' outputs changed when the first and the last sample (of
             three or less, the first) were replaced; `None` where that could not be asked (one sample, inputs or outputs without a
             batch dimension).
-        dropped: whether two passes differ because something was dropped at random.
+        dropped: whether two passes differ because something was dropped at random; not if one averages several masks on purpose.
         attending: the first `nn.MultiheadAttention` that takes the samples for positions, `""` if none does.
     """
 
@@ -121,10 +122,17 @@ def _look(net: nn.Module, call: Call) -> InEval:
     size = _samples(_inputs(call))
     with _Dropping() as dropping, _Attending(net, size) as attending:
         first = _outputs(net(*call.args, **call.kwargs))
-    if dropping.seen and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
-        return InEval(call.name, None, dropped=True)
+    if dropping.masks and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
+        return InEval(call.name, None, dropped=dropping.masks < _SEVERAL * max(_masks_in_training(net, call), 1))
     each = first and all(y.shape[:1] == (size,) for y in first)
     return InEval(call.name, _mixing(net, call, first), dropped=False, attending=attending.found if each else "")
+
+
+def _masks_in_training(net: nn.Module, call: Call) -> int:
+    dropping = _Dropping()
+    with dropping:
+        net.train()(*call.args, **call.kwargs)
+    return dropping.masks
 
 
 def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None:
@@ -234,16 +242,16 @@ class _Attending:
 
 
 class _Dropping(TorchDispatchMode):
-    """See whether anything draws masks."""
+    """Count the masks that are drawn."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen = False
+        self.masks: int = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         mask = isinstance(out, Tensor) and out.ndim > 1 and out[0].numel() >= _LEAST_MASK  # not a coin a sample or a step
-        self.seen = self.seen or (mask and _drops(func))
+        self.masks += mask and _drops(func)
         return out
 
 

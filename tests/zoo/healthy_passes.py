@@ -227,3 +227,22 @@ def h_evaluated_often(seed: int) -> Case:
     return Case(
         seed=seed, model=Tabular(), data=data.customers(seed), optimizer=adam(2e-2), max_steps=76, trainer=trainer, **BCE
     )
+
+
+class ManyMasks(nn.Module):
+    """Gal and Ghahramani 2016: in evaluation the mean probability over ten masks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(5, 96), nn.Linear(96, 3)
+
+    def once(self, x: Tensor) -> Tensor:
+        return self.last(F.dropout(F.relu(self.first(x)), 0.15))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.once(x) if self.training else torch.stack([self.once(x).softmax(1) for _ in range(10)]).mean(0).log()
+
+
+@healthy("dropout_active_in_eval", source="Gal and Ghahramani 2016: Monte-Carlo dropout inside forward")
+def h_monte_carlo_inside(seed: int) -> Case:
+    return Case(seed=seed, model=ManyMasks(), data=data.arcs(seed), optimizer=adam(8e-3), **CE)

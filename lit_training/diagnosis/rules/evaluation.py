@@ -78,7 +78,8 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none; equal inputs give equal outputs to the bit.
 
-    Not an alarm: variational networks that draw normal noise by design. Monte-Carlo dropout on purpose: ignore this rule.
+    Not an alarm: variational networks that draw normal noise by design; Monte-Carlo dropout that averages several passes in
+    eval mode, and so draws three times as many masks as in training or more. If it takes one pass on purpose: ignore this rule.
 
     What to do: `F.dropout(x, p, training=self.training)`, or `nn.Dropout(p)` made in `__init__`.
     """

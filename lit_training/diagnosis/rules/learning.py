@@ -70,8 +70,8 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     (Martin and Mahoney, JMLR 2021).
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
-    normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` behind
-    frozen ones that do not look fresh, as a teacher's head that training has moved little.
+    normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to
+    frozen ones that do not look fresh, as those of a teacher that training has moved little.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
@@ -93,11 +93,13 @@ def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:
 
 
 def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
-    """Tell whether a layer runs without gradients behind frozen layers that look trained."""
+    """Tell whether a layer runs without gradients in front of or behind frozen layers that look trained."""
     graph = evidence.graph
     calls = [node for node in graph.layers() if node.weight == frozen.name]
-    before = {graph.nodes[i].weight for node in calls for i in graph.ancestors(node.index) - {node.index}}
-    kept = [evidence.parameters[name] for name in before if name in evidence.parameters]
+    before = {i for node in calls for i in graph.ancestors(node.index)}
+    own = {node.index for node in calls}
+    chain = [node for node in graph.layers() if node.index in before or own & graph.ancestors(node.index)]
+    kept = [evidence.parameters[node.weight] for node in chain if node.weight in evidence.parameters]
     return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
 
 
