@@ -43,7 +43,9 @@ def untaught_draw(graph: Graph, losses: Iterable[int]) -> tuple[Node, Node] | No
 
 
 def _joins_noise(graph: Graph, node: Node) -> bool:
-    return len(node.parents) > 1 and (node.op == "normal" or any(graph.nodes[p].op in _NOISE for p in node.parents))
+    """Tell whether noise meets its mean or spread here: in a draw with parameters, or where plain noise is scaled or shifted."""
+    plain = (parent for parent in (graph.nodes[p] for p in node.parents) if parent.op in _NOISE and len(parent.parents) < 2)
+    return len(node.parents) > 1 and (node.op == "normal" or any(plain))
 
 
 def _layers_before(graph: Graph, index: int) -> set[int]:

@@ -17,6 +17,7 @@ from tests.zoo import (
     faulty_rates,
     faulty_regularisation,
     faulty_tables,
+    faulty_traced,
     faulty_weights,
     healthy_classes,
     healthy_generative,
@@ -36,6 +37,7 @@ from tests.zoo import (
     healthy_steps,
     healthy_structures,
     healthy_tables,
+    healthy_traced,
     healthy_transfer,
     healthy_vectors,
 )

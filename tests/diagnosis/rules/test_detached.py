@@ -217,3 +217,17 @@ def test_an_encoder_that_only_the_penalty_teaches_is_found(draw: str) -> None:
 @pytest.mark.parametrize("draw", ["rsample", "score"])
 def test_an_encoder_that_is_taught_through_its_sample_or_its_probability_is_silent(draw: str) -> None:
     assert "detached_subgraph" not in alarms(Latent(draw), numbers(), elbo)
+
+
+class Critic(Latent):
+    """Its decoder reads the sample beside the input, as a critic reads action and state."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        q = Normal(self.mean(self.encoder(x)), 0.3)
+        action = q.sample()
+        judged = self.decoder(torch.cat([action, action], 1)[:, 2:6])
+        return judged, (q.log_prob(action).sum(1) * judged.detach()[:, 0]).mean()
+
+
+def test_an_actor_whose_critic_reads_the_action_is_silent() -> None:
+    assert "detached_subgraph" not in alarms(Critic("score"), numbers(), elbo)
