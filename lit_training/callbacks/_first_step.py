@@ -15,7 +15,7 @@ from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.evidence import Evidence, collect
-from lit_training.diagnosis.experiments import Calls
+from lit_training.diagnosis.experiments import Calls, fed
 from lit_training.diagnosis.modules import in_train_mode
 from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.probe import Probe
@@ -24,10 +24,14 @@ __all__ = ["FirstStep", "HandedOut"]
 
 
 class HandedOut:
-    """What is kept of the first batches: of training their targets, of validation the first batch's scale and the network's mode."""
+    """What is kept of the first batches.
+
+    Of training their targets; of validation the scale of the first batch and of what the network made it into, and its mode.
+    """
 
     def __init__(self) -> None:
         self._batches = FirstBatches()
+        self._val_calls: Calls | None = None
         self._val: tuple[Part | None, ...] = ()
         self._val_modes: tuple[str, ...] | None = None
 
@@ -37,13 +41,24 @@ class HandedOut:
         self._batches.note(batch)
 
     @harmless
+    def before_validation(self, module: nn.Module) -> None:
+        """Watch what the first validation batch is made into before the network gets it."""
+        if self._val_modes is None:
+            self._val_calls = Calls(module, training=False).__enter__()
+
+    def release(self) -> None:
+        """Leave nothing attached to the module."""
+        if self._val_calls is not None:
+            self._val_calls.__exit__()
+
+    @harmless
     def note_validation(self, module: nn.Module, batch: Any) -> None:
         """Keep the scale of the first validation batch, and which layers were in train mode after it."""
         if self._val_modes is None:
             self._val = summary(batch)
             self._val_modes = in_train_mode(module)
 
-    def at_first_step(self, trainer: Trainer, probe: Probe) -> Samples:
+    def at_first_step(self, trainer: Trainer, probe: Probe, calls: Calls) -> Samples:
         """Return what is known at the first step."""
         return Samples(
             in_order=in_order(trainer.train_dataloader),
@@ -51,6 +66,8 @@ class HandedOut:
             val=self._val,
             val_modes=self._val_modes or (),
             target=target_place(probe),
+            fed_train=fed(calls.seen),
+            fed_val=("", ()) if self._val_calls is None else fed(self._val_calls.seen),
         )
 
     @harmless
@@ -122,7 +139,7 @@ class FirstStep:
             expect_frozen=(*expect_frozen, *declared_frozen(trainer)),
             stepping=optimizer,
             calls=self._calls.seen,
-            samples=handed_out.at_first_step(trainer, self._probe),
+            samples=handed_out.at_first_step(trainer, self._probe, self._calls),
             optimizers=trainer.optimizers,
             plan=plan_of(trainer),
         )

@@ -144,6 +144,7 @@ class Diagnostics(Callback):
             part.setup(trainer, pl_module, stage)
 
     on_fit_start = _on_parts("on_fit_start")
+    on_validation_batch_start = _on_parts("on_validation_batch_start")
     on_validation_batch_end = _on_parts("on_validation_batch_end")
     on_train_start = _on_parts("on_train_start")
     on_train_batch_start = _on_parts("on_train_batch_start")

@@ -114,10 +114,18 @@ class InitAuditor(Callback):
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
 
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Watch the first validation batch of the sanity check."""
+        if trainer.sanity_checking and dataloader_idx == 0:
+            self._handed_out.before_validation(pl_module)
+
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look at the first validation batch of the sanity check."""
+        self._handed_out.release()
         if trainer.sanity_checking and dataloader_idx == 0:
             self._handed_out.note_validation(pl_module, batch)
 
@@ -180,6 +188,7 @@ class InitAuditor(Callback):
 
     def release(self) -> None:
         """Detach from the module and forget what was observed."""
+        self._handed_out.release()
         if self._step is not None:
             self._step.detach()
         self._step = self._evidence = self._first = None

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lit_training.diagnosis.samples import Fed, summary
 from lit_training.running import undisturbed
 from lit_training.selection import clean_names
 
-__all__ = ["Call", "Calls", "InEval", "try_in_eval"]
+__all__ = ["Call", "Calls", "InEval", "fed", "try_in_eval"]
 
 _MOST_CALLS = 3
 _FEW = 13  # samples show what a batch shows; a prime, so that hardly anything else has as many
@@ -56,7 +57,7 @@ class InEval:
 
 @dataclass
 class Calls:
-    """Note the outermost calls of networks with parameters while active; arguments are kept as they were.
+    """Note the outermost calls of networks with parameters, in train mode or not, while active; arguments are kept as they were.
 
     >>> net = nn.Sequential(nn.Linear(2, 2))
     >>> with Calls(net) as calls:
@@ -66,6 +67,7 @@ class Calls:
     """
 
     module: nn.Module
+    training: bool = True
     seen: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -86,7 +88,7 @@ class Calls:
             if getattr(module.forward, "__name__", "") == "wrapped_forward":
                 return  # DDP calls the module with a batch, while a step of Lightning's stands in for `forward`
             self._depth += 1
-            new = self._depth == 1 and module.training and len(self.seen) < _MOST_CALLS
+            new = self._depth == 1 and module.training == self.training and len(self.seen) < _MOST_CALLS
             if new and all(call.module is not module for call in self.seen):
                 self.seen.append(Call(name, part, *tree_map(_kept, (args, kwargs))))
 
@@ -96,6 +98,11 @@ class Calls:
 
         self._hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
         self._hooks.callback(part.register_forward_hook(after, always_call=True).remove)
+
+
+def fed(calls: Sequence[Call]) -> Fed:
+    """Return the name of the first called network, and the scale of what it was given."""
+    return (calls[0].name, summary((calls[0].args, calls[0].kwargs))) if calls else ("", ())
 
 
 def try_in_eval(calls: Sequence[Call]) -> list[InEval]:

@@ -13,13 +13,15 @@ from lit_training.probe import Probe
 __all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 
 BATCHES = 4
+_SOME = 1021  # elements to take quantiles of; a prime, so that the stride favours no column
 
 
 @dataclass(frozen=True)
 class Part:
     """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements.
 
-    `blank` is the share of samples that are one and the same number everywhere, `busy` the share of other elements in the rest.
+    `core` is half the width of the middle 68 % of the elements, which is the std but for outliers; `blank` the share of samples
+    that are one and the same number everywhere, `busy` the share of other elements in the rest.
     """
 
     shape: tuple[int, ...]
@@ -27,8 +29,12 @@ class Part:
     distinct: int
     mean: float
     std: float
+    core: float = 0.0
     blank: float = 0.0
     busy: float = 0.0
+
+
+Fed = tuple[str, tuple[Part | None, ...]]
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,8 @@ class Samples:
         val: of the first validation batch, likewise; empty if there was none before training.
         val_modes: dropout and batch-norm layers that were in train mode after it.
         target: which of them the loss takes as its target.
+        fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
+        fed_val: of the first one in validation.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
     """
 
@@ -53,6 +61,8 @@ class Samples:
     val: tuple[Part | None, ...] = ()
     val_modes: tuple[str, ...] = ()
     target: int | None = None
+    fed_train: Fed = ("", ())
+    fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
 
 
@@ -133,7 +143,13 @@ def _part(leaf: Any) -> Part | None:
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
     marks = torch.unique(rows @ weights)
-    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host([values.mean(), values.std(), *_blank(rows)]))
+    numbers = [values.mean(), values.std(), _core(values.flatten()), *_blank(rows)]
+    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host(numbers))
+
+
+def _core(values: Tensor) -> Tensor:
+    some = values[:: max(1, len(values) // _SOME)].sort().values
+    return (some[int(0.84 * (len(some) - 1))] - some[int(0.16 * (len(some) - 1))]) / 2
 
 
 def _blank(rows: Tensor) -> tuple[Tensor, Tensor]:

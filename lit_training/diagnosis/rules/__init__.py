@@ -14,11 +14,12 @@ from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
-from lit_training.diagnosis.rules.scales import train_val_mismatch, unnormalised_target
+from lit_training.diagnosis.rules.scales import unnormalised_target
 from lit_training.diagnosis.rules.schedule import lr_schedule, weight_decay_too_strong
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import class_imbalance, data_not_shuffled, labels_broken
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
+from lit_training.diagnosis.rules.validation import train_val_mismatch
 
 __all__ = ["MONITORED", "RULES"]
 

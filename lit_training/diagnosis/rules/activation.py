@@ -5,13 +5,13 @@ from collections.abc import Iterator, Sequence
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import hidden
+from lit_training.diagnosis.rules.guessing import flat_behind, hidden
 from lit_training.graph import LINEAR, Graph
 from lit_training.probe import Layer
 
 __all__ = ["missing_activation", "wrong_hidden_activation"]
 
-STEPS = frozenset("sign sgn round floor ceil trunc heaviside".split())
+STEPS = frozenset(["sign", "sgn", "heaviside"])
 SIGMOID_GAIN = 4.0
 CHOKED = 0.1
 RECTIFIERS = frozenset("relu relu6 leaky_relu elu selu celu gelu silu mish hardswish prelu".split())
@@ -145,7 +145,7 @@ def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
     What to do: ReLU, GELU or tanh between layers; softmax and sigmoid only at the end.
     """
     layers = hidden(evidence)
-    verdict = _softmax_inside(evidence, layers) or _step_inside(evidence, layers) or _sigmoids(evidence, layers)
+    verdict = _softmax_inside(evidence, layers) or _step_inside(evidence) or _sigmoids(evidence, layers)
     if verdict:
         where, message, advice = verdict
         yield Finding("wrong_hidden_activation", "error", where, evidence.step, message, advice)
@@ -178,15 +178,12 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
     return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
 
 
-def _step_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
-    readers = evidence.graph.consumers()
-    for layer in layers:
-        steps = STEPS.intersection(evidence.graph.follows(layer.node, readers)) if layer.node is not None else ()
-        if steps and layer.gradient is not None and layer.gradient.largest == 0:
-            name = min(steps)
-            message = f"The slope of {name} is zero everywhere: {layer.name} gets a gradient of exactly 0."
-            return layer.name, message, "Use tanh or ReLU, or pass the gradient straight through: x + (x.sign() - x).detach()."
-    return None
+def _step_inside(evidence: Evidence) -> tuple[str, str, str] | None:
+    found = flat_behind(evidence, STEPS)
+    if found is None:
+        return None
+    message = f"The slope of {found[1]} is zero everywhere: {found[0]} gets a gradient of exactly 0."
+    return found[0], message, "Use tanh or ReLU, or pass the gradient straight through: x + (x.sign() - x).detach()."
 
 
 def _sigmoids(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:

@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import is_normalised
+from lit_training.diagnosis.samples import Part
 from lit_training.probe import Layer
 
 __all__ = ["bad_data", "unnormalised_input"]
@@ -16,9 +17,20 @@ SMALL = 0.03
 OFFSET = 5.0
 ALIKE = 0.2
 EMPTY, BUSY = 0.25, 0.3
+OUTLIERS = 10.0
 
 
-@rule(explains=["overfit_no_regularisation", "nan_loss", "lr_too_low", "lr_too_high", "exploding_gradient"])
+@rule(
+    explains=[
+        "overfit_no_regularisation",
+        "train_val_mismatch",
+        "unnormalised_target",
+        "nan_loss",
+        "lr_too_low",
+        "lr_too_high",
+        "exploding_gradient",
+    ]
+)
 def bad_data(evidence: Evidence) -> Iterator[Finding]:
     """The first batches hold NaN or infinite values that reach the loss, or nearly all samples are one and the same.
 
@@ -29,10 +41,11 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     that failed to load and were replaced by zeros.
 
     How it is measured: every floating-point tensor of the first four batches, and the loss; how many samples of the batch
-    differ, and how many are one number everywhere.
+    differ, and how many are one number everywhere; the std beside half the width of the middle 68 %.
 
     Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold; a
-    quarter of 16 or more samples of 16 or more elements are empty, while at least 30 % of the others' elements are not.
+    quarter of 16 or more samples of 16 or more elements are empty, while at least 30 % of the others' elements are not;
+    a std of 10 times that of the middle, where that of the first validation batch is below twice it.
 
     Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
     sparse features; one of several inputs that is missing.
@@ -50,6 +63,15 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
         return
     samples = evidence.samples
+    wild = next((pair for pair in zip(samples.train, samples.val, strict=False) if _is_wild(*pair)), None)
+    if wild is not None and wild[0] is not None and len(samples.train) == len(samples.val):
+        ours = wild[0]
+        message = (
+            f"A few values make the std {ours.std:.3g}; of the middle two thirds it is {ours.core:.2g}, and so in validation."
+        )
+        advice = "Look at the largest values: error codes, glitches, another unit? Drop or clip them."
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"std": ours.std, "core": ours.core})
+        return
     inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
     known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
     if samples.target is None or not inputs or len(known) != len(inputs):
@@ -63,6 +85,13 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
         yield Finding("bad_data", "error", "", evidence.step, message, advice, {"blank": first.blank})
+
+
+def _is_wild(ours: Part | None, theirs: Part | None) -> bool:
+    """Tell whether outliers make a tensor's std, and a validation batch has none."""
+    if ours is None or theirs is None or min(ours.samples, theirs.samples) < 8 or ours.core <= 0:
+        return False
+    return math.isfinite(ours.std) and ours.std > OUTLIERS * ours.core and theirs.std < 2 * ours.core
 
 
 @rule(

@@ -10,11 +10,13 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import flat_behind
 from lit_training.graph import Node
 
 __all__ = ["detached_subgraph"]
 
 COPIED = 1e-3
+ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
 TEACHERS = "target teacher momentum ema key slow old prior random fixed frozen anchor reference ghost shadow average".split()
 
 
@@ -40,7 +42,8 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     first operation on the way at which values go on and gradients do not is named. A number that `.item()` took from the
     network and that an operation of the loss takes is such a way. If the loss itself has no parameter behind it, the whole
     network is cut off. Besides, a normal sample whose mean or spread layers gave and that other layers read: no gradient comes
-    back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`).
+    back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`). And a
+    layer whose gradient is exactly zero because its output is rounded.
 
     Threshold: none. What the first step cannot tell from a teacher or from a codebook that is moved by hand waits for the first
     few steps: it is told if it has neither moved nor got a gradient by then.
@@ -71,6 +74,12 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         message = f"The sample that is drawn from what {head} says passes no gradient back: only a penalty teaches {head}."
         advice = "Draw with rsample(), or write mean + std * torch.randn_like(std), outside of torch.no_grad()."
         yield Finding("detached_subgraph", "error", head, evidence.step, message, advice)
+        return
+    rounded = flat_behind(evidence, ROUNDING)
+    if rounded is not None:
+        message = f"{rounded[1]} has a slope of zero everywhere: {rounded[0]}, in front of it, gets a gradient of exactly 0."
+        advice = "Pass the gradient straight through: x + (x.round() - x).detach()."
+        yield Finding("detached_subgraph", "error", rounded[0], evidence.step, message, advice)
         return
     lost = _lost(evidence, used, reached_by_gradient(graph, losses))
     for part in lost:

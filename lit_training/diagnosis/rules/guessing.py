@@ -11,6 +11,7 @@ from lit_training.probe import Layer
 
 __all__ = [
     "classes_of",
+    "flat_behind",
     "guess",
     "guesses",
     "hidden",
@@ -35,6 +36,16 @@ def is_drawn(evidence: Evidence, layer: Layer | None) -> bool:
 def hidden(evidence: Evidence) -> list[Layer]:
     """Return the layers whose output another layer reads."""
     return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node)]
+
+
+def flat_behind(evidence: Evidence, ops: frozenset[str]) -> tuple[str, str] | None:
+    """Return the first hidden layer that gets a gradient of exactly zero because one of some operations follows, and which."""
+    readers = evidence.graph.consumers()
+    for layer in hidden(evidence):
+        flat = ops.intersection(evidence.graph.follows(layer.node, readers)) if layer.node is not None else ()
+        if flat and layer.gradient is not None and layer.gradient.largest == 0:
+            return layer.name, min(flat)
+    return None
 
 
 def is_normalised(evidence: Evidence, layer: Layer) -> bool:

@@ -1,4 +1,4 @@
-"""Rules about the scale of a regression's targets, and of validation data beside training data."""
+"""The rule about the scale of a regression's targets."""
 
 import math
 from collections.abc import Iterator
@@ -10,9 +10,8 @@ from lit_training.diagnosis.rules.guessing import guesses, overshoots
 from lit_training.diagnosis.updates import promised
 from lit_training.loss_calls import LossCall
 
-__all__ = ["train_val_mismatch", "unnormalised_target"]
+__all__ = ["unnormalised_target"]
 
-SHIFT, STRETCH = 1.0, 3.0
 OUT_OF_REACH = 100.0
 FAR = 50.0
 LARGE, USUAL, LONG, HARDLY = 100.0, 5e-4, 100, 0.1
@@ -84,44 +83,6 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
         yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"size": size, "outputs": outputs})
         return
-
-
-@rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
-def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
-    """Validation batches have another scale or offset than training batches.
-
-    What it means: one of the two is preprocessed differently, and the validation figures say nothing (Breck et al. 2019, "Data
-    validation for machine learning": training-serving skew).
-
-    How it is measured: mean and std over all elements of each floating-point tensor of the first validation batch (seen in the
-    sanity check before training) and of the first training batch.
-
-    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each.
-
-    Not an alarm: other augmentation, other sizes of pictures.
-
-    What to do: normalise both with the training data's statistics.
-    """
-    samples = evidence.samples
-    if len(samples.train) != len(samples.val):
-        return
-    for place, (ours, theirs) in enumerate(zip(samples.train, samples.val, strict=True)):
-        if ours is None or theirs is None or len(ours.shape) != len(theirs.shape) or min(ours.samples, theirs.samples) < 8:
-            continue
-        if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
-            continue
-        shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
-        if shift > SHIFT or stretch > STRETCH:
-            what = "targets" if place == samples.target else "inputs"
-            message = (
-                f"The {what} have mean {ours.mean:.3g} and std {ours.std:.3g} in training, {theirs.mean:.3g} and {theirs.std:.3g} "
-                "in validation."
-            )
-            advice = "Preprocess both alike, with the training data's statistics."
-            yield Finding(
-                "train_val_mismatch", "error", "", evidence.step, message, advice, {"shift": shift, "stretch": stretch}
-            )
-            return
 
 
 def _tiny(evidence: Evidence) -> Iterator[Finding]:

@@ -33,6 +33,15 @@ def test_activations_that_choke_are_found(act: Act) -> None:
     assert alarms(mlp(16, 64, 64, 4, act=act))[0] == "wrong_hidden_activation"
 
 
+class Rounded(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh().round()
+
+
+def test_a_rounding_between_layers_cuts_the_gradient_off() -> None:
+    assert alarms(mlp(16, 64, 64, 4, act=Rounded))[0] == "detached_subgraph"
+
+
 @pytest.mark.parametrize(
     "act",
     [nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Mish, nn.PReLU, nn.Softplus, nn.Hardswish, StraightThrough],

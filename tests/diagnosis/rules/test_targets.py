@@ -160,6 +160,31 @@ def test_validation_that_is_scaled_otherwise_is_named(data) -> None:
     assert found(x, y, val=(1.3 * x[:64] + 0.3, y[:64])) == []
 
 
+class OnlyInTraining(LitModule):
+    """Centres pictures of 100 to 110 in one of its two steps."""
+
+    both = False
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step((batch[0] - 105, batch[1]), batch_idx)
+
+    def validation_step(self, batch, batch_idx):
+        return super().validation_step((batch[0] - 105 * self.both, batch[1]), batch_idx)
+
+
+@pytest.mark.parametrize(("both", "rules"), [(False, ["train_val_mismatch"]), (True, [])])
+def test_what_only_the_training_step_does_to_a_batch_is_named(data, both: bool, rules: list[str]) -> None:
+    x, y = data
+    module = OnlyInTraining(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 4)), metrics=[])
+    module.both = both
+    watch = Diagnostics(verbose=False, select=RULES)
+    loader = DataLoader(TensorDataset(x / x.std() + 105, y), 32, shuffle=True)
+    pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+               enable_model_summary=False, callbacks=[watch]).fit(module, loader, loader)  # fmt: skip
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+    assert not module.network._forward_pre_hooks
+
+
 def test_the_first_validation_batch_changes_nothing(data) -> None:
     x, y = data
     weights = []
