@@ -39,12 +39,18 @@ def hidden(evidence: Evidence) -> list[Layer]:
 
 
 def flat_behind(evidence: Evidence, ops: frozenset[str]) -> tuple[str, str] | None:
-    """Return the first hidden layer that gets a gradient of exactly zero because one of some operations follows, and which."""
-    readers = evidence.graph.consumers()
+    """Return the first hidden layer that gets a gradient of exactly zero and has one of some operations behind it, and which."""
+    graph, readers = evidence.graph, evidence.graph.consumers()
     for layer in hidden(evidence):
-        flat = ops.intersection(evidence.graph.follows(layer.node, readers)) if layer.node is not None else ()
-        if flat and layer.gradient is not None and layer.gradient.largest == 0:
-            return layer.name, min(flat)
+        if layer.node is None or layer.gradient is None or layer.gradient.largest != 0:
+            continue
+        seen, stack = {layer.node}, [layer.node]
+        while stack:
+            for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+                if reader.op in ops:
+                    return layer.name, reader.op
+                seen.add(reader.index)
+                stack += [] if reader.weight else [reader.index]
     return None
 
 
