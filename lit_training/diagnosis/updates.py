@@ -6,7 +6,7 @@ from statistics import fmean
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.parameters import ParameterFacts
 
-__all__ = ["change", "gradient_norm", "kept", "matrices", "promised", "tables"]
+__all__ = ["change", "gradient_norm", "kept", "matrices", "promised", "tables", "travelled"]
 
 
 def matrices(evidence: Evidence) -> list[ParameterFacts]:
@@ -46,30 +46,65 @@ def kept(evidence: Evidence, facts: ParameterFacts) -> float:
     return 1.0
 
 
-def promised(evidence: Evidence, *, clipped: bool) -> float | None:
+def promised(evidence: Evidence, *, clipped: bool, weights_only: bool = False) -> float | None:
     """Return by which part of itself the loss would fall if all planned updates were like the first one, to first order.
 
     An update against the gradient g lowers the loss by rate * |g|^2 under SGD (times 1 / (1 - momentum)), by rate * sum(|g|) under
     Adam and its like. The noise in a batch's gradient makes this too large rather than too small.
 
+    Args:
+        evidence: of the first step.
+        clipped: whether to count what clipping leaves of the gradient, or all of it.
+        weights_only: whether to leave out biases and normalisation, which alone can only bring the loss to that of guessing.
+
     Returns:
         The fraction, `None` where rates or the number of updates are not known, or some optimiser's step is not.
     """
-    plan, loss = evidence.plan, evidence.loss
-    if plan.updates is None or (plan.scheduled and not plan.rates) or not evidence.stepping or not loss:
+    learning = _learning(evidence)
+    if learning is None or not evidence.loss:
+        return None
+    counted = [f for f in learning if not weights_only or _is_weight(f)]
+    falls = (f.gradient_sum if f.fixed_step is not None else f.gradient**2 for f in counted if f.gradient is not None)
+    return sum(fall * _rates(evidence, f, clipped) for fall, f in zip(falls, counted, strict=True)) / abs(evidence.loss)
+
+
+def travelled(evidence: Evidence, *, clipped: bool) -> float | None:
+    """Return how far the weight that moves most would get if all planned updates were like the first one, over its norm.
+
+    Returns:
+        The fraction, infinite where a weight starts at zero, `None` as for `promised`.
+    """
+    learning = _learning(evidence)
+    if learning is None:
+        return None
+    ways = [(_length(f) * _rates(evidence, f, clipped), f.norm) for f in learning if _is_weight(f)]
+    return max((way / norm if norm > 0 else math.inf for way, norm in ways), default=None)
+
+
+def _learning(evidence: Evidence) -> list[ParameterFacts] | None:
+    """Return what the planned updates move, `None` where that is not known of all."""
+    plan = evidence.plan
+    if plan.updates is None or (plan.scheduled and not plan.rates) or not evidence.stepping:
         return None
     learning = [f for f in evidence.parameters.values() if f.gradient is not None and f.requires_grad and f.optimized]
     if not learning or any(not f.stepping or (f.descent is None and f.fixed_step is None) for f in learning):
         return None
-    total = sum(_per_update(evidence, f, clipped) for f in learning)
-    return total * plan.updates * (fmean(plan.rates) if plan.rates else 1.0) / abs(loss)
+    return learning
 
 
-def _per_update(evidence: Evidence, facts: ParameterFacts, clipped: bool) -> float:
-    assert facts.gradient is not None
+def _is_weight(facts: ParameterFacts) -> bool:
+    return facts.kind in ("weight", "embedding") and len(facts.shape) > 1 and facts.shape[-1] > 1
+
+
+def _length(facts: ParameterFacts) -> float:
+    """Return the length of an update at a rate of 1."""
+    return math.sqrt(math.prod(facts.shape)) if facts.fixed_step is not None else facts.gradient or 0.0
+
+
+def _rates(evidence: Evidence, facts: ParameterFacts, clipped: bool) -> float:
+    """Return the sum of a parameter's planned rates, with what momentum adds and clipping takes."""
+    updates = (evidence.plan.updates or 0) * (fmean(evidence.plan.rates) if evidence.plan.rates else 1.0)
     if facts.fixed_step is not None:
         step = facts.fixed_step if not evidence.plan.rates else facts.made_with
-        fade = 2 / math.sqrt(evidence.plan.updates or 1) if facts.shrinks else 1.0
-        return facts.gradient_sum * step * fade
-    left = kept(evidence, facts) if clipped else 1.0
-    return facts.made_with * facts.gradient**2 * left / max(1 - evidence.momentum, 1e-4)
+        return updates * step * (2 / math.sqrt(evidence.plan.updates or 1) if facts.shrinks else 1.0)
+    return updates * facts.made_with * (kept(evidence, facts) if clipped else 1.0) / max(1 - evidence.momentum, 1e-4)

@@ -57,6 +57,11 @@ def f_shapes_rate_tiny(case: Case) -> None:
     case.optimizer = sgd(1e-5, 0.0)
 
 
+@faulty("lr_too_low", twin="h_deep_he", source="SGD at 3e-6: ten layers whose gradient is large, and hardly move")
+def f_deep_rate_of_a_warm_up(case: Case) -> None:
+    case.optimizer = sgd(3e-6)
+
+
 # ------------------------------------------------------------------------------------------ clipping
 @faulty("clip_too_small", "lr_too_low", twin="h_shapes_sgd", source="gradient_clip_val=1e-6, a typo for 1.0")
 def f_clip_millionth(case: Case) -> None:

@@ -19,7 +19,8 @@ def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.op
 
 def arcs(seed: int, optimizer: Callable[[nn.Module], torch.optim.Optimizer], **settings: Any) -> Case:
     """The arcs and a small net."""
-    return Case(seed=seed, model=mlp([5, 48, 48, 3]), data=data.arcs(seed), optimizer=optimizer, **CE | settings)
+    given = {"model": mlp([5, 48, 48, 3]), "data": data.arcs(seed)} | CE | settings
+    return Case(seed=seed, optimizer=optimizer, **given)
 
 
 # ------------------------------------------------------------------------------------------ optimisers
@@ -105,3 +106,9 @@ def h_cyclic_rate(seed: int) -> Case:
 @healthy("lr_schedule", "lr_too_low", source="a polynomial decay to zero at the end of the run, per step")
 def h_polynomial_to_zero(seed: int) -> Case:
     return arcs(seed, adam(2e-2), scheduler=stepped(PolynomialLR, total_iters=200, power=2.0))
+
+
+# ------------------------------------------------------------------------------------------ small steps
+@healthy("lr_too_low", source="a wide net, whose weights hardly move though it learns (Chizat et al. 2019: lazy training)")
+def h_wide_and_lazy(seed: int) -> Case:
+    return arcs(seed, adam(1e-4), model=mlp([5, 1024, 256, 3]), max_steps=200)

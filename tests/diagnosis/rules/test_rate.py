@@ -67,6 +67,12 @@ def test_a_run_that_cannot_move_the_weights_is_too_low(optimizer, lr: float) -> 
     assert found(lr, optimizer, steps=50) == []  # too short to be judged
 
 
+@pytest.mark.parametrize(("lr", "rules"), [(1e-4, ["lr_too_low"]), (1e-3, [])])
+def test_a_large_gradient_does_not_hide_that_the_weights_stay(lr: float, rules: list[str]) -> None:
+    torch.manual_seed(1)
+    assert found(lr, x=20 * torch.randn(256, 8)) == rules
+
+
 @pytest.mark.parametrize(
     "options", [{"gradient_clip_val": 1e-5}, {"gradient_clip_val": 1e-7, "gradient_clip_algorithm": "value"}]
 )
