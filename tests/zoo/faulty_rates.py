@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, PolynomialLR
 
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_steps import Lion, stepped
@@ -138,3 +138,23 @@ def f_cosine_of_four(case: Case) -> None:
         return {"scheduler": chain, "interval": "step"}
 
     case.scheduler = schedule
+
+
+@faulty(
+    "lr_schedule",
+    "lr_too_low",
+    twin="h_one_cycle_of_sgd",
+    source="OneCycleLR over 300 steps, returned without its interval: stepped once an epoch",
+    margin=0.05,
+)
+def f_one_cycle_each_epoch(case: Case) -> None:
+    case.scheduler = lambda optimizer: OneCycleLR(optimizer, max_lr=0.2, total_steps=300)
+
+
+@faulty(
+    "lr_schedule",
+    twin="h_one_cycle_of_sgd",
+    source="OneCycleLR with the number of epochs for its steps, and stepped at every batch: it raises",
+)
+def f_one_cycle_of_epochs(case: Case) -> None:
+    case.scheduler = stepped(OneCycleLR, max_lr=0.2, total_steps=10)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, PolynomialLR
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
@@ -106,6 +106,11 @@ def h_cyclic_rate(seed: int) -> Case:
 @healthy("lr_schedule", "lr_too_low", source="a polynomial decay to zero at the end of the run, per step")
 def h_polynomial_to_zero(seed: int) -> Case:
     return arcs(seed, adam(2e-2), scheduler=stepped(PolynomialLR, total_iters=200, power=2.0))
+
+
+@healthy("lr_schedule", "lr_too_low", source="Smith and Topin 2019: one cycle, as many steps as the run has")
+def h_one_cycle_of_sgd(seed: int) -> Case:
+    return arcs(seed, sgd(0.1), scheduler=stepped(OneCycleLR, max_lr=0.2, total_steps=300), max_steps=300)
 
 
 # ------------------------------------------------------------------------------------------ small steps
