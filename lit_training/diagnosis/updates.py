@@ -1,12 +1,15 @@
 """How far the planned updates can go: what rate, clipping and gradient of the first step promise for the whole run."""
 
 import math
-from statistics import fmean
+from statistics import fmean, median_low
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.parameters import ParameterFacts
 
-__all__ = ["change", "gradient_norm", "kept", "matrices", "promised", "tables", "travelled"]
+__all__ = ["broken_at_once", "change", "gradient_norm", "kept", "matrices", "promised", "tables", "travelled"]
+
+
+SMALL = 0.2
 
 
 def matrices(evidence: Evidence) -> list[ParameterFacts]:
@@ -27,6 +30,20 @@ def change(evidence: Evidence, facts: ParameterFacts) -> float | None:
     if facts.fixed_step is not None:
         return facts.fixed_step * math.sqrt(math.prod(facts.shape)) / facts.norm
     return None if facts.first_change is None else facts.first_change * kept(evidence, facts)
+
+
+def broken_at_once(evidence: Evidence) -> int | None:
+    """Return after how many updates the loss was not finite, if it had not risen before and the first update was small.
+
+    Updates that diverge make the loss large before it overflows; what breaks from one batch to the next is a value, not a rate.
+    """
+    losses = () if evidence.later is None else evidence.later.losses
+    broken = next((i for i, loss in enumerate(losses) if not math.isfinite(loss)), None)
+    changes = [moved for f in matrices(evidence) if (moved := change(evidence, f)) is not None]
+    if broken is None or evidence.loss is None or not math.isfinite(evidence.loss) or not changes:
+        return None
+    rose = any(abs(loss) > 2 * abs(evidence.loss) + 1 for loss in losses[:broken])
+    return None if rose or not median_low(changes) < SMALL else broken + 1
 
 
 def gradient_norm(evidence: Evidence) -> float:
@@ -105,6 +122,6 @@ def _rates(evidence: Evidence, facts: ParameterFacts, clipped: bool) -> float:
     """Return the sum of a parameter's planned rates, with what momentum adds and clipping takes."""
     updates = (evidence.plan.updates or 0) * (fmean(evidence.plan.rates) if evidence.plan.rates else 1.0)
     if facts.fixed_step is not None:
-        step = facts.fixed_step if not evidence.plan.rates else facts.made_with
+        step = facts.fixed_step if not evidence.plan.rates else facts.made_with * facts.step_at_one
         return updates * step * (2 / math.sqrt(evidence.plan.updates or 1) if facts.shrinks else 1.0)
     return updates * facts.made_with * (kept(evidence, facts) if clipped else 1.0) / max(1 - evidence.momentum, 1e-4)

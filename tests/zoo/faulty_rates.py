@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_steps import Lion, stepped
-from tests.zoo.nets import adamw, sgd
+from tests.zoo.nets import adam, adamw, sgd
 
 
 # ------------------------------------------------------------------------------------------ rates
@@ -40,6 +40,13 @@ def f_layerwise_upside_down(case: Case) -> None:
         )
 
     case.optimizer = optimizer
+
+
+@faulty(
+    "lr_too_high", twin="h_deep_he", source="Adam at 0.1, SGD's rate, in ten layers: each update is as large as the weights"
+)
+def f_deep_rate_for_sgd(case: Case) -> None:
+    case.optimizer = adam(0.1)
 
 
 @faulty("lr_too_low", twin="h_adadelta", source="Keras' Adadelta: a rate of 0.001, its default there")

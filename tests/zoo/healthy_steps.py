@@ -9,7 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, Lamb
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
-from tests.zoo.nets import CE, MSE, adam, mlp, sgd
+from tests.zoo.nets import CE, MSE, Lambda, adam, mlp, sgd
 
 
 def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.optim.Optimizer], dict[str, Any]]:
@@ -117,3 +117,21 @@ def h_one_cycle_of_sgd(seed: int) -> Case:
 @healthy("lr_too_low", source="a wide net, whose weights hardly move though it learns (Chizat et al. 2019: lazy training)")
 def h_wide_and_lazy(seed: int) -> Case:
     return arcs(seed, adam(1e-4), model=mlp([5, 1024, 256, 3]), max_steps=200)
+
+
+@healthy("lr_too_high", source="Adam at 0.05 in a small net: brisk, and harmless where few layers multiply")
+def h_brisk_adam(seed: int) -> Case:
+    return arcs(seed, adam(0.05), model=mlp([5, 24, 3]))
+
+
+@healthy("nan_loss", "bad_data", source="counts as shares of their row, none of which is empty")
+def h_shares_of_a_row(seed: int) -> Case:
+    shares = Lambda(lambda x: 10 * x / x.sum(1, keepdim=True))
+    return Case(
+        seed=seed,
+        model=nn.Sequential(shares, mlp([10, 64, 4])),
+        data=data.baskets(seed),
+        optimizer=adam(5e-3),
+        max_steps=300,
+        **CE,
+    )

@@ -102,6 +102,12 @@ def test_audit_knows_no_plan_but_sees_the_rate() -> None:
     assert [f.rule for f in audit(net, batch, nn.functional.cross_entropy, optimizer=optimizer).alarms] == ["lr_too_high"]
 
 
+@pytest.mark.parametrize(("hidden", "lr", "rules"), [(4, 0.1, ["lr_too_high"]), (1, 0.1, []), (4, 0.02, [])])
+def test_adam_that_nearly_overwrites_each_of_many_layers_is_too_high(hidden: int, lr: float, rules: list[str]) -> None:
+    net = mlp(16, *[48] * hidden, 4)
+    assert [r for r in alarms(net, optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=lr), steps=2) if r in RULES] == rules
+
+
 @pytest.mark.parametrize(("momentum", "rules"), [(0.9, []), (0.9999, ["lr_too_high"])])
 def test_momentum_that_adds_up_more_than_the_weights_is_too_high(momentum: float, rules: list[str]) -> None:
     torch.manual_seed(0)
