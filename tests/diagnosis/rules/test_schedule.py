@@ -134,6 +134,19 @@ def test_a_penalty_in_the_loss_is_seen_by_where_the_gradient_points(power: int, 
     assert [f.rule for f in weight_decay_too_strong(found)] == ["weight_decay_too_strong"] * strong
 
 
+@pytest.mark.parametrize(("factor", "rules"), [(0.1, ["weight_decay_too_strong"]), (1e-3, [])])
+def test_a_penalty_is_known_by_its_size_where_a_steep_head_hides_it(factor: float, rules: list[str]) -> None:
+    net = mlp(16, 32, 32, 4)
+    net[3] = nn.Sequential(nn.LayerNorm(32), nn.ReLU())
+    nn.init.normal_(net[4].weight)
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(x), y) + factor * sum(p.square().sum() for p in net.parameters())
+
+    found = evidence(lambda p: torch.optim.Adam(p, lr=1e-3), loss, net=net)
+    assert [f.rule for f in weight_decay_too_strong(found)] == rules
+
+
 def test_statistics_that_never_arrive_are_named() -> None:
     def found(momentum: float | None, updates: int = 500, trained: bool = False) -> list[str]:
         norm = nn.BatchNorm1d(32, momentum=momentum)
