@@ -1,11 +1,12 @@
 """What a trainer is set to that the rules have to know."""
 
 import math
+from typing import Any
 
 from lightning.pytorch import Trainer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_training.diagnosis.plan import Plan, future_rates
+from lit_training.diagnosis.plan import Plan, future_rates, named_peak, overrun
 
 __all__ = ["gradient_factor", "loss_scale", "plan_of"]
 
@@ -17,12 +18,20 @@ def plan_of(trainer: Trainer) -> Plan:
     by_value = trainer.gradient_clip_algorithm == "value"
     limit = trainer.estimated_stepping_batches
     updates = int(limit) if math.isfinite(limit) else None
+    scheduler, every = _stepped(trainer)
+    if updates is None or scheduler is None:
+        rates, peak, too_short = tuple[float, ...](), 1.0, ""
+    else:
+        rates = future_rates(scheduler, updates, lambda update: update % every == 0)
+        peak, too_short = named_peak(scheduler), overrun(scheduler, updates // every)
     return Plan(
         updates=updates,
         clip=None if by_value else trainer.gradient_clip_val,
         clip_value=trainer.gradient_clip_val if by_value else None,
         scheduled=bool(trainer.lr_scheduler_configs),
-        rates=() if updates is None else _rates(trainer, updates),
+        rates=rates,
+        peak=peak,
+        overrun=too_short,
         backwards=_backwards(trainer),
         loss_scaled=loss_scale(trainer) != 1.0,
     )
@@ -39,20 +48,18 @@ def gradient_factor(trainer: Trainer, scale: float) -> float:
     return trainer.accumulate_grad_batches / scale / trainer.world_size
 
 
-def _rates(trainer: Trainer, updates: int) -> tuple[float, ...]:
-    """Return the planned rates of the only schedule that Lightning steps, empty if there is none or more than one."""
+def _stepped(trainer: Trainer) -> tuple[Any, int]:
+    """Return the only schedule that Lightning steps and after how many updates it does; `None` if there is none or more than one."""
     configs = trainer.lr_scheduler_configs
     if len(configs) != 1 or not trainer.lightning_module.automatic_optimization:
-        return ()
+        return None, 1
     config = configs[0]
     if config.interval == "step":
-        every = config.frequency
-    else:
-        batches = trainer.num_training_batches
-        if not math.isfinite(batches):
-            return ()
-        every = config.frequency * max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
-    return future_rates(config.scheduler, updates, lambda update: update % every == 0)
+        return config.scheduler, config.frequency
+    batches = trainer.num_training_batches
+    if not math.isfinite(batches):
+        return None, 1
+    return config.scheduler, config.frequency * max(math.ceil(batches / trainer.accumulate_grad_batches), 1)
 
 
 def _backwards(trainer: Trainer) -> str:

@@ -32,9 +32,9 @@ class ParameterFacts:
     `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`;
     `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for RMSprop
     and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the rate
-    before a schedule changed it. `gradient_sum` is the sum of its gradient's sizes, `along` the product of gradient and
-    weight; `decay` the optimiser's `weight_decay`, `decoupled` whether that acts on the weight and not through the
-    gradient.
+    before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum` is the sum of its
+    gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's `weight_decay`, `decoupled` whether
+    that acts on the weight and not through the gradient.
     """
 
     name: str
@@ -54,6 +54,7 @@ class ParameterFacts:
     descent: float | None = None
     fixed_step: float | None = None
     made_with: float = 0.0
+    step_at_one: float = 1.0
     shrinks: bool = False
     gradient_sum: float = 0.0
     along: float = 0.0
@@ -102,9 +103,7 @@ def parameter_facts(
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
     descents = _rates(optimizers or (), _PLAIN)
-    fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad)) | {
-        key: _ADADELTA_STEP * rate for key, rate in _rates(optimizers or (), (torch.optim.Adadelta,)).items()
-    }
+    fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad, torch.optim.Adadelta))
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
     parameters = [info.parameter for info in infos]
@@ -129,6 +128,7 @@ def parameter_facts(
         doubtful = not requires_grad or p.grad is None or info.name in judged
         gradient, equal, gradient_sum, along = next(gradients) if p.grad is not None else (None, False, 0.0, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
+        step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
             name=info.name,
             kind=info.kind,
@@ -145,8 +145,9 @@ def parameter_facts(
             low=low,
             high=high,
             descent=descents.get(id(p)),
-            fixed_step=fixed.get(id(p)),
+            fixed_step=fixed[id(p)] * step_at_one if id(p) in fixed else None,
             made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
+            step_at_one=step_at_one,
             shrinks=isinstance(optimizer, torch.optim.Adagrad),
             gradient_sum=gradient_sum,
             along=along,

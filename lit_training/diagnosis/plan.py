@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR, ReduceLROnPlateau
 
-__all__ = ["Plan", "future_rates"]
+__all__ = ["Plan", "future_rates", "named_peak", "overrun"]
 
 MOST = 20_000
 
@@ -23,6 +23,8 @@ class Plan:
         clip_value: what each of their elements is clipped to.
         scheduled: whether a schedule changes the learning rate.
         rates: that the schedule has for each update, over the rate that the optimiser was made with; empty where that is not known.
+        peak: the rate that the schedule itself names as its highest, over the one that the optimiser was made with.
+        overrun: in words, that the schedule is stepped more often than it allows, `""` if it is not.
         backwards: what a `ReduceLROnPlateau` watches in the wrong direction, `""` if it does not.
         loss_scaled: whether mixed precision scales the loss, so that an overflow now and then is part of it.
     """
@@ -32,6 +34,8 @@ class Plan:
     clip_value: float | None = None
     scheduled: bool = False
     rates: tuple[float, ...] = ()
+    peak: float = 1.0
+    overrun: str = ""
     backwards: str = ""
     loss_scaled: bool = False
 
@@ -67,6 +71,31 @@ def future_rates(
         return tuple(_run_ahead(ahead, stand_in, updates, steps_after))
     except Exception:  # whatever a scheduler of the user's own holds or does
         return ()
+
+
+def named_peak(scheduler: LRScheduler) -> float:
+    """Return the highest rate that `OneCycleLR` is told to reach, over the one it starts with; 1 for other schedules.
+
+    >>> import torch
+    >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> round(named_peak(OneCycleLR(sgd, max_lr=1.0, total_steps=100)))
+    25
+    """
+    group = scheduler.optimizer.param_groups[0]
+    return float(group["max_lr"]) / float(group["initial_lr"]) if isinstance(scheduler, OneCycleLR) else 1.0
+
+
+def overrun(scheduler: LRScheduler, steps: int) -> str:
+    """Say so if a schedule raises before it has taken so many steps: `OneCycleLR` does behind its last one.
+
+    >>> import torch
+    >>> sgd = torch.optim.SGD([torch.zeros(1)], lr=0.5)
+    >>> overrun(OneCycleLR(sgd, max_lr=1.0, total_steps=10), 300)
+    'OneCycleLR is made for 10 steps, and raises at the next of 300'
+    """
+    if not isinstance(scheduler, OneCycleLR) or steps <= scheduler.total_steps:
+        return ""
+    return f"OneCycleLR is made for {scheduler.total_steps} steps, and raises at the next of {steps}"
 
 
 def _run_ahead(scheduler: LRScheduler, stand_in: "_StandIn", updates: int, steps_after: Callable[[int], bool]) -> list[float]:

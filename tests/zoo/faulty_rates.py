@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR, OneCycleLR, PolynomialLR
 
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_steps import Lion, stepped
-from tests.zoo.nets import adamw, sgd
+from tests.zoo.nets import adam, adamw, sgd
 
 
 # ------------------------------------------------------------------------------------------ rates
@@ -42,6 +42,13 @@ def f_layerwise_upside_down(case: Case) -> None:
     case.optimizer = optimizer
 
 
+@faulty(
+    "lr_too_high", twin="h_deep_he", source="Adam at 0.1, SGD's rate, in ten layers: each update is as large as the weights"
+)
+def f_deep_rate_for_sgd(case: Case) -> None:
+    case.optimizer = adam(0.1)
+
+
 @faulty("lr_too_low", twin="h_adadelta", source="Keras' Adadelta: a rate of 0.001, its default there")
 def f_adadelta_keras(case: Case) -> None:
     case.optimizer = lambda model: torch.optim.Adadelta(model.parameters(), lr=1e-3)
@@ -55,6 +62,11 @@ def f_llama_rate(case: Case) -> None:
 @faulty("lr_too_low", twin="h_shapes_sgd", source="Adam's 1e-5 for SGD without momentum")
 def f_shapes_rate_tiny(case: Case) -> None:
     case.optimizer = sgd(1e-5, 0.0)
+
+
+@faulty("lr_too_low", twin="h_deep_he", source="SGD at 3e-6: ten layers whose gradient is large, and hardly move")
+def f_deep_rate_of_a_warm_up(case: Case) -> None:
+    case.optimizer = sgd(3e-6)
 
 
 # ------------------------------------------------------------------------------------------ clipping
@@ -133,3 +145,23 @@ def f_cosine_of_four(case: Case) -> None:
         return {"scheduler": chain, "interval": "step"}
 
     case.scheduler = schedule
+
+
+@faulty(
+    "lr_schedule",
+    "lr_too_low",
+    twin="h_one_cycle_of_sgd",
+    source="OneCycleLR over 300 steps, returned without its interval: stepped once an epoch",
+    margin=0.05,
+)
+def f_one_cycle_each_epoch(case: Case) -> None:
+    case.scheduler = lambda optimizer: OneCycleLR(optimizer, max_lr=0.2, total_steps=300)
+
+
+@faulty(
+    "lr_schedule",
+    twin="h_one_cycle_of_sgd",
+    source="OneCycleLR with the number of epochs for its steps, and stepped at every batch: it raises",
+)
+def f_one_cycle_of_epochs(case: Case) -> None:
+    case.scheduler = stepped(OneCycleLR, max_lr=0.2, total_steps=10)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_loops import penalised
 from tests.zoo.nets import adam, adamw, mlp, sgd
 
 
@@ -32,6 +33,13 @@ def f_llama_decay(case: Case) -> None:
 def f_factors_penalised(case: Case) -> None:
     right, model = case.loss, case.model
     case.loss = lambda output, target: right(output, target) + sum(p.square().sum() for p in model.parameters())
+
+
+@faulty(
+    "weight_decay_too_strong", twin="h_wide_penalty", source="0.2 times the sum of all squares: a factor copied from a mean"
+)
+def f_wide_penalty_times_two_hundred(case: Case) -> None:
+    case.module = penalised(0.2)
 
 
 # ------------------------------------------------------------------------------------------ dropout

@@ -235,3 +235,8 @@ def f_mostly_discs(case: Case) -> None:
     x, y = train.tensors  # type: ignore[attr-defined]
     keep = (y == 0) | (torch.arange(len(y)) % 50 == 0)
     case.data = TensorDataset(x[keep], y[keep]), val
+
+
+@faulty("nan_loss", "bad_data", twin="h_shares_of_a_row", source="a few empty rows, divided by their sum in the network: 0 / 0")
+def f_shares_of_nothing(case: Case) -> None:
+    train_only(case, 0, lambda x: x * (torch.arange(len(x)) % 97 != 5)[:, None])

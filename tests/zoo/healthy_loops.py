@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.metrics import accuracy, r2
-from tests.zoo.nets import CE, MSE, WordBag, adam, convnet, mlp, sgd
+from tests.zoo.nets import CE, MSE, WordBag, adam, convnet, he, init_weights, mlp, sgd
 
 
 @healthy("gradients_not_zeroed", "loss_reduction", source="four batches accumulated per step")
@@ -387,6 +387,23 @@ class Penalised(Supervised):
 @healthy("weight_decay_too_strong", "loss_reduction", source="an L1 penalty in the loss: step-0 loss above log C")
 def h_penalised(seed: int) -> Case:
     return Case(seed=seed, model=mlp([64, 96, 10]), data=data.digits(seed), optimizer=adam(4e-3), module=Penalised, **CE)
+
+
+def penalised(factor: float) -> type[Supervised]:
+    """Add a factor times the sum of all squared weights to the loss."""
+
+    class Squares(Supervised):
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = super().training_step(batch, batch_idx)
+            return loss + factor * sum(p.square().sum() for p in self.parameters())
+
+    return Squares
+
+
+@healthy("weight_decay_too_strong", "loss_reduction", source="L2 by hand in a wide net: at first most of the loss, and mild")
+def h_wide_penalty(seed: int) -> Case:
+    model = init_weights(mlp([64, 768, 768, 10]), he)
+    return Case(seed=seed, model=model, data=data.digits(seed), optimizer=sgd(0.02), module=penalised(1e-3), **CE)
 
 
 class TwoRates(Supervised):

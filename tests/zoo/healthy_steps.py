@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, PolynomialLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, PolynomialLR
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
-from tests.zoo.nets import CE, MSE, adam, mlp, sgd
+from tests.zoo.nets import CE, MSE, Lambda, adam, mlp, sgd
 
 
 def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.optim.Optimizer], dict[str, Any]]:
@@ -19,7 +19,8 @@ def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.op
 
 def arcs(seed: int, optimizer: Callable[[nn.Module], torch.optim.Optimizer], **settings: Any) -> Case:
     """The arcs and a small net."""
-    return Case(seed=seed, model=mlp([5, 48, 48, 3]), data=data.arcs(seed), optimizer=optimizer, **CE | settings)
+    given = {"model": mlp([5, 48, 48, 3]), "data": data.arcs(seed)} | CE | settings
+    return Case(seed=seed, optimizer=optimizer, **given)
 
 
 # ------------------------------------------------------------------------------------------ optimisers
@@ -105,3 +106,32 @@ def h_cyclic_rate(seed: int) -> Case:
 @healthy("lr_schedule", "lr_too_low", source="a polynomial decay to zero at the end of the run, per step")
 def h_polynomial_to_zero(seed: int) -> Case:
     return arcs(seed, adam(2e-2), scheduler=stepped(PolynomialLR, total_iters=200, power=2.0))
+
+
+@healthy("lr_schedule", "lr_too_low", source="Smith and Topin 2019: one cycle, as many steps as the run has")
+def h_one_cycle_of_sgd(seed: int) -> Case:
+    return arcs(seed, sgd(0.1), scheduler=stepped(OneCycleLR, max_lr=0.2, total_steps=300), max_steps=300)
+
+
+# ------------------------------------------------------------------------------------------ small steps
+@healthy("lr_too_low", source="a wide net, whose weights hardly move though it learns (Chizat et al. 2019: lazy training)")
+def h_wide_and_lazy(seed: int) -> Case:
+    return arcs(seed, adam(1e-4), model=mlp([5, 1024, 256, 3]), max_steps=200)
+
+
+@healthy("lr_too_high", source="Adam at 0.05 in a small net: brisk, and harmless where few layers multiply")
+def h_brisk_adam(seed: int) -> Case:
+    return arcs(seed, adam(0.05), model=mlp([5, 24, 3]))
+
+
+@healthy("nan_loss", "bad_data", source="counts as shares of their row, none of which is empty")
+def h_shares_of_a_row(seed: int) -> Case:
+    shares = Lambda(lambda x: 10 * x / x.sum(1, keepdim=True))
+    return Case(
+        seed=seed,
+        model=nn.Sequential(shares, mlp([10, 64, 4])),
+        data=data.baskets(seed),
+        optimizer=adam(5e-3),
+        max_steps=300,
+        **CE,
+    )

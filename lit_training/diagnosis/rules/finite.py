@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.updates import broken_at_once
 
 __all__ = ["nan_loss"]
 
@@ -22,12 +23,15 @@ def nan_loss(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: at the first step, the loss and the gradient of every parameter; the first logarithm, root,
     quotient, power or loss in the forward whose result is not finite is named. Later, at sampled steps, all elements of
-    each layer's output, in forward order; the first such layer is named, those before it were finite.
+    each layer's output, in forward order; the first such layer is named, those before it were finite. In the first updates
+    the loss: where it is not finite from one batch to the next, had not risen before and updates are small, that is no
+    divergence.
 
-    Threshold: a single value.
+    Threshold: a single value; a loss that has not doubled, and a first update below .2 of the weights (their median).
 
     Not an alarm: inputs that are not finite (bad_data); masks of minus infinity inside a layer whose output is finite;
-    gradients that overflow under mixed precision's loss scale, whose step is skipped.
+    gradients that overflow under mixed precision's loss scale, whose step is skipped; a loss that rises before it overflows
+    (lr_too_high).
 
     What to do: losses on logits (`cross_entropy`, `binary_cross_entropy_with_logits`, `logsumexp`) instead of logarithms of
     probabilities; `(x + eps).sqrt()`, `log(x.clamp(min=eps))`; a lower rate, clipped gradients.
@@ -54,3 +58,9 @@ def nan_loss(evidence: Evidence) -> Iterator[Finding]:
         culprit = f"Look at {', '.join(roots)}: " if roots else ""
         advice = f"{culprit}roots, norms and quotients have no finite slope at 0; add an epsilon inside: (x + 1e-8).sqrt()."
         yield Finding("nan_loss", "error", broken[0].name, evidence.step, message, advice)
+        return
+    updates = broken_at_once(evidence)
+    if updates is not None and not evidence.samples.broken:
+        message = f"After {updates} small update(s) the loss is not finite, from one batch to the next: there is a sample that"
+        advice = "Look for a row that is empty or all masked, and for 0 / 0, log(0), the slope of a root at 0 in that batch."
+        yield Finding("nan_loss", "error", "", evidence.step, f"{message} it cannot take.", advice, {"updates": updates})

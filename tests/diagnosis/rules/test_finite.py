@@ -45,3 +45,17 @@ def test_infinity_inside_that_stays_inside_is_silent() -> None:
         return F.mse_loss(masked.exp(), target)
 
     assert not [f for f in findings(mlp(16, 8, 1), numbers(), loss) if f.rule == "nan_loss"]
+
+
+@pytest.mark.parametrize(("lr", "rule"), [(1e-3, "nan_loss"), (1e4, "lr_too_high")])
+def test_a_loss_that_breaks_after_a_small_update_is_no_rate(lr: float, rule: str) -> None:
+    calls = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(output)
+        empty = len(calls) == 2 and lr < 1
+        return F.mse_loss(output, target) * (torch.nan if empty else 1.0)
+
+    net, batch = mlp(16, 8, 8, 1), numbers()
+    first = findings(net, batch, loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=lr))[0]
+    assert (first.rule, first.severity) == (rule, "error")

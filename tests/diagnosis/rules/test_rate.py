@@ -69,6 +69,12 @@ def test_a_run_that_cannot_move_the_weights_is_too_low(optimizer, lr: float) -> 
     assert found(lr, optimizer, steps=50) == []  # too short to be judged
 
 
+@pytest.mark.parametrize(("lr", "rules"), [(1e-4, ["lr_too_low"]), (1e-3, [])])
+def test_a_large_gradient_does_not_hide_that_the_weights_stay(lr: float, rules: list[str]) -> None:
+    torch.manual_seed(1)
+    assert found(lr, x=20 * torch.randn(256, 8)) == rules
+
+
 @pytest.mark.parametrize(
     "options", [{"gradient_clip_val": 1e-5}, {"gradient_clip_val": 1e-7, "gradient_clip_algorithm": "value"}]
 )
@@ -104,6 +110,12 @@ def test_audit_knows_no_plan_but_sees_the_rate() -> None:
     batch = torch.randn(32, 4), torch.randint(3, (32,))
     optimizer = torch.optim.Adam(net.parameters(), lr=2.0)
     assert [f.rule for f in audit(net, batch, nn.functional.cross_entropy, optimizer=optimizer).alarms] == ["lr_too_high"]
+
+
+@pytest.mark.parametrize(("hidden", "lr", "rules"), [(4, 0.1, ["lr_too_high"]), (1, 0.1, []), (4, 0.02, [])])
+def test_adam_that_nearly_overwrites_each_of_many_layers_is_too_high(hidden: int, lr: float, rules: list[str]) -> None:
+    net = mlp(16, *[48] * hidden, 4)
+    assert [r for r in alarms(net, optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=lr), steps=2) if r in RULES] == rules
 
 
 @pytest.mark.parametrize(("momentum", "rules"), [(0.9, []), (0.9999, ["lr_too_high"])])

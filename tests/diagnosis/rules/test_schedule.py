@@ -59,6 +59,7 @@ HEALTHY = {
     "warm-up": lambda o: schedules.LambdaLR(o, lambda step: min(1.0, step / 100)),
     "restarts": lambda o: schedules.CosineAnnealingWarmRestarts(o, 10),
     "inverse root": lambda o: schedules.LambdaLR(o, lambda step: min((step + 1) ** -0.5, (step + 1) * 20**-1.5)),
+    "one cycle cut off behind its peak": lambda o: schedules.OneCycleLR(o, 0.5, total_steps=500),
     "slow exponential": lambda o: schedules.ExponentialLR(o, 0.97),
 }
 FAULTY = {
@@ -66,6 +67,7 @@ FAULTY = {
     "exponential per batch": lambda o: schedules.ExponentialLR(o, 0.9),
     "never warm": lambda o: schedules.LambdaLR(o, lambda step: min(1.0, step / 10_000)),
     "integer division": lambda o: schedules.LambdaLR(o, lambda step: min(1, step // 1000)),
+    "one cycle stepped too seldom": lambda o: schedules.OneCycleLR(o, 0.5, total_steps=3000),
     "growing": lambda o: schedules.ExponentialLR(o, 1.05),
 }
 
@@ -79,6 +81,11 @@ def test_usual_schedules_are_silent(name: str) -> None:
 def test_a_schedule_that_does_not_fit_the_run_is_named(name: str) -> None:
     assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}) == ["lr_schedule"]
     assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}, steps=50) == []  # too short to be judged
+
+
+@pytest.mark.parametrize(("steps", "rules"), [(40, []), (41, ["lr_schedule"])])
+def test_one_cycle_that_will_raise_is_named_before_it_does(steps: int, rules: list[str]) -> None:
+    assert scheduled(lambda o: {"scheduler": schedules.OneCycleLR(o, 0.5, total_steps=40)}, steps) == rules
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,19 @@ def test_a_penalty_in_the_loss_is_seen_by_where_the_gradient_points(power: int, 
 
     found = evidence(lambda p: torch.optim.SGD(p, lr=0.05), loss)
     assert [f.rule for f in weight_decay_too_strong(found)] == ["weight_decay_too_strong"] * strong
+
+
+@pytest.mark.parametrize(("factor", "rules"), [(0.1, ["weight_decay_too_strong"]), (1e-3, [])])
+def test_a_penalty_is_known_by_its_size_where_a_steep_head_hides_it(factor: float, rules: list[str]) -> None:
+    net = mlp(16, 32, 32, 4)
+    net[3] = nn.Sequential(nn.LayerNorm(32), nn.ReLU())
+    nn.init.normal_(net[4].weight)
+
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return F.cross_entropy(net(x), y) + factor * sum(p.square().sum() for p in net.parameters())
+
+    found = evidence(lambda p: torch.optim.Adam(p, lr=1e-3), loss, net=net)
+    assert [f.rule for f in weight_decay_too_strong(found)] == rules
 
 
 def test_statistics_that_never_arrive_are_named() -> None:
