@@ -18,7 +18,7 @@ __all__ = ["Comparisons", "Direction", "parts_partners", "widens"]
 
 _LEAST = 8
 _NEARLY_ALL = 0.99
-_BALANCED = 1e-3
+_BALANCED = 0.05  # further candidates, outside of the product, take a part
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,8 @@ def producer(graph: Graph, node: Node) -> Node:
 def terms(graph: Graph, loss: int) -> Iterator[Term]:
     """Walk back from a loss through arithmetic of single numbers to the operations that reduced a batch to them.
 
+    A quotient of two such numbers is a term itself: a masked mean, an overlap.
+
     >>> from lit_training.trace import trace
     >>> import torch
     >>> class Mean(torch.nn.Linear):
@@ -58,7 +60,8 @@ def terms(graph: Graph, loss: int) -> Iterator[Term]:
         if index in seen:
             continue
         seen.add(index)
-        if node.op in _SCALAR and not node.shape and node.op not in LOSSES:
+        relative = node.op == "div" and len(node.parents) == 2 and graph.nodes[node.parents[1]].origin == "data"
+        if node.op in _SCALAR and not node.shape and node.op not in LOSSES and not relative:
             stack.extend((parent, divisor * _divisor(node)) for parent in node.parents if not graph.nodes[parent].shape)
             if any(graph.nodes[parent].shape for parent in node.parents):
                 yield Term(node, divisor)

@@ -155,3 +155,18 @@ def pairwise(output: Tensor, target: Tensor) -> Tensor:
 )
 def test_shapes_that_fit_and_pairwise_distances_are_silent(loss: Loss) -> None:
     assert "shape_broadcast" not in alarms(mlp(16, 32, 1), numbers(), loss, optimizer=sgd)
+
+
+def overlap(output: Tensor, target: Tensor) -> Tensor:
+    p, y = output.sigmoid(), (target > 0).float()
+    return F.binary_cross_entropy_with_logits(output, y) + 1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
+
+
+def test_a_quotient_of_sums_is_no_sum() -> None:
+    def fast(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(model.parameters(), lr=0.5, momentum=0.9)
+
+    assert "loss_reduction" not in alarms(mlp(16, 32, 1), numbers(), overlap, optimizer=fast, steps=1)
+    assert "loss_reduction" in alarms(
+        mlp(16, 32, 1), numbers(), lambda z, y: F.mse_loss(z, y, reduction="sum"), optimizer=fast, steps=1
+    )
