@@ -39,11 +39,14 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     samples).
 
     Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
-    inside the network; batches with several tensors beside the inputs, as with rewards, weights or noise; adversaries whose
-    error is raised while another loss falls; generators that raise `exp(u)` of a critic.
+    inside the network; a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
+    as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
+    `exp(u)` of a critic.
 
     What to do: drop the minus, or add one; `maximize=False`.
     """
+    if evidence.loss is not None and not math.isfinite(evidence.loss):
+        return
     climbs = evidence.maximizes
     message, found = _of_outputs(evidence) or _negated(evidence) or _of_comparisons(evidence) or ("", {})
     if message:

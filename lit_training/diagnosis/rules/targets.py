@@ -59,7 +59,9 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     for call in evidence.losses:
         low, high = call.target_range
         if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6):
-            if evidence.samples.targets is not None and len(torch.unique(evidence.samples.targets)) > FEW_VALUES:
+            targets = evidence.samples.targets
+            several = targets is not None and len(torch.unique(targets)) > FEW_VALUES
+            if several or not (low.is_integer() and high.is_integer()):
                 message = f"BCE is given numbers from {low:.4g} to {high:.4g}; it asks for a yes or no."
                 yield Finding(
                     "wrong_loss", "error", "", evidence.step, message, "Use mse_loss for numbers, or scale them to 0...1."

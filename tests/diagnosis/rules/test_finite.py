@@ -47,6 +47,14 @@ def test_infinity_inside_that_stays_inside_is_silent() -> None:
     assert not [f for f in findings(mlp(16, 8, 1), numbers(), loss) if f.rule == "nan_loss"]
 
 
+def test_the_direction_of_a_loss_that_is_not_finite_says_nothing() -> None:
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return (output - target).square().neg().mean() + (output - 100).log().mean()
+
+    found = findings(mlp(16, 8, 1), numbers(), loss)
+    assert [f.rule for f in found if f.severity != "note"] == ["nan_loss"]
+
+
 @pytest.mark.parametrize(("lr", "rule"), [(1e-3, "nan_loss"), (1e4, "lr_too_high")])
 def test_a_loss_that_breaks_after_a_small_update_is_no_rate(lr: float, rule: str) -> None:
     calls = []
