@@ -22,6 +22,7 @@ CLOSED = -3.0
 ALONE = 3.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
+LARGE, FAR_OUT = 8.0, 20.0
 
 
 @rule(
@@ -33,6 +34,8 @@ OFF_TARGET = 30.0
         "bad_gain",
         "slow_convergence",
         "lr_too_low",
+        "lr_too_high",
+        "nan_loss",
         "constant_output",
     ]
 )
@@ -48,9 +51,10 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     of their bounds, and every bias of the layer (or of the batch norm behind it) lies on one side of zero, further than 3
     times the std that its samples give it (2 times for batch norm, whose std is 1);
     heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
-    mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); LSTMs: the forget
-    gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step (Jozefowicz, Zaremba and
-    Sutskever 2015 want them at +1).
+    mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); under any loss a bias
+    above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples;
+    LSTMs: the forget gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step (Jozefowicz,
+    Zaremba and Sutskever 2015 want them at +1).
 
     Threshold: three standard deviations leave one sample of a thousand on the other side of zero.
 
@@ -93,6 +97,13 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
             advice = "Start the head's bias at 0, or at the mean of the targets."
             yield _finding(evidence, facts.name, message, advice, largest)
             return
+    pushed = _pushed_back(evidence)
+    if pushed is not None:
+        name, largest = pushed
+        message = f"Biases up to {largest:.3g} decide alone, and every sample of the batch pushes them back."
+        advice = "Start the head's bias at 0, or at the targets' mean on the scale of the outputs (their log, behind exp)."
+        yield _finding(evidence, name, message, advice, largest)
+        return
     for name, gate in evidence.forget_gates.items():
         if gate < CLOSED:
             kept = 1 / (1 + math.exp(-gate))
@@ -228,6 +239,22 @@ def _is_dead(layer: Layer) -> bool:
 
 def _is_saturated(layer: Layer) -> bool:
     return layer.activation is not None and float(layer.activation.saturated) > SATURATED
+
+
+def _pushed_back(evidence: Evidence) -> tuple[str, float] | None:
+    """Return the bias of an output that is large, and that all samples push into one direction, and its largest element."""
+    for layer in evidence.layers:
+        facts = evidence.parameters.get(f"{layer.name}.bias")
+        last = layer.node is not None and not evidence.graph.reaches_layer(layer.node)
+        if not last or facts is None or layer.gradient is None or layer.gradient.rows < 8:
+            continue
+        if not is_drawn(evidence, layer) and math.prod(facts.shape) > 1:  # of one unit that cannot be told
+            continue
+        largest = max(abs(facts.low), abs(facts.high))
+        one_way = bool(((layer.gradient.low > 0) | (layer.gradient.high < 0)).all())
+        if one_way and largest > max(LARGE, FAR_OUT * layer.output.signal):
+            return facts.name, largest
+    return None
 
 
 def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:

@@ -1,5 +1,6 @@
 """How weights and biases were drawn."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -146,6 +147,20 @@ def test_a_head_that_is_certain_is_found(loss: Callable[[Tensor, Tensor], Tensor
     model = mlp(16, 64, 4)
     model[-1].bias.data = torch.tensor([0.0, 40.0, -40.0, 20.0])
     assert alarms(model, loss=loss, steps=1)[0] == "bad_bias_init"
+
+
+def poisson(output: Tensor, target: Tensor) -> Tensor:
+    return (output.exp() - target * output).mean()
+
+
+@pytest.mark.parametrize(("bias", "rules"), [(14.0, ["bad_bias_init"]), (math.log(14.0), [])])
+def test_a_mean_in_the_bias_in_front_of_an_exponential_is_found(bias: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(32, 16)
+    model = mlp(16, 64, 1)
+    nn.init.constant_(model[-1].bias, bias)
+    found = findings(model, (x, torch.poisson(14 * (0.3 * x[:, :1]).exp())), poisson)
+    assert [f.rule for f in found if f.severity != "note"][:1] == rules
 
 
 def test_a_prior_in_the_bias_is_silent() -> None:
