@@ -139,7 +139,8 @@ def collect(
             stepping=stepping,
             judged={
                 *last_layers(probe.graph),
-                *(layer.weight for layer in layers if layer.op == "recurrent"),
+                *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),
+                *(name for name, _ in probe.module.named_parameters() if "weight_hh" in name),
                 *(weight for weights, _ in one_hot for weight in weights),
             },
         ),

@@ -8,7 +8,8 @@ from lit_training.diagnosis.rules.detached import detached_subgraph
 from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
 from lit_training.diagnosis.rules.finite import nan_loss
-from lit_training.diagnosis.rules.initialisation import bad_gain, init_exploding, init_symmetry, init_vanishing
+from lit_training.diagnosis.rules.gain import bad_gain
+from lit_training.diagnosis.rules.initialisation import init_exploding, init_symmetry, init_vanishing
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast

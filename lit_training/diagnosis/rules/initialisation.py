@@ -8,12 +8,11 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
-from lit_training.following import residual_branch_ends
 from lit_training.gains import RECTIFIERS, gain
 from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
 
-__all__ = ["bad_gain", "init_exploding", "init_symmetry", "init_vanishing"]
+__all__ = ["init_exploding", "init_symmetry", "init_vanishing"]
 
 VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
@@ -188,41 +187,6 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
             return
         first = first or arriving
         passed.append(layer)
-
-
-@rule(explains=["lr_too_high", "vanishing_gradient", "slow_convergence", "lr_too_low"])
-def bad_gain(evidence: Evidence) -> Iterator[Finding]:
-    """SELU layers are drawn with another gain than the one that makes them normalise themselves.
-
-    What it means: SELU keeps mean 0 and variance 1 from layer to layer only if its weights have variance 1/fan_in (Klambauer
-    et al. 2017, "Self-Normalizing Neural Networks", theorem 1). torch's default for linear layers has a third of that, He's
-    scheme twice as much, and the deviations multiply.
-
-    How it is measured: the gains (root mean square of the output over that of the input) of hidden layers that SELU follows,
-    in nets without normalisation and skip connections; their geometric mean.
-
-    Threshold: 8 layers or more, with a mean gain below 3/4 or above 4/3. Measured with default initialisation (gain 0.6 to
-    0.7) on 16 layers, 250 steps: 45 % right instead of 97 % under SGD, 55 % under Adam; with 4 layers 92 %. Gains of other
-    activations are judged where they do harm: init_vanishing, init_exploding.
-
-    Not an alarm: shallow SELU nets; SELU behind a normalisation.
-
-    What to do: `torch.nn.init.kaiming_normal_(w, nonlinearity="linear")` and zero biases, or `lit_training.initialize_(model,
-    "he")`, which reads off what follows.
-    """
-    layers = [layer for layer in hidden(evidence) if layer.nonlinearity == "selu"]
-    layers = [layer for layer in layers if layer.source is not None and layer.source.rms > 0]
-    normalises = any(node.op in NORMALISATIONS for node in evidence.graph.nodes)
-    if len(layers) < LEAST_DEPTH or normalises or residual_branch_ends(evidence.graph):
-        return
-    gains = [layer.output.rms / layer.source.rms for layer in layers if layer.source is not None and layer.output.rms > 0]
-    each = math.exp(sum(math.log(g) for g in gains) / len(gains)) if gains else 0.0
-    if not 0.75 <= each <= 4 / 3:
-        message = f"{len(layers)} SELU layers have a gain of {each:.2f} each where 1 makes them normalise themselves."
-        advice = 'Draw weights with kaiming_normal_(w, nonlinearity="linear"), biases zero.'
-        yield Finding(
-            "bad_gain", "error", layers[0].name, evidence.step, message, advice, {"gain": each, "layers": len(layers)}
-        )
 
 
 def _stays_equal(evidence: Evidence, facts: ParameterFacts) -> bool:

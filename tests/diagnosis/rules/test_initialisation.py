@@ -126,6 +126,30 @@ def test_shallow_selu_nets_are_silent() -> None:
     assert alarms(mlp(16, 64, 64, 4, act=nn.SELU)) == []
 
 
+class Unrolled(nn.Module):
+    """A recurrent net, called step by step: a cell of torch's, or one of plain layers."""
+
+    def __init__(self, gain: float, *, by_hand: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.cell, self.read, self.step = nn.RNNCell(2, 32), nn.Linear(2, 32), nn.Linear(32, 32, bias=False)
+        self.head, self.by_hand = nn.Linear(32, 4), by_hand
+        for weight in (self.cell.weight_hh, self.step.weight):
+            nn.init.orthogonal_(weight, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = x.new_zeros(len(x), 32)
+        for part in x.view(len(x), 8, 2).unbind(1):
+            state = (self.read(part) + self.step(state)).tanh() if self.by_hand else self.cell(part, state)
+        return self.head(state)
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize(("gain", "rules"), [(6.0, ["bad_gain"]), (1.0, [])])
+def test_a_recurrent_gain_that_saturates_the_state_is_found(gain: float, rules: list[str], by_hand: bool) -> None:
+    assert [rule for rule in alarms(Unrolled(gain, by_hand=by_hand)) if rule == "bad_gain"] == rules
+
+
 # ------------------------------------------------------------------------------------------ biases
 def test_biases_that_silence_a_layer_are_the_cause() -> None:
     model = mlp(16, 64, 64, 4)
