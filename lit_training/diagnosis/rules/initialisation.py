@@ -20,7 +20,6 @@ STEEP = 10.0
 STEEP_RECTIFIED = 6.5
 GROWN = 10.0
 WRONG = 5.0
-LEAST_DEPTH = 8
 SIGMOID = 4.0
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
