@@ -33,10 +33,21 @@ class Term:
 
 
 def producer(graph: Graph, node: Node) -> Node:
-    """Walk back through reshaping to the operation that made the values."""
-    while node.op in _SHAPING and node.parents:
-        node = graph.nodes[node.parents[0]]
+    """Walk back through reshaping, and a bias that is added by hand, to the operation that made the values."""
+    while node.parents:
+        biased = _biased(graph, node)
+        if biased is None and node.op not in _SHAPING:
+            break
+        node = biased or graph.nodes[node.parents[0]]
     return node
+
+
+def _biased(graph: Graph, node: Node) -> Node | None:
+    """Return the product of data and weights that an addition adds a parameter to."""
+    parents = [graph.nodes[p] for p in node.parents]
+    if node.op != "add" or len(parents) != 2 or {p.origin for p in parents} != {"data", "parameter"}:
+        return None
+    return next((p for p in parents if p.weight), None)
 
 
 def terms(graph: Graph, loss: int) -> Iterator[Term]:

@@ -4,6 +4,7 @@ from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.course import overfit_no_regularisation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
+from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.detached import detached_subgraph
 from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
@@ -16,7 +17,7 @@ from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, sh
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
 from lit_training.diagnosis.rules.scales import unnormalised_target
-from lit_training.diagnosis.rules.schedule import lr_schedule, weight_decay_too_strong
+from lit_training.diagnosis.rules.schedule import lr_schedule
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import class_imbalance, data_not_shuffled, labels_broken
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation

@@ -15,8 +15,9 @@ from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.normalisation import bn_stats
-from lit_training.diagnosis.rules.schedule import lr_schedule, weight_decay_too_strong
+from lit_training.diagnosis.rules.schedule import lr_schedule
 from lit_training.probe import Probe
 from tests.diagnosis.rules.looking import mlp, vectors
 
