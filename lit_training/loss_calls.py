@@ -10,6 +10,7 @@ from lit_training.graph import LOSSES, Graph, Node
 __all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call", "rebuilds"]
 
 _SUM = 2.0
+_SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
 _RESHAPED = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
 )
@@ -21,8 +22,8 @@ class LossCall:
 
     `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over the
     batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value` its
-    output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square and mean size of the
-    targets' deviations from their mean: what that mean would have cost under a squared and an absolute loss; `off_simplex` how far
+    output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square, mean size and mean
+    Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
     the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
     commonest class among the pixels of a picture's labels, `None` for other targets.
     """
@@ -36,16 +37,14 @@ class LossCall:
     value: float | None
     node: int = -1
     summed: bool = False
-    spread: tuple[float, float] | None = None
+    spread: tuple[float, float, float] | None = None
     off_simplex: float | None = None
     background: float | None = None
 
     @property
     def constant(self) -> float | None:
-        """What the targets' mean would have cost instead of the prediction, `None` for losses other than l1 and mse."""
-        if self.spread is None or self.op not in ("mse_loss", "l1_loss"):
-            return None
-        return self.spread[self.op == "l1_loss"]
+        """What the targets' mean would have cost instead of the prediction, `None` where that is not known."""
+        return None if self.spread is None or self.op not in _SPREAD_OF else self.spread[_SPREAD_OF[self.op]]
 
 
 def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> LossCall:
@@ -60,7 +59,7 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         float(value) if value.ndim == 0 else None,
         node.index,
         node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
-        _spread(target),
+        _spread(target, node),
         _off_simplex(target),
         _background(node.op, target),
     )
@@ -146,8 +145,14 @@ def _range(values: Tensor) -> tuple[float, float]:
     return (float(values.amin()), float(values.amax())) if values.numel() else (0.0, 0.0)
 
 
-def _spread(target: Tensor) -> tuple[float, float] | None:
+def _spread(target: Tensor, node: Node | None = None) -> tuple[float, float, float] | None:
     if not target.is_floating_point() or target.ndim == 0 or len(target) < 2:
         return None
-    away = target.float() - target.float().mean(0)
-    return float(away.square().mean()), float(away.abs().mean())
+    bend = (
+        node.scalars[1] if node is not None and node.op in ("huber_loss", "smooth_l1_loss") and len(node.scalars) > 1 else 1.0
+    )
+    sizes = (target.float() - target.float().mean(0)).abs()
+    inside = sizes.clamp(max=bend)
+    huber = float((inside * (sizes - inside / 2)).mean())
+    smooth = huber / bend if node is not None and node.op == "smooth_l1_loss" and bend > 0 else huber
+    return float(sizes.square().mean()), float(sizes.mean()), smooth

@@ -37,6 +37,20 @@ def test_differences_from_the_targets_are_losses(name: str) -> None:
     assert found[0].target_range == pytest.approx((float(y.min()), float(y.max())))
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        F.huber_loss,
+        lambda output, target: F.huber_loss(output, target, delta=0.3),
+        F.smooth_l1_loss,
+        lambda output, target: F.smooth_l1_loss(output, target, beta=0.3),
+    ],
+)
+def test_what_the_mean_would_cost_is_known_of_losses_that_bend(loss) -> None:
+    found, _, y = calls(loss)
+    assert found[0].constant == pytest.approx(float(loss(y.mean(0).expand_as(y), y)))
+
+
 def test_a_difference_that_the_network_goes_on_with_is_no_loss() -> None:
     class Residue(nn.Module):
         def __init__(self) -> None:

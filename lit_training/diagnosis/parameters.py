@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.freshness import looks_fresh
-from lit_training.selection import Kind, classify, match
+from lit_training.selection import Kind, ParameterInfo, classify, match
 from lit_training.trace import Tracer
 
 __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
@@ -28,7 +28,8 @@ class ParameterFacts:
     weight that is frozen, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`), `expected_frozen`
     whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known),
     `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units
-    (slices along the first dimension) have the same weights, and the same gradients; `low` and `high` are its extremes;
+    (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and `high`
+    are its extremes;
     `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`;
     `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for RMSprop
     and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the rate
@@ -111,7 +112,7 @@ def parameter_facts(
     gradients = iter(
         zip(
             to_host(norms(with_gradient)),
-            equal_units([_by_unit(info.name, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
+            equal_units([_by_unit(info, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
             to_host(norms(with_gradient, order=1)),
             to_host(_along(p) for p in parameters if p.grad is not None),
             strict=True,
@@ -119,7 +120,7 @@ def parameter_facts(
     )
     extremes = [_extremes(p) for p in parameters]
     lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
-    units = equal_units([_by_unit(info.name, info.parameter) for info in infos])
+    units = equal_units([_by_unit(info, info.parameter) for info in infos])
     measured = zip(infos, to_host(norms(parameters)), units, lows, highs, strict=True)
     facts = {}
     for info, norm, equal_weights, low, high in measured:
@@ -217,9 +218,12 @@ def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
     return [i in equal for i in range(len(tensors))]
 
 
-def _by_unit(name: str, weight: Tensor) -> Tensor:
-    """Return a recurrent weight, `[gates * units, units]`, with units first: gates are compared each with its like."""
-    leaf, square = name.rpartition(".")[2], weight.ndim == 2 and weight.shape[1] > 0
+def _by_unit(info: ParameterInfo, weight: Tensor) -> Tensor:
+    """Return a weight with what has to differ first: the columns of an embedding, the units of a recurrent weight's gates."""
+    if info.kind == "embedding" and weight.ndim == 2:
+        rows = weight.coalesce().values() if weight.is_sparse else weight
+        return rows.t()
+    leaf, square = info.name.rpartition(".")[2], weight.ndim == 2 and weight.shape[1] > 0
     if not leaf.startswith("weight_hh") or weight.is_sparse or not square or weight.shape[0] % weight.shape[1]:
         return weight
     by_unit: Tensor = weight.unflatten(0, (-1, weight.shape[1])).transpose(0, 1)

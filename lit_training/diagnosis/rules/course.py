@@ -16,13 +16,14 @@ NEVER_GOOD = 0.3
 NEVER_AS_GOOD = 1.5
 NOTHING, AS_BEFORE = 0.85, 0.9
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
-STILL, FAR = 0.03, 4.0
+STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 SEEN_THROUGH = 0.8
 USUAL_DROPOUT, HALF, HELD_BACK = 0.5, 0.5, 1.1
 ALIKE = 1.7
 FEW_PASSES, MANY_PASSES = 12, 30
 HARDLY, GAIN, APART = 0.7, 0.95, 0.8
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
+SLIGHT = 0.6
 
 
 @dataclass(frozen=True)
@@ -104,12 +105,13 @@ def learned_nothing(course: Course) -> list[Finding]:
     """Say so if the training loss stays at what saying the same for every sample costs, and name what that leaves.
 
     Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn:
-    `lr_too_high`, also where a guess's cost is not known and the loss stays where it was. If they moved as they do in training,
+    `lr_too_high`, also where a guess's cost is not known and the loss stays where it was, and where the first epoch ended lower
+    than the run. If they moved as they do in training,
     and nothing else is wrong, the inputs tell nothing about the targets: `labels_broken`.
 
     Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
     340 healthy set-ups the slowest was at .62), or above .9 of the first; changes of less than 3 %, and of more than 4 times the
-    weights.
+    weights; a first epoch that ends below .9 of the run's end. A loss above 10 times a guess's that still falls is another fault.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -121,10 +123,13 @@ def learned_nothing(course: Course) -> list[Finding]:
     best = min((course.end, *course.validation))
     if not all(map(math.isfinite, (*course.training, *course.validation))) or level <= 0 or best < share * level:
         return []
+    if course.guess and course.end > ABOVE * course.guess and course.end < course.training[0] / 2:
+        return []
     cost = "saying the same for every sample costs" if course.guess else "at the start it was"
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; {cost} {level:.3g}."
     numbers = {"end": course.end, "level": level, "moved": course.moved}
-    if course.moved > FAR:
+    lost = course.first_pass is not None and course.first_pass < LOST * course.end
+    if course.moved > FAR or (lost and course.moved > STILL):
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.0f} times their size."
     elif not course.guess:
         return []
@@ -238,8 +243,10 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
 
 
 def _by_heart(course: Course) -> bool:
-    """Tell whether next to nothing is left of the training loss, and of the validation loss about half of a guess's."""
+    """Tell whether nothing is left of the training loss, or a third of a validation loss that is not far from a guess's."""
     if not course.guess or not course.one_formula:
         return False
-    poor = course.validation[-1] > max(POOR * course.guess, FAR_APART * course.end)
-    return course.end < BY_HEART * course.guess and poor and min(course.validation) > NEVER_FAIR * course.guess
+    best, last = min(course.validation), course.validation[-1]
+    vanished = course.end < BY_HEART * course.guess and last > max(POOR * course.guess, FAR_APART * course.end)
+    slight = course.passes >= FEW_PASSES and best > HALF * course.guess and last > max(SLIGHT * course.guess, 3 * course.end)
+    return (vanished and best > NEVER_FAIR * course.guess) or slight

@@ -29,16 +29,17 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     """All units of a layer start with the same weights and get the same gradient, so they stay copies of one unit for ever.
 
     Measured on every weight of two or more units: the slices along the first dimension are equal to 1e-5 of the largest weight,
-    and so are those of its gradient. Rumelhart, Hinton and Williams 1986 broke this symmetry with random weights, and the
-    lecture names all-zero initialisation as the first mistake. A layer of equal units has the capacity of one unit.
+    and so are those of its gradient; of an embedding, its columns, the factors. Rumelhart, Hinton and Williams 1986 broke this
+    symmetry with random weights, and the lecture names all-zero initialisation as the first mistake. A layer of equal units has
+    the capacity of one unit.
 
     Where that gradient is zero, as it is behind a layer that starts at zero, the first three updates decide: weights that
     have not moved by then stay equal. Tables and factors that are all zero, and get a gradient of zero all the time, count
     too.
 
     Not an alarm: zero-initialised last layers, residual branches and LoRA's B, whose units start equal but get different
-    gradients, or get them as soon as what follows has moved; embeddings, biases and normalisation, which start equal by
-    design; layers that are frozen.
+    gradients, or get them as soon as what follows has moved; embeddings whose rows start equal; biases and normalisation,
+    which start equal by design; layers that are frozen.
 
     What to do: draw the weights at random; only biases and the last layer of a branch may start at zero.
     """
@@ -50,15 +51,16 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     if alike:
         first = alike[0]
         value = "zero" if first.norm == 0 else "the same"
+        units = first.shape[1] if first.kind == "embedding" else first.shape[0]
         yield Finding(
             "init_symmetry",
             "error",
             _module(first.name),
             evidence.step,
-            f"All {first.shape[0]} units start with weights that are {value} and get the same gradient, so they will stay equal"
+            f"All {units} units start with weights that are {value} and get the same gradient, so they will stay equal"
             f" ({len(alike)} weight(s) like this).",
             "Draw weights at random: torch.nn.init.kaiming_normal_(layer.weight); only biases start alike.",
-            {"units": first.shape[0], "weights": len(alike)},
+            {"units": units, "weights": len(alike)},
         )
 
 
@@ -193,7 +195,7 @@ def _stays_equal(evidence: Evidence, facts: ParameterFacts) -> bool:
     if facts.kind not in ("weight", "embedding") or not facts.equal_units or not facts.equal_gradients:
         return False
     if facts.gradient:
-        return facts.kind == "weight"
+        return True
     if evidence.later is not None:
         return evidence.later.steps > 0 and evidence.later.moved.get(facts.name) is False
     return not any(f.gradient for f in evidence.parameters.values() if f.kind == "weight")

@@ -21,6 +21,15 @@ def test_a_loss_that_stays_at_a_guess_is_explained_by_how_far_the_weights_moved(
     assert rules(training=AT_CHANCE, validation=(1.39, 1.39), moved=moved) == [cause]
 
 
+def test_a_loss_that_was_lower_after_the_first_epoch_was_thrown_back() -> None:
+    assert rules(training=AT_CHANCE, validation=(1.39, 1.39), first_pass=1.1) == ["lr_too_high"]
+
+
+def test_a_loss_far_above_a_guess_that_falls_is_left_to_other_rules() -> None:
+    falling = tuple(5000 * 0.9**i for i in range(30))
+    assert rules(training=falling, validation=(800.0, 300.0), first_pass=4000.0) == []
+
+
 @pytest.mark.parametrize(
     "fields",
     [
@@ -80,6 +89,13 @@ def test_learning_by_heart_is_overfitting_although_validation_never_rose_above_i
     by_heart = (1.40, 0.5, *[0.002] * 30)
     assert rules(training=by_heart, validation=(1.2, 0.6, 0.75), passes=120) == ["overfit_no_regularisation"]
     assert rules(training=by_heart, validation=(1.2, 0.3, 0.35), passes=120) == []
+
+
+@pytest.mark.parametrize(("passes", "end", "cause"), [(24, 0.14, ["overfit_no_regularisation"]), (6, 0.14, []), (24, 0.6, [])])
+def test_a_validation_loss_that_stays_near_a_guess_far_above_training_is_overfitting(
+    passes: int, end: float, cause: list[str]
+) -> None:
+    assert rules(training=(1.40, 0.7, *[end] * 30), validation=(1.2, 1.0, 1.05), passes=passes) == cause
 
 
 def test_a_loss_that_rises_without_end_is_a_rate_and_one_that_breaks_while_falling_is_not() -> None:

@@ -126,6 +126,33 @@ def test_shallow_selu_nets_are_silent() -> None:
     assert alarms(mlp(16, 64, 64, 4, act=nn.SELU)) == []
 
 
+class Ratings(nn.Module):
+    """The product of two tables' rows, as recommenders have it; the last two inputs are codes."""
+
+    def __init__(self, fill: Callable[[Tensor], object]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.items = nn.Embedding(8, 6), nn.Embedding(8, 6)
+        fill(self.users.weight)
+        fill(self.items.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = (x[:, :2] * 2 + 4).long().clamp(0, 7)
+        return (self.users(codes[:, 0]) * self.items(codes[:, 1])).sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize(
+    ("fill", "rules"),
+    [
+        (lambda w: nn.init.constant_(w, 0.3), ["init_symmetry"]),
+        (lambda w: nn.init.normal_(w, std=0.3), []),
+        (lambda w: w.data.copy_(torch.linspace(0.1, 0.6, 6).expand(8, 6)), []),  # rows start equal, factors do not
+    ],
+)
+def test_factors_that_start_equal_stay_equal(fill: Callable[[Tensor], object], rules: list[str]) -> None:
+    assert [rule for rule in alarms(Ratings(fill), numbers(), F.mse_loss) if rule == "init_symmetry"] == rules
+
+
 class Unrolled(nn.Module):
     """A recurrent net, called step by step: a cell of torch's, or one of plain layers."""
 
