@@ -24,7 +24,7 @@ from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
-from lit_training.diagnosis.rules.guessing import guess
+from lit_training.diagnosis.rules.guessing import guess, is_uneven
 from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
@@ -57,6 +57,7 @@ class InitAuditor(Callback):
         findings: in causal order; the first alarm is the cause to fix first.
         report: the whole `AuditReport`, `None` before the audit.
         guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
+        uneven: whether some labels are so common that this is a good guess.
 
     Raises:
         ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
@@ -91,6 +92,7 @@ class InitAuditor(Callback):
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
         self.guess: float | None = None
+        self.uneven = False
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
@@ -260,7 +262,7 @@ class InitAuditor(Callback):
         findings = self._diagnose(evidence) if trainer.is_global_zero else None
         self.findings = trainer.strategy.broadcast(findings or [])
         self.report = self._lay_out(evidence)
-        self.guess = guess(evidence) if evidence.bare else None
+        self._weigh_guessing(evidence)
 
     @harmless
     def _diagnose(self, evidence: Evidence) -> list[Finding]:
@@ -269,6 +271,10 @@ class InitAuditor(Callback):
     @harmless
     def _lay_out(self, evidence: Evidence) -> AuditReport:
         return report(evidence, self.findings)
+
+    @harmless
+    def _weigh_guessing(self, evidence: Evidence) -> None:
+        self.guess, self.uneven = guess(evidence) if evidence.bare else None, is_uneven(evidence)
 
     @harmless
     def _follow(self, trainer: Trainer) -> None:

@@ -26,6 +26,7 @@ class LossMonitor(Callback):
             tells (`rules.course.judge_course`). Anything else that is wrong explains it.
         findings: both.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
+        uneven: whether that is little because some labels are far more common than others.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -39,6 +40,7 @@ class LossMonitor(Callback):
         self.diverged: list[Finding] = []
         self.compared: list[Finding] = []
         self.guess: float | None = None
+        self.uneven = False
         self._reset()
 
     def _reset(self) -> None:
@@ -128,4 +130,5 @@ class LossMonitor(Callback):
             self._passes,
             None if self._movement is None else self._movement.median(),
             self._dropout,
+            self.uneven,
         )

@@ -41,6 +41,7 @@ class Course:
         passes: epochs done.
         moved: median change of the weights relative to their start, `None` if not known.
         dropout: largest probability of a dropout layer.
+        uneven: whether a guess costs little because some labels are far more common than others.
     """
 
     training: tuple[float, ...]
@@ -53,6 +54,7 @@ class Course:
     passes: int = 0
     moved: float | None = None
     dropout: float = 0.0
+    uneven: bool = False
 
     @property
     def known(self) -> bool:
@@ -170,7 +172,8 @@ def validated_apart(course: Course) -> list[Finding]:
     In the first epoch each sample is new when its loss is computed. If that loss falls below a guess's and validation never
     does, or if validation gains a little and then loses it within a few epochs, the two are not computed on the same kind of
     data or in the same way: `train_val_mismatch`. If nothing is gained at all, training learns samples one by one: targets that
-    have nothing to do with their inputs (`labels_broken`). After many epochs on few samples it is `overfit_no_regularisation`.
+    have nothing to do with their inputs (`labels_broken`). After many epochs on few samples it is `overfit_no_regularisation`. If
+    a guess is good in training because of a common label, and not in validation, it is `class_imbalance`.
 
     Threshold: the training loss ends below .8 of all validation losses, the last of which is above .85 of a guess's and all
     above .7 (of 340 healthy set-ups none stayed above .54); the first epoch's last below .8 of it; a gain of 5 %; 12 epochs with
@@ -189,7 +192,9 @@ def validated_apart(course: Course) -> list[Finding]:
     costs = f"saying the same for every sample costs {guess:.3g}"
     message = f"Training comes to {course.end:.3g}, validation from at best {best:.3g} to {course.validation[-1]:.3g}; {costs}."
     gained = best < GAIN * guess
-    if course.first_pass < SEEN_THROUGH * guess or (gained and passes <= FEW_PASSES):
+    if course.uneven:
+        rule, advice = "class_imbalance", "weight= in the loss, or a WeightedRandomSampler; are validation's classes as common?"
+    elif course.first_pass < SEEN_THROUGH * guess or (gained and passes <= FEW_PASSES):
         rule = "train_val_mismatch"
         advice = "Compare a validation batch with a training batch: preprocessing, label numbers, columns, mode of batch norm."
     elif gained or passes > MANY_PASSES:

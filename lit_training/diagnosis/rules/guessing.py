@@ -17,13 +17,14 @@ __all__ = [
     "hidden",
     "is_drawn",
     "is_normalised",
+    "is_uneven",
     "overshoots",
     "regression",
     "times_guessing",
 ]
 
 FAR_OFF = 30.0
-
+UNEVEN = 0.7
 NORMALISED = 0.01  # log(sum(exp)) of what counts as log-probabilities
 
 
@@ -127,6 +128,13 @@ def guess(evidence: Evidence) -> float | None:
         return math.log(classes)
     shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
     return float(-(shares * shares.log()).sum())
+
+
+def is_uneven(evidence: Evidence) -> bool:
+    """Tell whether the labels seen so far are so unequally common that naming the commonest is a good guess."""
+    level = guess(evidence)
+    classes = classes_of(evidence, evidence.losses[0]) if evidence.losses else 0
+    return level is not None and classes > 1 and level < UNEVEN * math.log(classes)
 
 
 def classes_of(evidence: Evidence, call: LossCall) -> int:

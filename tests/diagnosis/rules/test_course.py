@@ -57,6 +57,7 @@ def test_weights_thrown_far_for_nothing_need_no_known_guess() -> None:
         ({"first_pass": 1.39, "validation": (1.40, 1.9)}, "labels_broken"),
         ({"first_pass": 1.39, "validation": (1.40, 1.9), "passes": 60}, "overfit_no_regularisation"),
         ({"first_pass": 1.39, "validation": (1.2, 1.6), "passes": 20}, "overfit_no_regularisation"),
+        ({"first_pass": 1.39, "validation": (1.40, 1.9), "uneven": True}, "class_imbalance"),
     ],
 )
 def test_a_validation_loss_that_never_beats_a_guess_is_told_apart_by_the_first_epoch(
