@@ -17,7 +17,7 @@ from lit_training.columns import batch_size_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import Calls, fed
 from lit_training.diagnosis.modules import in_train_mode
-from lit_training.diagnosis.samples import FirstBatches, Part, Samples, in_order, summary, target_place
+from lit_training.diagnosis.samples import Fed, FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.probe import Probe
 
 __all__ = ["FirstStep", "HandedOut"]
@@ -31,7 +31,9 @@ class HandedOut:
 
     def __init__(self) -> None:
         self._batches = FirstBatches()
+        self._watching = ExitStack()
         self._val_calls: Calls | None = None
+        self._fed_val: Fed = ("", ())
         self._val: tuple[Part | None, ...] = ()
         self._val_modes: tuple[str, ...] | None = None
 
@@ -44,19 +46,20 @@ class HandedOut:
     def before_validation(self, module: nn.Module) -> None:
         """Watch what the first validation batch is made into before the network gets it."""
         if self._val_modes is None:
-            self._val_calls = Calls(module, training=False).__enter__()
-
-    def release(self) -> None:
-        """Leave nothing attached to the module."""
-        if self._val_calls is not None:
-            self._val_calls.__exit__()
+            self._watching.enter_context(eager())
+            self._val_calls = self._watching.enter_context(Calls(module, training=False))
 
     @harmless
     def note_validation(self, module: nn.Module, batch: Any) -> None:
-        """Keep the scale of the first validation batch, and which layers were in train mode after it."""
+        """Keep the scale of the first validation batch and of what was made of it, and which layers were in train mode after it."""
         if self._val_modes is None:
-            self._val = summary(batch)
+            self._val, self._fed_val = summary(batch), fed(self._val_calls.seen if self._val_calls is not None else ())
             self._val_modes = in_train_mode(module)
+
+    def release(self) -> None:
+        """Leave nothing attached to the module."""
+        self._watching.close()
+        self._val_calls = None
 
     def at_first_step(self, trainer: Trainer, probe: Probe, calls: Calls) -> Samples:
         """Return what is known at the first step."""
@@ -67,7 +70,7 @@ class HandedOut:
             val_modes=self._val_modes or (),
             target=target_place(probe),
             fed_train=fed(calls.seen),
-            fed_val=("", ()) if self._val_calls is None else fed(self._val_calls.seen),
+            fed_val=self._fed_val,
         )
 
     @harmless

@@ -127,9 +127,9 @@ class InitAuditor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Look at the first validation batch of the sanity check."""
-        self._handed_out.release()
         if trainer.sanity_checking and dataloader_idx == 0:
             self._handed_out.note_validation(pl_module, batch)
+        self._handed_out.release()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
