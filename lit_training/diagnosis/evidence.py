@@ -54,7 +54,8 @@ class Evidence:
         forget_gates: mean bias of the forget gates of each LSTM.
         dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
-        bare: whether that is what the only one of `losses` gave, without weights, penalties or other parts.
+        bare: whether that is what the only one of `losses` gave, for targets that no network made, without weights, penalties or
+            other parts.
         batch_size: number of samples in the joint batch.
         step: optimiser steps done before.
     """
@@ -172,7 +173,8 @@ def _is_bare(graph: Graph, losses: Sequence[LossCall], value: float | None) -> b
     if value is None or len(losses) != 1 or losses[0].value is None:
         return False
     weighted = losses[0].node >= 0 and len(graph.nodes[losses[0].node].parents) > 2
-    return not weighted and math.isclose(value, losses[0].value, rel_tol=_SAME)
+    learnt = any(graph.nodes[i].weight for i in graph.ancestors(losses[0].target))
+    return not weighted and not learnt and math.isclose(value, losses[0].value, rel_tol=_SAME)
 
 
 def _in_words(broken: Node | None) -> str:

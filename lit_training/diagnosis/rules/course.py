@@ -14,7 +14,7 @@ WORSE = 1.2
 SUBSTANTIAL = 0.9
 NEVER_GOOD = 0.3
 NEVER_AS_GOOD = 1.5
-NOTHING, AS_BEFORE = 0.85, 0.9
+NOTHING = 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 SEEN_THROUGH = 0.8
@@ -106,40 +106,36 @@ def diverged(course: Course) -> list[Finding]:
 def learned_nothing(course: Course) -> list[Finding]:
     """Say so if the training loss stays at what saying the same for every sample costs, and name what that leaves.
 
-    Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn:
-    `lr_too_high`, also where a guess's cost is not known and the loss stays where it was, and where the first epoch ended lower
-    than the run. If they moved as they do in training,
-    and nothing else is wrong, the inputs tell nothing about the targets: `labels_broken`.
+    Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn, or a
+    first epoch that ended lower than the run: `lr_too_high`. If they moved as they do in training, and nothing else is wrong, the
+    inputs tell nothing about the targets: `labels_broken`.
 
     Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
-    340 healthy set-ups the slowest was at .62), or above .9 of the first; changes of less than 3 %, and of more than 4 times the
-    weights; a first epoch that ends below .9 of the run's end. A loss above 10 times a guess's that still falls is another fault.
+    340 healthy set-ups the slowest was at .62); changes of less than 3 %, and of more than 4 times the weights; a first epoch that
+    ends below .9 of the run's end. A loss above 10 times a guess's that still falls is another fault.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
     'labels_broken'
     """
-    if course.moved is None or course.passes < ENOUGH_PASSES or course.updates < ENOUGH_UPDATES or not course.training:
+    guess, start = course.guess, course.training[:1]
+    if not guess or course.moved is None or course.passes < ENOUGH_PASSES or course.updates < ENOUGH_UPDATES or not start:
         return []
-    level, share = (course.guess, NOTHING) if course.guess else (course.training[0], AS_BEFORE)
-    best = min((course.end, *course.validation))
-    if not all(map(math.isfinite, (*course.training, *course.validation))) or level <= 0 or best < share * level:
+    if not all(map(math.isfinite, (*course.training, *course.validation))):
         return []
-    if course.guess and course.end > ABOVE * course.guess and course.end < course.training[0] / 2:
+    falling = course.end > ABOVE * guess and course.end < start[0] / 2
+    if min((course.end, *course.validation)) < NOTHING * guess or falling:
         return []
-    cost = "saying the same for every sample costs" if course.guess else "at the start it was"
-    message = f"After {course.passes} epochs the loss is {course.end:.3g}; {cost} {level:.3g}."
-    numbers = {"end": course.end, "level": level, "moved": course.moved}
+    message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
+    numbers = {"end": course.end, "guess": guess, "moved": course.moved}
     lost = course.first_pass is not None and course.first_pass < LOST * course.end
-    if course.moved > FAR or (lost and course.moved > STILL):
-        rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.0f} times their size."
-    elif not course.guess:
-        return []
-    elif course.moved < STILL:
+    if course.moved < STILL:
         rule, advice = (
             "lr_too_low",
             f"Raise lr, tenfold at first: in {course.updates} updates weights moved by {course.moved:.1%}.",
         )
+    elif course.moved > FAR or lost:
+        rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
     else:
         rule = "labels_broken"
         advice = "Print a few targets next to their inputs: are they in the same order, of the same sample, of the same time?"

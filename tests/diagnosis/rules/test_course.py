@@ -44,11 +44,6 @@ def test_without_a_known_guess_enough_time_or_agreement_nothing_is_said(fields: 
     assert rules(training=AT_CHANCE, **fields) == []
 
 
-def test_weights_thrown_far_for_nothing_need_no_known_guess() -> None:
-    assert rules(training=AT_CHANCE, guess=None, moved=12.0) == ["lr_too_high"]
-    assert rules(training=LEARNED, guess=None, moved=12.0) == []
-
-
 @pytest.mark.parametrize(
     ("fields", "cause"),
     [
