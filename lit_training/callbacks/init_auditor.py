@@ -25,6 +25,8 @@ from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.guessing import guess, is_uneven
+from lit_training.diagnosis.rules.learning import thawed_later
+from lit_training.selection import classify
 from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
@@ -178,6 +180,10 @@ class InitAuditor(Callback):
         self._conclude(trainer)
         self._look_again(trainer)
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take back what a later thawing of the user's own has answered."""
+        self._take_back(pl_module)
+
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing attached; say what a layer or the loss could not take, and what the first step showed until it raised."""
         if isinstance(exception, Exception) and not isinstance(exception, DiagnosisError):
@@ -271,6 +277,10 @@ class InitAuditor(Callback):
     @harmless
     def _lay_out(self, evidence: Evidence) -> AuditReport:
         return report(evidence, self.findings)
+
+    @harmless
+    def _take_back(self, module: LightningModule) -> None:
+        self.findings = thawed_later(self.findings, {info.name for info in classify(module) if info.parameter.requires_grad})
 
     @harmless
     def _weigh_guessing(self, evidence: Evidence) -> None:

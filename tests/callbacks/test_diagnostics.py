@@ -366,7 +366,21 @@ class Thawing(TrainedWhileValidating):
         self.model[0].requires_grad_(self.current_epoch > 0)
 
 
-@pytest.mark.parametrize("make", [PerSample, lambda: Thawing(nn.Identity())], ids=["vmap", "thawing"])
+class ThawingLater(Thawing):
+    """Starts with a frozen layer."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Identity())
+        self.model[0].requires_grad_(False)
+
+    def on_train_batch_start(self, batch, batch_idx) -> None:
+        pass
+
+    def on_train_epoch_start(self) -> None:
+        self.model[0].requires_grad_(self.current_epoch > 0)
+
+
+@pytest.mark.parametrize("make", [PerSample, lambda: Thawing(nn.Identity()), ThawingLater], ids=["vmap", "thawing", "later"])
 def test_loops_that_take_gradients_their_own_way_run_and_are_silent(make) -> None:
     torch.manual_seed(0)
     x = torch.randn(128, 8)

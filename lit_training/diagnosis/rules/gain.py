@@ -26,8 +26,8 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: the gains (root mean square of the output over that of the input) of hidden layers that SELU follows,
     in nets without normalisation and skip connections; their geometric mean. Of recurrent weights, those of torch's layers and
-    cells and square ones that a forward uses four times or more: the root mean square of their rows' norms, which is the gain of
-    one step, while they look freshly drawn.
+    cells, and square ones that a forward uses four times or more in front of a tanh or sigmoid: the root mean square of their
+    rows' norms, which is the gain of one step, while they look freshly drawn.
 
     Threshold: a recurrent gain above 3 (torch draws .6, an orthogonal matrix has 1): the state saturates, whatever comes in
     (Pascanu et al. 2013). For SELU 8 layers or more, with a mean gain below 3/4 or above 4/3. Measured with default
@@ -62,7 +62,8 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
 
 def _recurrent_gains(evidence: Evidence) -> dict[str, float]:
     """Return the gain of a step through each recurrent weight that is trained and looks freshly drawn."""
-    unrolled = {layer.weight for layer in evidence.layers if layer.calls >= UNROLLED}
+    bounded = (layer for layer in evidence.layers if layer.nonlinearity in ("tanh", "sigmoid"))
+    unrolled = {layer.weight for layer in bounded if layer.calls >= UNROLLED}
     facts = (f for f in evidence.parameters.values() if f.requires_grad and f.fresh and len(f.shape) == 2)
     recurrent = (f for f in facts if "weight_hh" in f.name or (f.name in unrolled and f.shape[0] == f.shape[1]))
     return {f.name: f.norm / math.sqrt(f.shape[0]) for f in recurrent}

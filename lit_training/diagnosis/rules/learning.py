@@ -1,13 +1,14 @@
 """Rules about which parameters learn: forgotten, frozen, never stepped, and gradients that pile up."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 
-__all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer"]
+__all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
 CARRIED = 2
 
@@ -71,7 +72,8 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
     normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to
-    frozen ones that do not look fresh, as those of a teacher that training has moved little.
+    frozen ones that do not look fresh, as those of a teacher that training has moved little. If the module thaws them later in
+    a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
@@ -84,6 +86,18 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         )
         advice = f"Train them: layer.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
+
+
+def thawed_later(findings: Sequence[Finding], trainable: Collection[str]) -> list[Finding]:
+    """Make notes of `frozen_by_accident` where the parameter is trainable in the end: somebody thawed it, so it was meant.
+
+    >>> frozen = Finding("frozen_by_accident", "error", "body.weight", message="Frozen.")
+    >>> [f.severity for f in thawed_later([frozen], {"body.weight"})], [f.severity for f in thawed_later([frozen], ())]
+    (['note'], ['error'])
+    """
+    meant = [f for f in findings if f.rule == "frozen_by_accident" and f.where in trainable]
+    notes = [replace(f, severity="note", message=f"{f.message} It was thawed later.") for f in meant]
+    return sorted([*(f for f in findings if f not in meant), *notes], key=lambda f: not is_alarm(f))
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:

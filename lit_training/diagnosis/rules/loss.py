@@ -165,13 +165,20 @@ def _means_compared(evidence: Evidence) -> _Verdict:
 def _unheard(evidence: Evidence) -> _Verdict:
     """Say so if the loss leaves logits, or samples of one label, without a gradient."""
     for layer in evidence.layers:
-        if layer.only_at_label and not _are_probabilities(layer):
+        if layer.only_at_label and not _are_probabilities(layer) and not _is_normalised_weight(evidence, layer):
             message = f"Of the outputs of {layer.name} only the right class's gets a gradient; nothing holds the others down."
             return layer.name, message, "Use torch.nn.functional.cross_entropy(output, target)."
         if layer.silent_label is not None:
             message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
             return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
     return None
+
+
+def _is_normalised_weight(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether weights are made to sum to 1, as in naive Bayes, so that to raise some of an output's is to lower others."""
+    graph = evidence.graph
+    before = () if layer.node is None else (graph.nodes[i] for i in graph.ancestors(layer.node))
+    return any(node.op in ("softmax", "log_softmax", "logsumexp") and node.origin == "parameter" for node in before)
 
 
 def _are_probabilities(layer: Layer) -> bool:

@@ -24,7 +24,8 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     sanity check before training) and of the first training batch; and of what the first network is given in both steps, if it
     is the same network, for what the module itself does to a batch.
 
-    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each.
+    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
+    what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
 
     Not an alarm: other augmentation, other sizes of pictures.
 
@@ -35,7 +36,7 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     what = "targets" if found is not None and found[0] == samples.target else "inputs"
     advice = "Preprocess both alike, with the training data's statistics."
     if found is None and samples.fed_train[0] == samples.fed_val[0]:
-        found = _apart(samples.fed_train[1], samples.fed_val[1])
+        found = _apart(samples.fed_train[1], samples.fed_val[1], shift_of=2 * SHIFT, samples=16)
         what, advice = "inputs that the network gets", "Do in validation_step to a batch what training_step does to it."
     if found is not None:
         _, ours, theirs, numbers = found
@@ -46,16 +47,23 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("train_val_mismatch", "error", "", evidence.step, message, advice, numbers)
 
 
-def _apart(train: Sequence[Part | None], val: Sequence[Part | None]) -> tuple[int, Part, Part, dict[str, float]] | None:
+def _apart(
+    train: Sequence[Part | None], val: Sequence[Part | None], *, shift_of: float = SHIFT, samples: int = 8
+) -> tuple[int, Part, Part, dict[str, float]] | None:
     """Return the first tensor whose scale differs, its place, and by how much."""
     if len(train) != len(val):
         return None
     for place, (ours, theirs) in enumerate(zip(train, val, strict=True)):
-        if ours is None or theirs is None or len(ours.shape) != len(theirs.shape) or min(ours.samples, theirs.samples) < 8:
+        if (
+            ours is None
+            or theirs is None
+            or len(ours.shape) != len(theirs.shape)
+            or min(ours.samples, theirs.samples) < samples
+        ):
             continue
         if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
             continue
         shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
-        if shift > SHIFT or stretch > STRETCH:
+        if shift > shift_of or stretch > STRETCH:
             return place, ours, theirs, {"shift": shift, "stretch": stretch}
     return None
