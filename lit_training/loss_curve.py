@@ -14,7 +14,8 @@ _MOST = 64
 class LossCurve:
     """Means of the loss over equal stretches of a run: at first a step each, twice as long whenever there are 64.
 
-    Nothing waits for the device before `means` or `first_broken`.
+    A step costs one copy of a number; 64 of them are taken in at once. Nothing waits for the device before `means` or
+    `first_broken`.
 
     >>> curve = LossCurve()
     >>> for loss in (4.0, 2.0, 1.0):
@@ -26,26 +27,19 @@ class LossCurve:
     steps: int = 0
     _stretch: int = 1
     _sums: list[Tensor] = field(default_factory=list)
+    _pending: list[Tensor] = field(default_factory=list)
     _broken: Tensor | None = None
 
-    @torch.no_grad()
     def note(self, loss: Tensor) -> None:
         """Add the loss of the next step."""
-        loss = loss.detach().float()
-        if self.steps % self._stretch == 0:
-            if len(self._sums) == _MOST:
-                self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
-                self._stretch *= 2
-            self._sums.append(loss.clone())
-        else:
-            self._sums[-1] += loss
-        if self._broken is None:
-            self._broken = torch.full_like(loss, -1.0)
-        self._broken.masked_fill_(~loss.isfinite() & (self._broken < 0), float(self.steps))
+        self._pending.append(loss.detach().clone())
         self.steps += 1
+        if len(self._pending) == _MOST:
+            self._take_in()
 
     def means(self) -> list[float]:
         """Return the mean of each stretch; the last one may be shorter."""
+        self._take_in()
         if not self._sums:
             return []
         last = self.steps - self._stretch * (len(self._sums) - 1)
@@ -54,5 +48,25 @@ class LossCurve:
 
     def first_broken(self) -> int | None:
         """Return the first step, from 0, whose loss was NaN or infinite."""
+        self._take_in()
         step = -1 if self._broken is None else int(self._broken)
         return step if step >= 0 else None
+
+    @torch.no_grad()
+    def _take_in(self) -> None:
+        if not self._pending:
+            return
+        values, start = torch.stack(self._pending).float(), self.steps - len(self._pending)
+        self._pending = []
+        broken = ~values.isfinite()
+        first = torch.where(broken.any(), start + broken.float().argmax(), -1)
+        self._broken = first if self._broken is None else torch.where(self._broken < 0, first, self._broken)
+        while len(values):
+            filled = start % self._stretch
+            if filled == 0 and len(self._sums) == _MOST:
+                self._sums = [a + b for a, b in zip(self._sums[::2], self._sums[1::2], strict=True)]
+                self._stretch *= 2
+                continue
+            part, values = values[: self._stretch - filled], values[self._stretch - filled :]
+            self._sums = [*self._sums, part.sum()] if filled == 0 else [*self._sums[:-1], self._sums[-1] + part.sum()]
+            start += len(part)

@@ -16,8 +16,8 @@ __all__ = ["LossMonitor"]
 class LossMonitor(Callback):
     """Follow the loss that is minimised and the validation loss that the module logs; judge both when training ends.
 
-    The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs three
-    operations on one number. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each
+    The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs one
+    copy of a number. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each
     weight it keeps about a thousand elements, to tell how far training moved it.
 
     Attributes:
@@ -69,7 +69,7 @@ class LossMonitor(Callback):
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation."""
         if pl_module.automatic_optimization:
-            self._note(loss * trainer.accumulate_grad_batches)
+            self._note(loss, trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the validation loss."""
@@ -90,9 +90,10 @@ class LossMonitor(Callback):
         self.diverged, self.compared = self._judge(trainer) or ([], [])
 
     @harmless
-    def _note(self, loss: Tensor) -> None:
+    def _note(self, loss: Tensor, divided_by: int) -> None:
         if loss.numel() == 1:
-            self._curve.note(loss.reshape(()))
+            whole = loss.detach().reshape(())
+            self._curve.note(whole if divided_by == 1 else whole * divided_by)
 
     @harmless
     def _remember(self, module: LightningModule) -> None:

@@ -1,0 +1,44 @@
+"""The loss of a whole run in little memory."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_training.loss_curve import LossCurve
+
+
+@settings(max_examples=30, deadline=None)
+@given(steps=st.integers(1, 1500), looks=st.lists(st.integers(1, 1500), max_size=3))
+def test_means_of_equal_stretches_whenever_one_looks(steps: int, looks: list[int]) -> None:
+    losses = torch.rand(steps, generator=torch.Generator().manual_seed(steps))
+    curve = LossCurve()
+    for step, loss in enumerate(losses, 1):
+        curve.note(loss)
+        if step in looks:
+            curve.means()
+    stretch = 1
+    while math.ceil(steps / stretch) > 64:
+        stretch *= 2
+    expected = [float(part.mean()) for part in losses.split(stretch)]
+    assert curve.means() == pytest.approx(expected, rel=1e-4)
+    assert curve.first_broken() is None
+
+
+@pytest.mark.parametrize("broken", [0, 5, 63, 64, 130])
+def test_the_first_step_that_broke_is_remembered(broken: int) -> None:
+    curve = LossCurve()
+    for step in range(200):
+        curve.note(torch.tensor(math.inf if step == broken else math.nan if step > broken + 3 else 1.0))
+        if step == 100:
+            curve.means()
+    assert curve.first_broken() == broken
+
+
+def test_a_loss_that_is_changed_in_place_afterwards_counts_as_it_was() -> None:
+    curve, loss = LossCurve(), torch.tensor(2.0)
+    curve.note(loss)
+    loss.zero_()
+    assert curve.means() == [2.0]
