@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 
-RULES = ["labels_broken", "data_not_shuffled", "class_imbalance", "unnormalised_target", "train_val_mismatch"]
+RULES = ["labels_broken", "data_not_shuffled", "class_imbalance", "unnormalised_target", "train_val_mismatch", "bad_data"]
 
 
 def found(x: Tensor, y: Tensor, *, loss="cross_entropy", outputs: int = 4, val=None, steps: int = 12, lr: float = 0.01,
@@ -158,6 +158,13 @@ def test_validation_that_is_scaled_otherwise_is_named(data) -> None:
     assert found(x, y, val=(255 * x[:64], y[:64])) == ["train_val_mismatch"]
     assert found(x, y, val=(x[:64] + 10, y[:64])) == ["train_val_mismatch"]
     assert found(x, y, val=(1.3 * x[:64] + 0.3, y[:64])) == []
+
+
+def test_outliers_that_only_training_has_are_bad_data(data) -> None:
+    x, y = data
+    glitches = torch.where(torch.rand(x.shape) < 0.03, 500.0, x)
+    assert found(glitches, y, val=(x[:64], y[:64])) == ["bad_data"]
+    assert found(x.exp().exp().clamp(max=50), y, val=(x[:64].exp().exp().clamp(max=50), y[:64])) == []
 
 
 class OnlyInTraining(LitModule):
