@@ -106,6 +106,8 @@ def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: `p` of the dropout layers that are in train mode, and of those inside `nn.MultiheadAttention` and stacked
     recurrent layers.
 
+    At the end of a run (`LossMonitor`): training, with dropout, ends above validation, without, and both are near a guess.
+
     Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and
     .2 for inputs, and a sharp loss above .8. Three layers or more that drop .7 or more leave 3 % together or less.
 

@@ -37,6 +37,9 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like, whose first step moves each
     weight by the rate, rate over the weight's root mean square.
 
+    At the end of a run (`LossMonitor`): the loss rose to several times its start, or is where saying the same for every sample has
+    it, and the weights were thrown far.
+
     Threshold: a loss 5 times as high; healthy set-ups from scratch rise by up to 1.7. For updates 1 for SGD, 2 for Adam and
     its like. Healthy updates are about a thousandth of the weights (Karpathy); fast recipes begin with a tenth. With SGD's
     momentum m above .99 updates add up to 1 / (1 - m) times the first one, over hundreds of steps that cannot take back
@@ -64,6 +67,8 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     1 - m with momentum m; rate times the sum of the gradient's sizes for Adam and its like), times the number of planned
     updates and the mean of the planned rates, over the loss. And the length of the first update, times the same, over the
     norm of the weight.
+
+    At the end of a run (`LossMonitor`): the loss is where saying the same for every sample has it, and weights have hardly moved.
 
     Threshold: in a run of 100 updates or more, while the loss is that of guessing: a fall of .1; or, since a batch's noise
     makes the figure too large, of 1 by all weights together (biases alone can only learn to guess), where no weight moves by

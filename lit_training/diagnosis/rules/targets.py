@@ -49,6 +49,9 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets
     of BCE.
 
+    At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or in
+    validation only, though weights moved as they do and nothing else is wrong.
+
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1.
 
@@ -147,6 +150,8 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights; of labels
     for each pixel of pictures, those of the first batch, if that is all the loss.
+
+    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it.
 
     Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
     that 84 % are hardly taken for it), or, with five classes and more, the effective number of classes (the exponential of the

@@ -24,6 +24,9 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     sanity check before training) and of the first training batch; and of what the first network is given in both steps, if it
     is the same network, for what the module itself does to a batch.
 
+    At the end of a run (`LossMonitor`): what was learned in the first epoch, from samples that were new then, never held in
+    validation, whose loss stays at that of a guess.
+
     Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
     what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
 
