@@ -59,7 +59,7 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         float(value) if value.ndim == 0 else None,
         node.index,
         node.scalars[:1] == (_SUM,) and node.op != "multi_margin_loss",
-        _spread(target, node),
+        spread(target, node),
         _off_simplex(target),
         _background(node.op, target),
     )
@@ -71,7 +71,7 @@ def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> Los
     for (made, given), (prediction, target) in pairs:
         if from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
             return LossCall(
-                "", made, given, _range(prediction), _range(target), 0.0, None, -1, False, _spread(target), _off_simplex(target)
+                "", made, given, _range(prediction), _range(target), 0.0, None, -1, False, spread(target), _off_simplex(target)
             )
     return None
 
@@ -145,7 +145,8 @@ def _range(values: Tensor) -> tuple[float, float]:
     return (float(values.amin()), float(values.amax())) if values.numel() else (0.0, 0.0)
 
 
-def _spread(target: Tensor, node: Node | None = None) -> tuple[float, float, float] | None:
+def spread(target: Tensor, node: Node | None = None) -> tuple[float, float, float] | None:
+    """Return what the targets' mean would have cost under a squared, an absolute and the node's bent loss, `None` for labels."""
     if not target.is_floating_point() or target.ndim == 0 or len(target) < 2:
         return None
     bend = (

@@ -24,7 +24,7 @@ from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
-from lit_training.diagnosis.rules.guessing import guess, is_uneven
+from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
 from lit_training.selection import classify
 from lit_training.showing.console import audit_view, show, verdict_view
@@ -59,7 +59,6 @@ class InitAuditor(Callback):
         findings: in causal order; the first alarm is the cause to fix first.
         report: the whole `AuditReport`, `None` before the audit.
         guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
-        uneven: whether some labels are so common that this is a good guess.
 
     Raises:
         ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
@@ -93,8 +92,7 @@ class InitAuditor(Callback):
         self.stop_on, self.save_to, self.verbose = stop_on, save_to, verbose
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
-        self.guess: float | None = None
-        self.uneven = False
+        self.guess: Guess | None = None
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
@@ -284,7 +282,7 @@ class InitAuditor(Callback):
 
     @harmless
     def _weigh_guessing(self, evidence: Evidence) -> None:
-        self.guess, self.uneven = guess(evidence) if evidence.bare else None, is_uneven(evidence)
+        self.guess = cost_of_guessing(evidence)
 
     @harmless
     def _follow(self, trainer: Trainer) -> None:

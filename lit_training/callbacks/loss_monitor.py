@@ -7,6 +7,7 @@ from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.modules import dropouts
 from lit_training.diagnosis.rules.course import Course, diverged, judge_course
+from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.loss_curve import LossCurve
 from lit_training.movement import Movement
 
@@ -26,7 +27,6 @@ class LossMonitor(Callback):
             tells (`rules.course.judge_course`). Anything else that is wrong explains it.
         findings: both.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
-        uneven: whether that is little because some labels are far more common than others.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -39,8 +39,7 @@ class LossMonitor(Callback):
     def __init__(self) -> None:
         self.diverged: list[Finding] = []
         self.compared: list[Finding] = []
-        self.guess: float | None = None
-        self.uneven = False
+        self.guess: Guess | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -125,11 +124,12 @@ class LossMonitor(Callback):
             tuple(self._validation),
             trainer.global_step,
             self._curve.first_broken(),
-            self.guess,
-            self._before,
-            self._first_pass,
-            self._passes,
-            None if self._movement is None else self._movement.median(),
-            self._dropout,
-            self.uneven,
+            guess=None if self.guess is None else self.guess.cost,
+            before=self._before,
+            first_pass=self._first_pass,
+            passes=self._passes,
+            moved=None if self._movement is None else self._movement.median(),
+            dropout=self._dropout,
+            sampled=self.guess is not None and self.guess.sampled,
+            uneven=self.guess is not None and self.guess.uneven,
         )

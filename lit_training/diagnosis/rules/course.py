@@ -41,6 +41,7 @@ class Course:
         passes: epochs done.
         moved: median change of the weights relative to their start, `None` if not known.
         dropout: largest probability of a dropout layer.
+        sampled: whether that cost is known to a tenth or so only, from some targets.
         uneven: whether a guess costs little because some labels are far more common than others.
     """
 
@@ -54,6 +55,7 @@ class Course:
     passes: int = 0
     moved: float | None = None
     dropout: float = 0.0
+    sampled: bool = False
     uneven: bool = False
 
     @property
@@ -111,10 +113,10 @@ def learned_nothing(course: Course) -> list[Finding]:
     inputs tell nothing about the targets: `labels_broken`.
 
     Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
-    340 healthy set-ups the slowest was at .62; clicks and prices that hardly follow from anything come to .8 to .9, so that
-    `labels_broken` takes validation losses above .92 or, where there are none, .95); changes of less than 3 %, and of more than
-    4 times the weights; a first epoch that ends below .9 of the run's end. A loss above 10 times a guess's that still falls is
-    another fault.
+    340 healthy set-ups the slowest was at .62; clicks and prices that hardly follow from anything come to .8 to .95, so that
+    `labels_broken` takes validation losses above .92, or for numbers 1, and 3 % more of the training loss where there are
+    none); changes of less than 3 %, and of more than 4 times the weights; a first epoch that ends below .9 of the run's end. A
+    loss above 10 times a guess's that still falls is another fault.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -139,7 +141,7 @@ def learned_nothing(course: Course) -> list[Finding]:
         )
     elif course.moved > FAR or lost:
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif min(course.validation, default=course.end * HARDER) < HARD * guess:
+    elif min(course.validation, default=course.end * HARDER) < (1.0 if course.sampled else HARD) * guess:
         return []
     else:
         rule, severity = "labels_broken", "warning"

@@ -1,23 +1,25 @@
 """What several rules ask of the evidence: which layers are hidden, and how the first loss compares with guessing."""
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
-from lit_training.loss_calls import LossCall
+from lit_training.loss_calls import LossCall, from_loader, spread
 from lit_training.probe import Layer
 
 __all__ = [
+    "Guess",
     "classes_of",
+    "cost_of_guessing",
     "flat_behind",
     "guess",
     "guesses",
     "hidden",
     "is_drawn",
     "is_normalised",
-    "is_uneven",
     "overshoots",
     "regression",
     "times_guessing",
@@ -121,20 +123,38 @@ def guess(evidence: Evidence) -> float | None:
     """
     if len(evidence.losses) != 1 or evidence.losses[0].summed or abs(evidence.losses[0].scale) > NORMALISED:
         return None
-    classes, targets = classes_of(evidence, evidence.losses[0]), evidence.samples.targets
+    call, targets = evidence.losses[0], evidence.samples.targets
+    classes = classes_of(evidence, call)
     if classes < 2:
-        return evidence.losses[0].constant
+        given = targets is not None and from_loader(evidence.graph, evidence.graph.nodes[call.target])
+        more = spread(targets, evidence.graph.nodes[call.node]) if given and targets is not None and call.node >= 0 else None
+        return (replace(call, spread=more) if more is not None else call).constant
     if targets is None or len(targets) < 8 * classes or bool((targets < 0).any()):
         return math.log(classes)
     shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
     return float(-(shares * shares.log()).sum())
 
 
-def is_uneven(evidence: Evidence) -> bool:
-    """Tell whether the labels seen so far are so unequally common that naming the commonest is a good guess."""
-    level = guess(evidence)
-    classes = classes_of(evidence, evidence.losses[0]) if evidence.losses else 0
-    return level is not None and classes > 1 and level < UNEVEN * math.log(classes)
+@dataclass(frozen=True)
+class Guess:
+    """What it costs to say the same for every sample, under the loss of a run.
+
+    `sampled` tells that it is the spread of some targets, known to a tenth or so, and not the entropy of labels; `uneven` that
+    it is little because some labels are far more common than others.
+    """
+
+    cost: float
+    sampled: bool = False
+    uneven: bool = False
+
+
+def cost_of_guessing(evidence: Evidence) -> Guess | None:
+    """Return what a guess costs, `None` where the loss has other parts than one of torch's losses of targets that are given."""
+    cost = guess(evidence) if evidence.bare else None
+    if cost is None:
+        return None
+    classes = classes_of(evidence, evidence.losses[0])
+    return Guess(cost, classes < 2, classes > 1 and cost < UNEVEN * math.log(classes))
 
 
 def classes_of(evidence: Evidence, call: LossCall) -> int:

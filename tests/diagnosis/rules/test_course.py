@@ -25,6 +25,7 @@ def test_targets_that_hardly_follow_from_the_inputs_are_no_broken_labels() -> No
     clicks = (1.42, *[0.87 * LN4] * 30)
     assert rules(training=clicks, validation=(1.3, 0.88 * LN4)) == []
     assert rules(training=clicks, validation=(1.39, 1.39)) == ["labels_broken"]
+    assert rules(training=clicks, validation=(1.3, 0.97 * LN4), sampled=True) == []
     assert rules(training=(1.42, *[0.9 * LN4] * 30), validation=()) == []
     assert rules(training=AT_CHANCE, validation=()) == ["labels_broken"]
 
