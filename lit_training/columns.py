@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of", "leaves_of"]
+__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of", "leaves_of", "some_elements"]
 
 MAX_COLUMNS = 1024
 _PRIMES = (
@@ -64,6 +64,16 @@ def as_columns(tensor: Tensor, batch_size: int) -> Tensor:
     if columns.shape[1] > MAX_COLUMNS:
         columns = columns[:, :: _stride(columns.shape[1], tensor.shape)].contiguous()
     return columns if columns.dtype in (torch.float32, torch.float64) else columns.float()
+
+
+def some_elements(tensor: Tensor) -> Tensor:
+    """Return about a thousand elements of a tensor, `[elements]`, at a stride as in `as_columns`.
+
+    >>> some_elements(torch.zeros(256, 256)).shape
+    torch.Size([979])
+    """
+    flat = tensor.flatten()
+    return flat[:: _stride(len(flat), tensor.shape)] if len(flat) > MAX_COLUMNS else flat
 
 
 def leaves_of(batch: Any) -> list[Any]:

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parameter import is_lazy
 
+from lit_training.columns import some_elements
 from lit_training.selection import classify
 
 __all__ = ["Movement"]
-
-_SAMPLE = 1021  # elements kept of each weight; a prime, so that the stride favours no unit
 
 
 class Movement:
@@ -40,5 +39,4 @@ class Movement:
 
 def _sample(weight: Tensor) -> Tensor:
     local = weight.to_local() if isinstance(weight, DTensor) else weight
-    flat = local.detach().flatten()
-    return flat[:: max(1, len(flat) // _SAMPLE)].float()
+    return some_elements(local.detach()).float()

@@ -26,3 +26,11 @@ def test_frozen_weights_biases_and_weights_that_started_at_zero_do_not_count() -
         net[0].weight.sub_(1.0)
     assert movement.median() == pytest.approx(0.0, abs=1e-6)
     assert Movement(nn.Linear(2, 2).requires_grad_(False)).median() is None
+
+
+def test_a_stride_that_divides_the_shape_would_miss_most_inputs() -> None:
+    layer = nn.Linear(256, 256)
+    movement = Movement(layer)
+    with torch.no_grad():
+        layer.weight[:, torch.arange(256) % 64 != 0] *= 2
+    assert movement.median() == pytest.approx(1.0, abs=0.1)

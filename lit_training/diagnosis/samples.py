@@ -7,13 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_training.columns import leaves_of
+from lit_training.columns import leaves_of, some_elements
 from lit_training.probe import Probe
 
 __all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 
 BATCHES = 4
-_SOME = 1021  # elements to take quantiles of; a prime, so that the stride favours no column
 
 
 @dataclass(frozen=True)
@@ -145,12 +144,12 @@ def _part(leaf: Any) -> Part | None:
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
     marks = torch.unique(rows @ weights)
-    numbers = [values.mean(), values.std(), _core(values.flatten()), *_blank(rows)]
+    numbers = [values.mean(), values.std(), _core(values), *_blank(rows)]
     return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host(numbers))
 
 
 def _core(values: Tensor) -> Tensor:
-    some = values[:: max(1, len(values) // _SOME)].sort().values
+    some = some_elements(values).sort().values
     return (some[int(0.84 * (len(some) - 1))] - some[int(0.16 * (len(some) - 1))]) / 2
 
 
