@@ -188,8 +188,10 @@ class ActivationMonitor(Callback):
 
     @harmless
     def _record(self, trainer: Trainer, sites: list[_Site]) -> None:
-        ranks = gather_packed([site.packed for site in sites if site.packed is not None], self._batch_size)
-        stats = unpack([tensors for tensors, _ in ranks], [size for _, size in ranks], [site.follows for site in sites])
+        packed = [site.packed for site in sites if site.packed is not None]
+        ranks = gather_packed([torch.cat(packed, 1)], self._batch_size)
+        sizes, follows = [layer.shape[1] for layer in packed], [site.follows for site in sites]
+        stats = unpack([joint for (joint,), _ in ranks], [size for _, size in ranks], sizes, follows)
         self.latest = {site.name: layer for site, layer in zip(sites, stats, strict=True)}
         self._judge({site.name for site in sites if site.packed is not None and site.packed.shape[1] >= _ENOUGH})
         log_scalars(trainer, _scalars(self.latest), self._last_step)
