@@ -14,8 +14,7 @@ _MOST = 64
 class LossCurve:
     """Means of the loss over equal stretches of a run: at first a step each, twice as long whenever there are 64.
 
-    A step costs one copy of a number; 64 of them are taken in at once. Nothing waits for the device before `means` or
-    `first_broken`.
+    Of a step its loss is held; 64 of them are taken in at once. Nothing waits for the device before `means` or `first_broken`.
 
     >>> curve = LossCurve()
     >>> for loss in (4.0, 2.0, 1.0):
@@ -31,8 +30,8 @@ class LossCurve:
     _broken: Tensor | None = None
 
     def note(self, loss: Tensor) -> None:
-        """Add the loss of the next step."""
-        self._pending.append(loss.detach().clone())
+        """Add the loss of the next step: one number, without a graph, which nobody changes afterwards."""
+        self._pending.append(loss)
         self.steps += 1
         if len(self._pending) == _MOST:
             self._take_in()
@@ -56,7 +55,7 @@ class LossCurve:
     def _take_in(self) -> None:
         if not self._pending:
             return
-        values, start = torch.stack(self._pending).float(), self.steps - len(self._pending)
+        values, start = torch.stack([loss.reshape(()) for loss in self._pending]).float(), self.steps - len(self._pending)
         self._pending = []
         broken = ~values.isfinite()
         first = torch.where(broken.any(), start + broken.float().argmax(), -1)

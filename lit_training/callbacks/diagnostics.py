@@ -40,15 +40,24 @@ def diagnostics(
 def _on_parts(name: str) -> Callable[..., None]:
     """Make a hook that calls the hook of the same name on every part, and stops if what monitors found asks for it."""
 
+    judges = name in ("on_train_start", "on_train_batch_end", "on_train_epoch_end")
+
     def hook(self: "Diagnostics", *args: Any, **kwargs: Any) -> None:
-        for part in self._own:
-            getattr(part, name)(*args, **kwargs)
-        if name in ("on_train_start", "on_train_batch_end", "on_train_epoch_end"):
+        if name not in self._hooks:
+            self._hooks[name] = [getattr(part, name) for part in self._own if _has(part, name)]
+        for call in self._hooks[name]:
+            call(*args, **kwargs)
+        if judges and self.auditor.stop_on is not None:
             stop_if_asked(self.auditor.stop_on, self._monitored)
 
     hook.__name__ = name
     hook.__doc__ = f"Call `{name}` on every part."
     return hook
+
+
+def _has(part: Callback, name: str) -> bool:
+    """Tell whether a part has a hook of its own, rather than Lightning's, which does nothing."""
+    return getattr(type(part), name) is not getattr(Callback, name)
 
 
 class Diagnostics(Callback):
@@ -111,6 +120,7 @@ class Diagnostics(Callback):
         self.losses = LossMonitor()
         self.verbose = verbose
         self._own: list[Callback] = [self.auditor, self.activations, self.ranks, self.thaws, self.losses]
+        self._hooks: dict[str, list[Callable[..., None]]] = {}
 
     @property
     def findings(self) -> list[Finding]:
@@ -140,6 +150,7 @@ class Diagnostics(Callback):
                 self.losses = callback
         parts = (self.auditor, self.activations, self.ranks, self.thaws, self.losses)
         self._own = [part for part in parts if part not in trainer.callbacks]  # type: ignore[attr-defined]
+        self._hooks = {}
         for part in self._own:
             part.setup(trainer, pl_module, stage)
 

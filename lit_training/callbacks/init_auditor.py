@@ -146,7 +146,8 @@ class InitAuditor(Callback):
         """Note the loss, and what it is scaled by."""
         if self._step is not None:
             self._step.before_backward(trainer, loss)
-        self._before_backward(loss)
+        if not self._idle:
+            self._before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on watching: a manual loop may run forward again."""
@@ -155,6 +156,8 @@ class InitAuditor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
+        if self._idle:
+            return
         self._conclude(trainer, optimizer)
         self._before_step(optimizer)
         self._updates += 1
@@ -163,6 +166,8 @@ class InitAuditor(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
+        if self._idle:
+            return
         if self._step is not None:
             self._step.detach()
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
@@ -198,6 +203,11 @@ class InitAuditor(Callback):
         if self._step is not None:
             self._step.detach()
         self._step = self._evidence = self._first = None
+
+    @property
+    def _idle(self) -> bool:
+        """Whether it has looked again, or will never look."""
+        return self._done and self._evidence is None
 
     @harmless
     def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:

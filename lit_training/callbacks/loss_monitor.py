@@ -1,5 +1,7 @@
 """Callback: how training and validation losses went. What they tell is in `lit_training.diagnosis.rules.course`."""
 
+from typing import Any
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -17,9 +19,9 @@ __all__ = ["LossMonitor"]
 class LossMonitor(Callback):
     """Follow the loss that is minimised and the validation loss that the module logs; judge both when training ends.
 
-    The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs one
-    copy of a number. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each
-    weight it keeps about a thousand elements, to tell how far training moved it.
+    The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs hardly
+    anything. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each weight it keeps about a
+    thousand elements, to tell how far training moved it.
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
@@ -65,10 +67,10 @@ class LossMonitor(Callback):
         """Remember where the weights are."""
         self._remember(pl_module)
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation."""
-        if pl_module.automatic_optimization:
-            self._note(loss, trainer.accumulate_grad_batches)
+        if pl_module.automatic_optimization and outputs:
+            self._note(outputs["loss"], trainer.accumulate_grad_batches)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the validation loss."""
@@ -90,9 +92,7 @@ class LossMonitor(Callback):
 
     @harmless
     def _note(self, loss: Tensor, divided_by: int) -> None:
-        if loss.numel() == 1:
-            whole = loss.detach().reshape(())
-            self._curve.note(whole if divided_by == 1 else whole * divided_by)
+        self._curve.note(loss if divided_by == 1 else loss * divided_by)
 
     @harmless
     def _remember(self, module: LightningModule) -> None:

@@ -60,8 +60,7 @@ class RankConsistency(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Compare every few steps."""
-        step = trainer.global_step
-        if isinstance(self.every, int) and step - self._checked_step >= self.every:
+        if isinstance(self.every, int) and trainer.global_step - self._checked_step >= self.every:
             self._check(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -26,6 +26,22 @@ def test_a_curve_keeps_the_mean_of_each_stretch(steps: int) -> None:
     assert curve.first_broken() is None
 
 
+def test_a_loss_that_the_module_changes_in_place_afterwards_counts_as_it_was() -> None:
+    class Forgetful(LitModule):
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            self.last = nn.functional.mse_loss(self(batch[0]), batch[1])
+            return self.last
+
+        def on_train_batch_end(self, *_: object) -> None:
+            self.last.detach().zero_()
+
+    monitor = LossMonitor()
+    data = DataLoader(TensorDataset(torch.zeros(8, 2), torch.full((8, 1), 2.0)), batch_size=4)
+    trainer = pl.Trainer(max_epochs=1, barebones=True, accelerator="cpu", callbacks=[monitor], accumulate_grad_batches=2)
+    trainer.fit(Forgetful(nn.Linear(2, 1, bias=False)), data)
+    assert monitor._curve.means() == [4.0, 4.0]
+
+
 def test_a_curve_knows_the_first_step_that_broke() -> None:
     curve = LossCurve()
     for loss in (1.0, 2.0, math.inf, 1.0, math.nan):
