@@ -1,6 +1,7 @@
 """Fingerprints of tensors: one number that changes with any bit, cheap enough to compare a model across processes."""
 
 from collections.abc import Collection
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -71,10 +72,8 @@ def _odd(count: int, device: torch.device, dtype: torch.dtype = torch.int64) -> 
 
 
 def _hash(bits: Tensor, odd: Tensor) -> Tensor:
-    total = torch.zeros((), dtype=odd.dtype, device=bits.device)
-    for chunk in bits.split(_CHUNK):
-        total = total * 1664525 + _dot(chunk.to(odd.dtype), odd[: len(chunk)])
-    return total
+    first, *others = (_dot(chunk.to(odd.dtype), odd[: len(chunk)]) for chunk in bits.split(_CHUNK))
+    return reduce(lambda total, part: total * 1664525 + part, others, first)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

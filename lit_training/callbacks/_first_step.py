@@ -13,7 +13,7 @@ from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_o
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.layer_freezing import declared_frozen
-from lit_training.columns import batch_size_of
+from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import Calls, fed
 from lit_training.diagnosis.modules import in_train_mode
@@ -63,13 +63,14 @@ class HandedOut:
 
     def at_first_step(self, trainer: Trainer, probe: Probe, calls: Calls) -> Samples:
         """Return what is known at the first step."""
+        train = summary(probe.batch)
         return Samples(
             in_order=in_order(trainer.train_dataloader),
-            train=summary(probe.batch),
+            train=train,
             val=self._val,
             val_modes=self._val_modes or (),
             target=target_place(probe),
-            fed_train=fed(calls.seen),
+            fed_train=fed(calls.seen, list(zip(leaves_of(probe.batch), train, strict=True))),
             fed_val=self._fed_val,
         )
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_training.diagnosis.samples import Fed, summary
+from lit_training.diagnosis.samples import Fed, Part, summary
 from lit_training.running import undisturbed
 from lit_training.selection import clean_names
 
@@ -100,9 +100,9 @@ class Calls:
         self._hooks.callback(part.register_forward_hook(after, always_call=True).remove)
 
 
-def fed(calls: Sequence[Call]) -> Fed:
-    """Return the name of the first called network, and the scale of what it was given."""
-    return (calls[0].name, summary((calls[0].args, calls[0].kwargs))) if calls else ("", ())
+def fed(calls: Sequence[Call], known: Sequence[tuple[Any, Part | None]] = ()) -> Fed:
+    """Return the name of the first called network, and the scale of what it was given, part of which may be `known`."""
+    return (calls[0].name, summary((calls[0].args, calls[0].kwargs), known)) if calls else ("", ())
 
 
 def try_in_eval(calls: Sequence[Call]) -> list[InEval]:

@@ -29,13 +29,12 @@ class ParameterFacts:
     whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known),
     `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units
     (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and `high`
-    are its extremes;
-    `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss, else `None`;
-    `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for RMSprop
-    and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the rate
-    before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum` is the sum of its
-    gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's `weight_decay`, `decoupled` whether
-    that acts on the weight and not through the gradient.
+    are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss,
+    else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for
+    RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the
+    rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum` is, where
+    `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's
+    `weight_decay`, `decoupled` whether that acts on the weight and not through the gradient.
     """
 
     name: str
@@ -113,11 +112,12 @@ def parameter_facts(
         zip(
             to_host(norms(with_gradient)),
             equal_units([_by_unit(info, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
-            to_host(norms(with_gradient, order=1)),
             to_host(_along(p) for p in parameters if p.grad is not None),
             strict=True,
         )
     )
+    by_sign = {id(p): p.grad for p in parameters if p.grad is not None and id(p) in fixed}
+    sums = dict(zip(by_sign, to_host(norms(list(by_sign.values()), order=1)), strict=True))
     extremes = [_extremes(p) for p in parameters]
     lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
     units = equal_units([_by_unit(info, info.parameter) for info in infos])
@@ -127,7 +127,7 @@ def parameter_facts(
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         doubtful = not requires_grad or p.grad is None or info.name in judged
-        gradient, equal, gradient_sum, along = next(gradients) if p.grad is not None else (None, False, 0.0, 0.0)
+        gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
@@ -150,7 +150,7 @@ def parameter_facts(
             made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
             step_at_one=step_at_one,
             shrinks=isinstance(optimizer, torch.optim.Adagrad),
-            gradient_sum=gradient_sum,
+            gradient_sum=sums.get(id(p), 0.0),
             along=along,
             decay=float(group.get("weight_decay", 0.0)),
             decoupled=isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),

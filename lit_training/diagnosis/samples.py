@@ -76,14 +76,15 @@ class FirstBatches:
     """
 
     columns: list[dict[int, Tensor]] = field(default_factory=list)
-    finite: list[list[Tensor]] = field(default_factory=list)
+    extremes: list[list[Tensor]] = field(default_factory=list)
 
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if len(self.columns) < BATCHES:
             tensors = {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse}
             self.columns.append({i: x.flatten().clone() for i, x in tensors.items() if _one_each(x)})
-            self.finite.append([x.isfinite().all() for x in tensors.values() if x.is_floating_point()])
+            numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
+            self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
 
     def targets(self, place: int | None) -> Tensor | None:
         """Return the values at a place of all batches, in order, on the host."""
@@ -92,7 +93,7 @@ class FirstBatches:
 
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
-        return tuple(i for i, flags in enumerate(self.finite) if not all(flags))
+        return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
 
 
 def target_place(probe: Probe) -> int | None:
@@ -118,9 +119,9 @@ def target_place(probe: Probe) -> int | None:
 
 
 @torch.no_grad()
-def summary(batch: Any) -> tuple[Part | None, ...]:
-    """Return mean and spread of each floating-point tensor of a batch."""
-    return tuple(_part(leaf) for leaf in leaves_of(batch))
+def summary(batch: Any, known: Sequence[tuple[Any, Part | None]] = ()) -> tuple[Part | None, ...]:
+    """Return mean and spread of each floating-point tensor of a batch; of those that equal a known one, what is known."""
+    return tuple(next((part for x, part in known if _equal(x, leaf)), None) or _part(leaf) for leaf in leaves_of(batch))
 
 
 def in_order(loader: Any) -> bool | None:
@@ -129,6 +130,10 @@ def in_order(loader: Any) -> bool | None:
     sequential = isinstance(sampler, torch.utils.data.SequentialSampler)
     known = isinstance(sampler, (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler))
     return sequential if known else None
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _one_each(x: Tensor) -> bool:
@@ -155,7 +160,9 @@ def _core(values: Tensor) -> Tensor:
 
 def _blank(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the share of rows that are one number everywhere, and the share of elements that differ from it in the others."""
-    blank = (rows.amax(1) == rows.amin(1)) & torch.tensor(rows.shape[1] > 1, device=rows.device)
+    blank = rows.amax(1) == rows.amin(1)
+    if rows.shape[1] == 1 or not blank.any():
+        return rows.new_zeros(()), rows.new_zeros(())
     number = rows[blank.long().argmax(), 0]
     differs = (rows != number).float().mean(1)
     return blank.float().mean(), (differs * ~blank).sum() / (~blank).sum().clamp(min=1)
