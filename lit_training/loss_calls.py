@@ -25,7 +25,8 @@ class LossCall:
     output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square, mean size and mean
     Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
     the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
-    commonest class among the pixels of a picture's labels, `None` for other targets.
+    commonest class among the pixels of a picture's labels, `None` for other targets; `seen` whether a language model gets at each
+    place the token that it is to predict there (`shift.sees_its_target`).
     """
 
     op: str
@@ -40,6 +41,7 @@ class LossCall:
     spread: tuple[float, float, float] | None = None
     off_simplex: float | None = None
     background: float | None = None
+    seen: bool = False
 
     @property
     def constant(self) -> float | None:

@@ -6,7 +6,7 @@ makes of it, and the gradient with respect to its output.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, loss_call, rebuilds
+from lit_training.shift import equal_tokens, sees_its_target
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
 
@@ -85,7 +86,8 @@ class Probe:
     attentions: list[Attention] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self._recurrent = {name for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
+        recurrent = {name: part for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
+        self._recurrent, self._one_way = set(recurrent), frozenset(n for n, part in recurrent.items() if not part.bidirectional)
         self.tracer = Tracer(
             self.module,
             on_output=self._on_output,
@@ -98,6 +100,7 @@ class Probe:
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
         self._finite: list[tuple[Node, Tensor]] = []
+        self._tokens: list[tuple[int, Tensor]] = []
         self._stats: dict[tuple[int, int], TensorStats] = {}
 
     @property
@@ -136,6 +139,8 @@ class Probe:
             self._add_layer(node, tensor, operands)
         elif node.op == "mul" and len(operands) == 2:
             self._add_labels(node, operands)
+        if node.op == "embedding":
+            self._tokens.append((node.index, operands[1]))
         if node.op == "softmax" or node.op.startswith("_scaled_dot_product_"):
             seen = attention(self.graph, node, tensor, operands)
             self.attentions += [] if seen is None else [seen]
@@ -177,7 +182,10 @@ class Probe:
     def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         if self.losses and self.losses[-1].prediction == node.parents[0]:
             return  # a second output of the same operation
-        self.losses.append(loss_call(node, tensor, operands[0].detach(), operands[1].detach()))
+        prediction, target = operands[0].detach(), operands[1].detach()
+        shown = [embedding for embedding, tokens in self._tokens if equal_tokens(tokens, target)]
+        seen = any(sees_its_target(self.graph, embedding, node.parents[0], self._one_way) for embedding in shown)
+        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen))
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, faulty
@@ -225,3 +226,19 @@ def f_ninety_percent_one_class(case: Case) -> None:
     x, y = case.data[0].tensors  # type: ignore[attr-defined]
     keep = (y == 0) | (torch.rand(len(y)) < 1 / 30)
     case.data = (type(case.data[0])(x[keep], y[keep]), case.data[1])  # type: ignore[call-arg]
+
+
+# ------------------------------------------------------------------------------------------ the next token
+def _its_own(data_set: TensorDataset) -> TensorDataset:
+    x, _ = data_set.tensors
+    return TensorDataset(x, x.clone())
+
+
+@faulty("labels_broken", twin="h_language_model", source="forum: labels are the inputs, the shift by one forgotten", margin=0.2)
+def f_next_token_forgotten(case: Case) -> None:
+    case.data = _its_own(case.data[0]), case.data[1]  # type: ignore[arg-type]
+
+
+@faulty("labels_broken", twin="h_tied_embedding", source="a GRU that is shown the token it is to predict", margin=0.2)
+def f_tied_not_shifted(case: Case) -> None:
+    case.data = _its_own(case.data[0]), case.data[1]  # type: ignore[arg-type]

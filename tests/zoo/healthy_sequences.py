@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, healthy
@@ -241,3 +242,25 @@ def h_gru_dropout(seed: int) -> Case:
     model = Recurrent(nn.GRU, features=2, hidden=48, outputs=1)
     model.head = nn.Sequential(nn.Dropout(0.7), nn.Linear(48, 1))
     return Case(seed=seed, model=model, data=data.marked_sum(seed), optimizer=adam(1e-2), max_steps=300, **MSE)
+
+
+class SequenceAutoencoder(nn.Module):
+    """Srivastava et al. 2015: one GRU reads the tokens into its state, another writes them down, given those before."""
+
+    def __init__(self, vocabulary: int = 8, width: int = 48) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(vocabulary, width)
+        self.reader, self.writer = nn.GRU(width, width, batch_first=True), nn.GRU(width, width, batch_first=True)
+        self.head = nn.Linear(width, vocabulary)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x)
+        before = F.pad(tokens[:, :-1], (0, 0, 1, 0))
+        return self.head(self.writer(before, self.reader(tokens)[1])[0]).transpose(1, 2)
+
+
+@healthy("labels_broken", source="an autoencoder of sequences: its targets are its inputs, through one vector")
+def h_token_autoencoder(seed: int) -> Case:
+    train, val = data.mirrored(seed)
+    split = tuple(TensorDataset(part.tensors[0], part.tensors[0]) for part in (train, val))
+    return Case(seed=seed, model=SequenceAutoencoder(), data=split, optimizer=adam(5e-3), max_steps=300, **CE)  # type: ignore[arg-type]

@@ -44,10 +44,11 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova
     et al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before
-    scaling, masks of 0 and 255, labels -1 and 1.
+    scaling, masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one.
 
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets
-    of BCE.
+    of BCE; whether the targets are the tokens that an embedding looked up, on a way with a place for each token through a recurrent
+    layer of one direction or a causal mask.
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or in
     validation only, though weights moved as they do and nothing else is wrong.
@@ -55,10 +56,16 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1.
 
-    Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels.
+    Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, an autoencoder
+    of sequences, which goes through one vector.
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
+    if any(call.seen for call in evidence.losses):
+        message = "The network gets at each place the very token that it is to predict there, so it learns to copy."
+        advice = "Shift the targets by one: logits[:, :-1] against tokens[:, 1:]."
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice)
+        return
     for call in evidence.losses:
         low, high = call.target_range
         if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6):

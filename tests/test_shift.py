@@ -1,0 +1,101 @@
+"""A language model whose targets are not shifted sees what it is to predict; an autoencoder of sequences does not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lit_training import audit
+from lit_training.shift import equal_tokens
+
+VOCABULARY, WIDTH = 16, 8
+
+
+def causal(time: int) -> Tensor:
+    return torch.full((time, time), -torch.inf).triu(1)
+
+
+def own_attention(z: Tensor) -> Tensor:
+    scores = (z @ z.transpose(1, 2)).masked_fill(causal(z.shape[1]) < 0, -torch.inf)
+    return z + scores.softmax(-1) @ z
+
+
+class Sequential(nn.Module):
+    def __init__(self, body) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.body = body if isinstance(body, nn.Module) else None
+        self.run = body
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.run(self.embed(x)))
+
+
+class Rnn(nn.Module):
+    def __init__(self, **options) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(WIDTH, WIDTH // (2 if options.get("bidirectional") else 1), batch_first=True, **options)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.rnn(z)[0]
+
+
+class Encoder(nn.Module):
+    def __init__(self, masked: bool) -> None:
+        super().__init__()
+        self.layer, self.masked = nn.TransformerEncoderLayer(WIDTH, 2, 16, batch_first=True), masked
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layer(z, causal(z.shape[1]) if self.masked else None)
+
+
+class Autoencoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader, self.writer = nn.GRU(WIDTH, WIDTH, batch_first=True), nn.GRU(WIDTH, WIDTH, batch_first=True)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.writer(F.pad(z[:, :-1], (0, 0, 1, 0)), self.reader(z)[1])[0]
+
+
+def alarms(body, shifted: bool, ignored: Tensor | None = None) -> list[str]:
+    torch.manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (8, 12))
+    targets = tokens if ignored is None else tokens.masked_fill(ignored, -100)
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        logits, y = (logits[:, :-1], y[:, 1:]) if shifted else (logits, y)
+        return F.cross_entropy(logits.flatten(0, 1), y.flatten())
+
+    return [finding.rule for finding in audit(Sequential(body), (tokens, targets), loss).alarms]
+
+
+BODIES = {
+    "lstm": Rnn,
+    "encoder with a causal mask": lambda: Encoder(masked=True),
+    "torch's attention": lambda: lambda z: z + F.scaled_dot_product_attention(z, z, z, is_causal=True),
+    "attention by hand": lambda: own_attention,
+}
+
+
+@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("shifted", [False, True])
+def test_targets_that_are_not_shifted_are_named(kind: str, shifted: bool) -> None:
+    torch.manual_seed(1)
+    assert alarms(BODIES[kind](), shifted) == ([] if shifted else ["labels_broken"])
+
+
+def test_places_that_are_ignored_do_not_hide_it() -> None:
+    torch.manual_seed(1)
+    assert alarms(Rnn(), False, ignored=torch.arange(12).expand(8, 12) > 8) == ["labels_broken"]
+
+
+@pytest.mark.parametrize("body", [Autoencoder, lambda: Rnn(bidirectional=True), lambda: Encoder(masked=False)])
+def test_what_may_rebuild_its_input_is_silent(body) -> None:
+    torch.manual_seed(1)
+    assert alarms(body(), False) == []
+
+
+def test_tokens_that_are_all_one_or_few_tell_nothing() -> None:
+    assert not equal_tokens(torch.zeros(4, 8, dtype=torch.long), torch.zeros(32, dtype=torch.long))
+    assert not equal_tokens(torch.arange(8).view(2, 4), torch.arange(8))
