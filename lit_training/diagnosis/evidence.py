@@ -24,6 +24,7 @@ from lit_training.tensor_stats import TensorStats
 __all__ = ["Evidence", "ParameterFacts", "collect"]
 
 _SAME = 1e-3  # relative
+_GROWN = 10
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Evidence:
         broken: in words, the first operation that made the loss not finite, `""` if none is known.
         collecting_norms: momentum of each batch-norm layer that collects its first statistics.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
-        forget_gates: mean bias of the forget gates of each LSTM.
+        forget_gates: mean bias of the gates that keep the memory of each LSTM and GRU.
         dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
         bare: whether that is what the only one of `losses` gave, for targets that no network made, without weights, penalties or
@@ -143,6 +144,7 @@ def collect(
                 *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),
                 *(name for name, _ in probe.module.named_parameters() if "weight_hh" in name),
                 *(weight for weights, _ in one_hot for weight in weights),
+                *_growing(layers),
             },
         ),
         one_hot=one_hot,
@@ -167,6 +169,13 @@ def collect(
         batch_size=probe.batch_size,
         step=step,
     )
+
+
+def _growing(layers: Sequence[Layer]) -> list[str]:
+    """Return the weights of all layers if values grow on their way, which trained weights may do and drawn ones should not."""
+    first = next((layer.output.rms for layer in layers if layer.op != "embedding" and layer.output.rms > 0), 0.0)
+    grow = first > 0 and any(layer.source is not None and layer.source.rms > _GROWN * first for layer in layers)
+    return [layer.weight for layer in layers] if grow else []
 
 
 def _is_bare(graph: Graph, losses: Sequence[LossCall], value: float | None) -> bool:

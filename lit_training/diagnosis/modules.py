@@ -39,10 +39,10 @@ def idle_norms(module: nn.Module) -> tuple[str, ...]:
 
 @torch.no_grad()
 def forget_gates(module: nn.Module) -> dict[str, float]:
-    """Return the mean bias of the forget gates of each LSTM, the lowest of its layers."""
+    """Return the mean bias of the gates that keep the memory of each LSTM (forget) and GRU (update), the lowest of its layers."""
     gates = {}
     for name, part in clean_names(module):
-        if isinstance(part, nn.LSTM) and part.bias:
+        if isinstance(part, (nn.LSTM, nn.GRU)) and part.bias:
             size = part.hidden_size
             biases = dict(part.named_parameters(recurse=False))
             pairs = [(b, biases.get(leaf.replace("bias_ih", "bias_hh"))) for leaf, b in biases.items() if "bias_ih" in leaf]

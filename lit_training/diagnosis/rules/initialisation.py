@@ -19,6 +19,7 @@ VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
 STEEP_RECTIFIED = 6.5
 GROWN = 10.0
+JUDGED = 48
 WRONG = 5.0
 SIGMOID = 4.0
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
@@ -101,11 +102,12 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
     ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other
     labels; growth of a residual stream that a normalisation takes back, or by a factor that no layer has (a scale for
-    logits); large outputs of a regression.
+    logits); growth along trained weights; frozen layers that are trained, or declared; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
+    layers = [(layer, excess) for layer, excess in layers if not _is_kept(evidence, layer)]
     steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not is_normalised(evidence, layer)]
     if steep:
         layer, excess = steep[0]
@@ -114,8 +116,9 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", layer, message, {"excess": excess, "layers": len(steep)})
         return
     grown = _growth(evidence)
-    culprit = next((layer for layer, excess in layers if excess > 4 / 3), None)
-    if grown is not None and culprit is not None:
+    culprits = [layer for layer, excess in layers if excess > 4 / 3]
+    if grown is not None and culprits and not any(_is_trained(evidence, layer) for layer in culprits):
+        culprit = culprits[0]
         end, growth = grown
         message = (
             f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(culprit)}."
@@ -222,6 +225,18 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
         if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
             grown.append((layer, growth))
     return max(grown, key=lambda pair: pair[1], default=None)
+
+
+def _is_kept(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer is frozen as it was trained, or declared to be."""
+    facts = evidence.parameters.get(layer.weight)
+    return facts is not None and not facts.requires_grad and (facts.expected_frozen or not facts.fresh)
+
+
+def _is_trained(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether the weight of a layer is large enough to be judged, and not as it was drawn."""
+    facts = evidence.parameters.get(layer.weight)
+    return facts is not None and math.prod(facts.shape) >= JUDGED and not facts.fresh
 
 
 def _gain(layer: Layer) -> float | None:

@@ -18,7 +18,7 @@ SATURATED = 0.5
 STUCK = 0.2
 LEAST_UNITS = 8
 LEAST_ROWS = 4
-CLOSED = -3.0
+CLOSED = -1.5
 ALONE = 3.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
@@ -53,13 +53,14 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
     mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); under any loss a bias
     above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples;
-    LSTMs: the forget gates' biases average below -3, so that sigmoid(-3) = 5 % of the memory survives a step (Jozefowicz,
-    Zaremba and Sutskever 2015 want them at +1).
+    LSTMs and GRUs: the biases of the gates that keep the memory average below -1.5, so that sigmoid(-1.5) = 18 % of it survives
+    a step, and .03 % five (Jozefowicz, Zaremba and Sutskever 2015 want an LSTM's at +1).
 
     Threshold: three standard deviations leave one sample of a thousand on the other side of zero.
 
     Not an alarm: a head at the logarithm of the class frequencies or the mean of the targets (Lin et al. 2017, Karpathy), which
-    makes the first loss smaller, not larger; gates at -1 or -2 (Srivastava et al. 2015); small positive biases under ReLU.
+    makes the first loss smaller, not larger; a highway's gates at -1 or -2 (Srivastava et al. 2015); small positive biases under
+    ReLU.
 
     What to do: start biases at 0, a head's at the log of the class frequencies, an LSTM's forget gate at 1.
     """
@@ -107,8 +108,9 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     for name, gate in evidence.forget_gates.items():
         if gate < CLOSED:
             kept = 1 / (1 + math.exp(-gate))
-            message = f"The forget gates of {name} start closed (bias {gate:.2g}): {kept:.1%} of the memory survives a step."
-            yield _finding(evidence, name, message, "Set bias_ih + bias_hh of the forget gate, rows H to 2H, to 1.", gate)
+            message = f"The gates that keep the memory of {name} start closed (bias {gate:.2g}): {kept:.1%} survives a step."
+            advice = "Set bias_ih + bias_hh of an LSTM's forget gate (a GRU's update gate), rows H to 2H, to 1."
+            yield _finding(evidence, name, message, advice, gate)
             return
 
 

@@ -3,11 +3,15 @@
 import math
 from collections.abc import Callable
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, notes, numbers, vectors
 
 
@@ -223,10 +227,10 @@ def test_a_prior_in_the_bias_is_silent() -> None:
 
 
 class Recurrent(nn.Module):
-    def __init__(self, forget: float) -> None:
+    def __init__(self, forget: float, kind: type[nn.RNNBase] = nn.LSTM) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.rnn, self.head = nn.LSTM(4, 32, batch_first=True), nn.Linear(32, 4)
+        self.rnn, self.head = kind(4, 32, batch_first=True), nn.Linear(32, 4)
         for bias in (self.rnn.bias_ih_l0, self.rnn.bias_hh_l0):
             bias.data[32:64] = forget / 2
 
@@ -234,9 +238,40 @@ class Recurrent(nn.Module):
         return self.head(self.rnn(x.unflatten(1, (4, 4)))[0][:, -1])
 
 
-@pytest.mark.parametrize(("forget", "said"), [(-12.0, ["bad_bias_init"]), (1.0, []), (-1.0, [])])
-def test_closed_forget_gates_are_found(forget: float, said: list[str]) -> None:
-    assert alarms(Recurrent(forget)) == said
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize(("forget", "said"), [(-12.0, ["bad_bias_init"]), (-1.9, ["bad_bias_init"]), (1.0, []), (-1.0, [])])
+def test_closed_gates_of_the_memory_are_found(forget: float, said: list[str], kind: type[nn.RNNBase]) -> None:
+    assert alarms(Recurrent(forget, kind)) == said
+
+
+def grown(trained: bool) -> nn.Sequential:
+    """Layers that make values some 3 times larger each, as drawn, or with a direction in them that training leaves."""
+    model = mlp(16, 64, 64, 64, 4)
+    with torch.no_grad():
+        for layer in model[:-1:2]:
+            nn.init.normal_(layer.weight, std=3 * (2 / layer.weight.shape[1]) ** 0.5)
+            if trained:
+                u, s, v = torch.linalg.svd(layer.weight, full_matrices=False)
+                layer.weight.copy_(u @ torch.diag(torch.cat([2 * s[:4], 0.6 * s[4:]])) @ v)
+    return model
+
+
+def test_values_that_grow_along_drawn_weights_are_found_and_along_trained_ones_not() -> None:
+    assert "init_exploding" in alarms(grown(trained=False))
+    assert "init_exploding" not in alarms(grown(trained=True))
+
+
+def test_frozen_layers_are_not_accused_of_how_they_were_drawn_if_declared() -> None:
+    model = grown(trained=False)
+    for layer in model[:-1]:
+        layer.requires_grad_(False)
+    x, y = vectors()
+    frozen = ["model.0", "model.2", "model.4"]
+    watch = Diagnostics(verbose=False, expect_frozen=frozen, select=["init_*"])
+    module = LitModule(model, loss="cross_entropy", lr=1e-3, metrics=[])
+    trainer = pl.Trainer(max_steps=1, barebones=True, accelerator="cpu", callbacks=[watch])
+    trainer.fit(module, DataLoader(TensorDataset(x, y), 32))
+    assert watch.findings == []
 
 
 # ------------------------------------------------------------------------------------------ dead, saturated
