@@ -1,5 +1,6 @@
 """What the losses of a step compared: torch's own, and differences from the targets that a step writes out by hand."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "loss_call", "rebuilds"]
+__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "labelled_blank", "loss_call", "rebuilds"]
 
 _SUM = 2.0
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
@@ -26,7 +27,7 @@ class LossCall:
     Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
     the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
     commonest class among the pixels of a picture's labels, `None` for other targets; `seen` whether a language model gets at each
-    place the token that it is to predict there (`shift.sees_its_target`).
+    place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is a label.
     """
 
     op: str
@@ -42,6 +43,7 @@ class LossCall:
     off_simplex: float | None = None
     background: float | None = None
     seen: bool = False
+    blank: int | None = None
 
     @property
     def constant(self) -> float | None:
@@ -65,6 +67,25 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         _off_simplex(target),
         _background(node.op, target),
     )
+
+
+def labelled_blank(node: Node, operands: Sequence[Tensor]) -> int | None:
+    """Return the number of CTC's blank if it is among the labels, which may be any other number, `None` if not.
+
+    Args:
+        node: of the loss. Lengths that are no tensors are among its scalars.
+        operands: log-probabilities `[time, batch, classes]` or `[time, classes]`, labels `[batch, labels]` or in a row, lengths.
+    """
+    probabilities, labels, *lengths = operands
+    batch = probabilities.shape[1] if probabilities.ndim == 3 else 1
+    known = lengths[1].flatten().tolist() if lengths else list(node.scalars[batch : 2 * batch])
+    blank = int(next(iter(node.scalars if lengths else node.scalars[2 * batch :]), 0))
+    if labels.ndim == 1:
+        counted = labels[: int(sum(known))]
+    else:
+        places = torch.arange(labels.shape[1], device=labels.device)
+        counted = labels[places < torch.tensor(known, device=labels.device)[:, None]]
+    return blank if bool((counted == blank).any()) else None
 
 
 def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> LossCall | None:

@@ -17,7 +17,7 @@ from lit_training.comparisons import Comparisons
 from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
-from lit_training.loss_calls import LossCall, loss_call, rebuilds
+from lit_training.loss_calls import LossCall, labelled_blank, loss_call, rebuilds
 from lit_training.shift import equal_tokens, sees_its_target
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
@@ -185,7 +185,8 @@ class Probe:
         prediction, target = operands[0].detach(), operands[1].detach()
         shown = [embedding for embedding, tokens in self._tokens if equal_tokens(tokens, target)]
         seen = any(sees_its_target(self.graph, embedding, node.parents[0], self._one_way) for embedding in shown)
-        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen))
+        blank = labelled_blank(node, operands) if "ctc" in node.op else None
+        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen, blank=blank))
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""

@@ -81,3 +81,26 @@ def test_an_empty_target_is_described() -> None:
     with Probe(net, 4, (x, y)) as probe:
         F.mse_loss(net(x)[:0], y[:0], reduction="sum").backward()
     assert collect(probe).losses[0].target_range == (0.0, 0.0)
+
+
+BLANKS = [
+    ((1, 2), {}, None),
+    ((0, 2), {}, 0),
+    ((4, 2), {"blank": 4}, 4),
+    ((0, 2), {"blank": 4}, None),
+    ((0, 2), {"zero_infinity": True}, 0),
+]
+
+
+@pytest.mark.parametrize("tensors", [True, False])
+@pytest.mark.parametrize("in_a_row", [True, False])
+@pytest.mark.parametrize(("labels", "options", "blank"), BLANKS)
+def test_a_label_that_is_the_blank_of_ctc_is_seen(labels, options, blank, tensors: bool, in_a_row: bool) -> None:
+    """Of the second sample one label counts, what pads it is the blank."""
+    net, x = nn.Linear(3, 5), torch.randn(6, 2, 3)
+    rows = torch.tensor([labels, (3, options.get("blank", 0))])
+    targets = rows.flatten()[:3] if in_a_row else rows
+    lengths = [[6, 6], [2, 1]]
+    with Probe(net, 2, (x, targets)) as probe:
+        F.ctc_loss(net(x).log_softmax(2), targets, *(map(torch.tensor, lengths) if tensors else lengths), **options).backward()
+    assert [call.blank for call in collect(probe).losses] == [blank]

@@ -194,6 +194,17 @@ def f_closed_forget_gates(case: Case) -> None:
         nn.init.constant_(bias.detach()[hidden : 2 * hidden], -6.0)  # type: ignore[index, operator]
 
 
+@faulty(
+    "bad_bias_init", twin="h_lstm_long", source="a chrono initialisation with the sign of the gates turned round", margin=0.05
+)
+def f_chrono_upside_down(case: Case) -> None:
+    rnn, hidden = case.model.rnn, case.model.rnn.hidden_size  # type: ignore[union-attr]
+    gates = torch.empty(hidden).uniform_(1, 15).log()  # type: ignore[call-overload]
+    with torch.no_grad():
+        rnn.bias_hh_l0.zero_(), rnn.bias_ih_l0.zero_()  # type: ignore[union-attr, operator]
+        rnn.bias_ih_l0[:hidden], rnn.bias_ih_l0[hidden : 2 * hidden] = gates, -gates  # type: ignore[index, operator, misc]
+
+
 @faulty("saturation", twin="h_lstm", source="an LSTM's weights twenty times too large: its gates are stuck")
 def f_lstm_stuck(case: Case) -> None:
     scale_recurrent(case.model, 20.0)

@@ -38,6 +38,11 @@ def f_ctc_of_probabilities(case: Case) -> None:
     case.loss = lambda output, target: plain(output.exp(), target)
 
 
+@faulty("labels_broken", twin="h_ctc", source="CTC with letters numbered from 0, which is the blank")
+def f_ctc_from_zero(case: Case) -> None:
+    case.data = replace(case.data, 1, lambda y: y - 1)  # type: ignore[arg-type]
+
+
 class Bounded(nn.Module):
     """Keeps mean and log variance within -1 and 1."""
 

@@ -44,7 +44,8 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova
     et al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before
-    scaling, masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one.
+    scaling, masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one; a
+    label that has the number of CTC's blank.
 
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets
     of BCE; whether the targets are the tokens that an embedding looked up, on a way with a place for each token through a recurrent
@@ -65,6 +66,12 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         message = "The network gets at each place the very token that it is to predict there, so it learns to copy."
         advice = "Shift the targets by one: logits[:, :-1] against tokens[:, 1:]."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice)
+        return
+    blank = next((call.blank for call in evidence.losses if call.blank is not None), None)
+    if blank is not None:
+        message = f"A label is {blank}, which CTC takes for its blank: it can never be told apart from nothing."
+        advice = "Number the labels from 1 and give the network one output more, or give blank= a number of its own."
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"blank": blank})
         return
     for call in evidence.losses:
         low, high = call.target_range
