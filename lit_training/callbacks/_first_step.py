@@ -16,7 +16,7 @@ from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import Calls, fed
-from lit_training.diagnosis.modules import in_train_mode
+from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.samples import Fed, FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.probe import Probe
 
@@ -94,10 +94,12 @@ class FirstStep:
         self._probe: Probe | None = None
         self._calls: Calls | None = None
         self._attached = ExitStack()
+        self._tracked: dict[str, int] = {}
         self._attach(module, batch)
 
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:
+        self._tracked = tracked(module)
         self._attached.enter_context(eager())
         self._calls = self._attached.enter_context(Calls(module))
         self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
@@ -146,4 +148,5 @@ class FirstStep:
             samples=handed_out.at_first_step(trainer, self._probe, self._calls),
             optimizers=trainer.optimizers,
             plan=plan_of(trainer),
+            tracked_before=self._tracked,
         )

@@ -11,7 +11,7 @@ from lit_training.comparisons import Direction
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
-from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_gates, idle_norms
+from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_gates, idle_norms, tracked
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.samples import Samples
@@ -51,6 +51,7 @@ class Evidence:
         in_eval: what the called networks do in eval mode.
         broken: in words, the first operation that made the loss not finite, `""` if none is known.
         collecting_norms: momentum of each batch-norm layer that collects its first statistics.
+        took_in: batch-norm layers that took the first batch into their running statistics.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the gates that keep the memory of each LSTM and GRU.
         dropouts: probability of each dropout layer in train mode.
@@ -80,6 +81,7 @@ class Evidence:
     broken: str = ""
     collecting_norms: Mapping[str, float] = field(default_factory=dict)
     in_eval: tuple[InEval, ...] = ()
+    took_in: tuple[str, ...] = ()
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
     dropouts: Mapping[str, float] = field(default_factory=dict)
@@ -105,6 +107,7 @@ def collect(
     calls: Sequence[Call] = (),
     samples: Samples | None = None,
     plan: Plan | None = None,
+    tracked_before: Mapping[str, int] | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -120,6 +123,7 @@ def collect(
         calls: of networks, to be tried in eval mode, unless the graph shows that they treat each sample for itself.
         samples: what the loaders handed out.
         plan: what the training is set to do.
+        tracked_before: batches that batch-norm layers had taken in before the forward (`modules.tracked`).
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -155,6 +159,9 @@ def collect(
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
         in_eval=() if samples_apart(probe.graph, probe.batch_size) else tuple(try_in_eval(calls)),
+        took_in=tuple(
+            n for n, count in tracked(probe.module).items() if tracked_before and count > tracked_before.get(n, count)
+        ),
         idle_norms=idle_norms(probe.module),
         forget_gates=forget_gates(probe.module),
         samples=samples or Samples(),

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_training.diagnosis.modules import tracked
 from lit_training.diagnosis.parameters import norms, to_host, whole
 from lit_training.fingerprints import fingerprint_all
-from lit_training.selection import classify
+from lit_training.selection import classify, clean_names
 
 __all__ = ["FirstSteps", "Later"]
 
@@ -22,8 +23,9 @@ class Later:
     """The first few steps, up to the gradients of the last one.
 
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
-    start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps whose
-    gradients were added to those of the step before, `zeroed` those whose were not; `rate` is the largest learning rate so far;
+    start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps of an
+    optimiser whose gradients were added to those of the step before, where they were never set back (the most of all optimisers);
+    `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate so far;
     `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left after the
     first step, so that clipping by the user's own code shows, `None` where that is not known.
     """
@@ -33,7 +35,7 @@ class Later:
     moved: Mapping[str, bool]
     gradients: Mapping[str, float | None]
     carried: int = 0
-    zeroed: int = 0
+    resting: tuple[str, ...] = ()
     rate: float = 0.0
     losses: tuple[float, ...] = ()
     kept: float | None = None
@@ -65,9 +67,10 @@ class FirstSteps:
         }
         self._start = self._hashes()
         self._gradients: dict[str, float | None] = dict.fromkeys(self._parameters)
+        self._module, self._tracked = module, tracked(module)
         self._pending: dict[int, bool | None] = {}
         self._counts: dict[int, int] = {}
-        self._carried = self._zeroed = 0
+        self._set_back: dict[int, list[bool]] = {}
         self._rate = 0.0
         self._losses: list[Tensor] = []
         self._kept: float | None = None
@@ -89,8 +92,7 @@ class FirstSteps:
         """Note the gradients that an optimiser is about to use."""
         zeroed = self._pending.get(id(optimizer))
         if zeroed is not None:
-            self._zeroed += zeroed
-            self._carried += not zeroed
+            self._set_back.setdefault(id(optimizer), []).append(zeroed)
         self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
         self._rate = max([self._rate, *(float(group.get("lr", 1.0)) for group in optimizer.param_groups)])
         self.note_gradients()
@@ -113,8 +115,13 @@ class FirstSteps:
         """Compare the weights with those at the start."""
         moved = {name: now != self._start[name] for name, now in self._hashes().items()}
         steps = max(self.steps - 1, 0)
+        carried = max((len(set_back) for set_back in self._set_back.values() if not any(set_back)), default=0)
+        modes = dict(clean_names(self._module))
+        resting = tuple(
+            n for n, count in tracked(self._module).items() if count == self._tracked.get(n) and not modes[n].training
+        )
         losses = tuple(to_host(self._losses))
-        return Later(steps, batches, moved, self._gradients, self._carried, self._zeroed, self._rate, losses, self._kept)
+        return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]

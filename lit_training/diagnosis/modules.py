@@ -5,7 +5,7 @@ from torch import nn
 
 from lit_training.selection import clean_names
 
-__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms", "in_train_mode"]
+__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms", "in_train_mode", "tracked"]
 
 FEW = 100  # forwards, so that accumulation or several calls in the first step do not count
 
@@ -21,6 +21,25 @@ def collecting_norms(module: nn.Module) -> dict[str, float]:
         and part.num_batches_tracked is not None
         and int(part.num_batches_tracked) < FEW
     }
+
+
+def tracked(module: nn.Module) -> dict[str, int]:
+    """Return how many batches each batch-norm layer with running statistics has taken in.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> _ = norm(torch.randn(4, 2))
+    >>> tracked(nn.Sequential(norm, nn.BatchNorm1d(2, track_running_stats=False)))
+    {'0': 1}
+    """
+    counts = {
+        name: part.num_batches_tracked
+        for name, part in clean_names(module)
+        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.num_batches_tracked is not None
+    }
+    if not counts:
+        return {}
+    device = next(iter(counts.values())).device
+    return dict(zip(counts, torch.stack([count.to(device) for count in counts.values()]).tolist(), strict=True))
 
 
 def idle_norms(module: nn.Module) -> tuple[str, ...]:

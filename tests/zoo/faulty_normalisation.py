@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_steps import Looking
 from tests.zoo.nets import mlp, plain_deep, weighted
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -162,6 +163,23 @@ class KeepsTraining(nn.Module):
 )
 def f_train_ignores_mode(case: Case) -> None:
     case.model = KeepsTraining(case.model)
+
+
+# ------------------------------------------------------------------------------------------ modes
+class StaysInEval(Looking):
+    """Forgets to go back to training after the look."""
+
+    def look(self, x: Tensor) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            self.seen = self.model(x)
+
+
+@faulty(
+    "bn_eval_in_train", twin="h_look_in_eval", source="eval() for a look at predictions in training_step, train() forgotten"
+)
+def f_eval_after_a_look(case: Case) -> None:
+    case.module = StaysInEval
 
 
 # ------------------------------------------------------------------------------------------ too much

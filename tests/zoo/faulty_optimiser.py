@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, ExponentialLR, LambdaLR,
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_loops import Manual
+from tests.zoo.healthy_steps import BodyAndHead
 from tests.zoo.nets import adam, adamw, convnet, mlp, sgd
 
 
@@ -247,6 +248,18 @@ class ZeroedPerEpoch(Supervised):
 @faulty("gradients_not_zeroed", twin="h_autoencoder_sgd", source="zero_grad once per epoch")
 def f_zeroed_per_epoch(case: Case) -> None:
     case.module = ZeroedPerEpoch
+
+
+class HeadNotSetBack(BodyAndHead):
+    """Sets back the gradients of the first optimiser only."""
+
+    def set_back(self, body: Any, head: Any) -> None:
+        body.zero_grad()
+
+
+@faulty("gradients_not_zeroed", twin="h_body_and_head", source="two optimisers, zero_grad of the first only", margin=0.05)
+def f_head_never_zeroed(case: Case) -> None:
+    case.module = HeadNotSetBack
 
 
 # ------------------------------------------------------------------------------------------ too little data

@@ -8,8 +8,9 @@ from torch import nn
 from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, LambdaLR, OneCycleLR, PolynomialLR
 
 from tests.zoo import more_data as data
-from tests.zoo.case import Case, healthy
-from tests.zoo.nets import CE, MSE, Lambda, adam, mlp, sgd
+from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.data import gratings
+from tests.zoo.nets import CE, MSE, Lambda, adam, mlp, plain_deep, sgd, weighted
 
 
 def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.optim.Optimizer], dict[str, Any]]:
@@ -134,4 +135,59 @@ def h_shares_of_a_row(seed: int) -> Case:
         optimizer=adam(5e-3),
         max_steps=300,
         **CE,
+    )
+
+
+# ------------------------------------------------------------------------------------------ modes and several optimisers
+class Looking(Supervised):
+    """Looks at a few predictions in eval mode in the first step of each epoch, and goes back to training."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(batch, batch_idx)
+        if batch_idx == 0:
+            self.look(batch[0][:4])
+        return loss
+
+    def look(self, x: torch.Tensor) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            self.seen = self.model(x)
+        self.model.train()
+
+
+@healthy("bn_eval_in_train", source="a look at predictions in eval mode inside the training step, and back")
+def h_look_in_eval(seed: int) -> Case:
+    model = plain_deep(10, norm=nn.BatchNorm2d)
+    return Case(seed=seed, model=model, data=gratings(seed), optimizer=sgd(0.05), max_steps=140, module=Looking, **CE)
+
+
+class BodyAndHead(Supervised):
+    """Manual optimisation with an optimiser for the body and one for the head."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__(case)
+        self.automatic_optimization = False
+
+    def set_back(self, body: Any, head: Any) -> None:
+        body.zero_grad()
+        head.zero_grad()
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        body, head = self.optimizers()
+        self.set_back(body, head)
+        self.manual_backward(super().training_step(batch, batch_idx))
+        body.step()
+        head.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        *body, head = weighted(self.model)
+        return [self.make_optimizer(nn.ModuleList(body)), self.make_optimizer(head)]
+
+
+@healthy(
+    "gradients_not_zeroed", "not_in_optimizer", source="manual optimisation, one optimiser for the body and one for the head"
+)
+def h_body_and_head(seed: int) -> Case:
+    return Case(
+        seed=seed, model=mlp([5, 48, 48, 3]), data=data.arcs(seed), optimizer=sgd(0.07), max_steps=300, module=BodyAndHead, **CE
     )

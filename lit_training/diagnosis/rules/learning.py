@@ -176,7 +176,7 @@ def gradients_not_zeroed(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: after an optimiser's step, its gradients are looked at before every backward pass until its next step.
     If they were there each time, they were carried over.
 
-    Threshold: carried over at 2 consecutive steps, and set back at none.
+    Threshold: carried over at 2 consecutive steps of an optimiser, and set back at none of its steps.
 
     Not an alarm: accumulation over batches (no step lies in between); gradients that another network's backward pass leaves
     behind in a GAN, as long as they are cleared before their owner's turn.
@@ -184,7 +184,7 @@ def gradients_not_zeroed(evidence: Evidence) -> Iterator[Finding]:
     What to do: `optimizer.zero_grad()` before each `backward()`.
     """
     later = evidence.later
-    if later is not None and later.carried >= CARRIED and later.zeroed == 0:
+    if later is not None and later.carried >= CARRIED:
         message = (
             f"Gradients were carried over at {later.carried} steps of {later.carried}: each step adds all gradients before it."
         )

@@ -16,6 +16,7 @@ LEFT = 0.5
 FAST = 0.9
 NOISY = 32
 TOO_FEW = 4
+RESTED = 2  # updates
 
 
 @rule(
@@ -24,17 +25,24 @@ TOO_FEW = 4
 def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
     """Batch norm is in eval mode while the net trains, with running statistics that were never updated: it does nothing.
 
-    Measured at the first step: `training` is False, `num_batches_tracked` is 0 and the running mean still zero. Typical cause:
-    a `model.eval()` without the `model.train()` after it; Lightning keeps the mode that it finds.
+    Measured at the first step: `training` is False, `num_batches_tracked` is 0 and the running mean still zero. And a few updates
+    later: all layers that took in the first batch are in eval mode and have taken in none since, so that statistics of one batch
+    stand for all. Typical cause: a `model.eval()` without the `model.train()` after it, as for a preview of predictions inside
+    `training_step`; Lightning keeps the mode that it finds.
 
     Not an alarm: batch norm in eval mode with trained statistics, as fine-tuning wants it.
 
-    What to do: `model.train()` before `fit`.
+    What to do: `model.train()` before `fit`, and after each `model.eval()`.
     """
     if evidence.idle_norms:
         first = evidence.idle_norms[0]
         message = f"{len(evidence.idle_norms)} batch-norm layer(s) are in eval mode with statistics that were never updated."
         yield Finding("bn_eval_in_train", "error", first, evidence.step, message, "Call model.train() before fit.")
+    later, took_in = evidence.later, evidence.took_in
+    if later is not None and later.steps >= RESTED and took_in and set(took_in) <= set(later.resting):
+        message = f"{len(took_in)} batch-norm layer(s) are in eval mode since the first batch, whose statistics stand for all."
+        advice = "Call model.train() after model.eval() in training_step."
+        yield Finding("bn_eval_in_train", "error", took_in[0], evidence.step, message, advice)
 
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap"])

@@ -2,11 +2,15 @@
 
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
 
 
@@ -147,6 +151,36 @@ def test_gradients_that_were_cleared_before_the_step_are_no_update() -> None:
         return value
 
     assert "no_update" in alarms(model, loss=loss, optimizer=lambda m: optimizer, steps=1)
+
+
+class TwoOptimizers(LitModule):
+    """Manual optimisation with an optimiser each for body and head, of which some are set back."""
+
+    set_back = (0, 1)
+
+    def __init__(self) -> None:
+        super().__init__(mlp(16, 32, 4))
+        self.automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizers = self.optimizers()
+        for i in self.set_back:
+            optimizers[i].zero_grad()
+        self.manual_backward(F.cross_entropy(self.network(batch[0]), batch[1]))
+        for optimizer in optimizers:
+            optimizer.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.SGD(part.parameters(), lr=0.05) for part in (self.network[0], self.network[2])]
+
+
+@pytest.mark.parametrize(("set_back", "said"), [((0, 1), []), ((0,), ["gradients_not_zeroed"]), ((), ["gradients_not_zeroed"])])
+def test_each_optimiser_has_to_be_set_back(set_back: tuple[int, ...], said: list[str]) -> None:
+    module, watch = TwoOptimizers(), Diagnostics(verbose=False, select=["gradients_not_zeroed"])
+    module.set_back = set_back
+    data = DataLoader(TensorDataset(*vectors(160)), 16)
+    pl.Trainer(max_steps=20, barebones=True, accelerator="cpu", callbacks=[watch]).fit(module, data)
+    assert [finding.rule for finding in watch.findings] == said
 
 
 def test_gradients_that_pile_up_are_found() -> None:

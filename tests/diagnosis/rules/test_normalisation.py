@@ -1,9 +1,13 @@
 """Batch norm over too few values, and over enough of them."""
 
+import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
 from tests.diagnosis.rules.looking import alarms
 
 
@@ -26,3 +30,30 @@ def test_one_norm_behind_global_pooling_among_others_is_silent() -> None:
     pooled = [nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8, 4)]
     net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), *block, *pooled)
     assert alarms(net, (torch.randn(3, 1, 8, 8), torch.arange(3))) == []
+
+
+class Looking(LitModule):
+    """Looks at a few predictions in the first step, in eval mode, and goes back to training or forgets to."""
+
+    back = True
+
+    def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+        if batch_idx == 0:
+            self.network.eval()
+            with torch.no_grad():
+                self.network(batch[0][:4])
+            self.network.train(self.back)
+        return loss
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("batches", [2, 8])
+def test_a_net_that_stays_in_eval_mode_after_the_first_step_is_found(back: bool, batches: int) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+    module, watch = Looking(net, lr=0.01), Diagnostics(verbose=False, select=["bn_eval_in_train"])
+    module.back = back
+    data = DataLoader(TensorDataset(torch.randn(16 * batches, 8), torch.randint(4, (16 * batches,))), 16)
+    pl.Trainer(max_steps=8, barebones=True, accelerator="cpu", callbacks=[watch]).fit(module, data)
+    assert [finding.where for finding in watch.findings] == ([] if back or batches == 2 else ["network.1"])
