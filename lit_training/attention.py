@@ -17,6 +17,7 @@ __all__ = ["Attention", "attention", "one_hot_rows"]
 _FUSED = "_scaled_dot_product_"
 _CERTAIN = 0.99
 _MASKED = -5e3  # masks add -1e4 or less; of scores that are larger than that by themselves, half are positive
+_MASKED_TIMES, _USUAL = 10.0, 5.0  # masks of -100 or -1000 are told by being this much larger than any positive score
 _ROWS = 1024
 _POSITIONS = 256
 
@@ -57,7 +58,8 @@ def one_hot_rows(weights: Tensor, scores: Tensor) -> Tensor:
     """
     rows = weights.flatten(0, -2)
     step = math.ceil(len(rows) / _ROWS)
-    open_rows = (scores.flatten(0, -2)[::step] > _MASKED).sum(-1) > 1
+    some = scores.flatten(0, -2)[::step]
+    open_rows = (some > (_MASKED_TIMES * some.amax().clamp(min=_USUAL)).neg().clamp(min=_MASKED)).sum(-1) > 1
     certain = rows[::step].amax(-1) > _CERTAIN
     return (certain & open_rows).sum() / open_rows.sum().clamp(min=1)
 

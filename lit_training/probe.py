@@ -153,7 +153,7 @@ class Probe:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op
-                layer.activation = self._measure(node.index, tensor, _unit_dim(layer.op, tensor), node.op)
+                layer.activation = self._measure(node.index, tensor, _unit_dim(layer.op, tensor), node)
 
     def _add_layer(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         name = node.weight.removesuffix(".weight")
@@ -172,11 +172,12 @@ class Probe:
         layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
         self.layers[name] = self._by_node[node.index] = layer
 
-    def _measure(self, node: int, tensor: Tensor, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
+    def _measure(self, node: int, tensor: Tensor, unit_dim: int = -1, act: Node | None = None) -> TensorStats:
         """Measure the tensor of a node, once: what one layer gives is often what the next one takes."""
         key = node, unit_dim % tensor.ndim
         if key not in self._stats:
-            self._stats[key] = measure(tensor, self.batch_size, unit_dim, bounded_by)
+            bounds = () if act is None else (act.op, act.scalars)
+            self._stats[key] = measure(tensor, self.batch_size, unit_dim, *bounds)
         return self._stats[key]
 
     def _add_loss(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:

@@ -1,6 +1,7 @@
 """Statistics of one tensor over its batch, mergeable across processes and calls."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -56,6 +57,11 @@ class TensorStats:
         return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
 
     @cached_property
+    def energy(self) -> float:
+        """Standard deviation over the batch of each position, as a root mean square: what a layer adds up; NaN for a single row."""
+        return math.sqrt(float((self.columns.deviations / (self.columns.count - 1)).mean())) if self.rows > 1 else math.nan
+
+    @cached_property
     def largest(self) -> float:
         """Largest absolute value."""
         return float(torch.maximum(self.low.abs(), self.high.abs()).max())
@@ -93,7 +99,9 @@ class TensorStats:
 
 
 @torch.no_grad()
-def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "") -> TensorStats:
+def measure(
+    tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str = "", scalars: Sequence[float] = ()
+) -> TensorStats:
     """Measure one tensor over its batch, on its device.
 
     The extremes are those of all elements. The rest is taken of about a thousand columns, in float64, so that the squares of a
@@ -103,7 +111,8 @@ def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str
         tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
         batch_size: number of samples; where it does not divide the tensor, its first dimension counts as the batch.
         unit_dim: dimension of the units (channels).
-        bounded_by: activation whose bounds count as saturation.
+        bounded_by: activation whose bounds count as saturation; of a rectifier that is cut off (ReLU6) only the upper one does.
+        scalars: of that activation, which are the bounds of a hard tanh.
 
     >>> measure(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), batch_size=2).signal
     0.707...
@@ -115,12 +124,15 @@ def measure(tensor: Tensor, batch_size: int, unit_dim: int = -1, bounded_by: str
     mean = columns.mean(0)
     count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
     seen = Moments(count, mean, (columns - mean).square_().sum(0))  # float64 needs no correction for the centre's rounding
-    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by))
+    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by, scalars))
 
 
-def _saturated(x: Tensor, activation: str) -> Tensor:
+def _saturated(x: Tensor, activation: str, scalars: Sequence[float]) -> Tensor:
     if activation not in _BOUNDED:
         return x.new_zeros(())
-    low, high = _BOUNDED[activation]
+    clipped = activation == "hardtanh" and len(scalars) > 1
+    low, high = scalars[:2] if clipped else _BOUNDED[activation]
     margin = 0.01 * (high - low)
+    if clipped and low == 0:
+        return (x > high - margin).to(x.dtype).mean()
     return ((x < low + margin) | (x > high - margin)).to(x.dtype).mean()

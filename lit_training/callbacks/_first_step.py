@@ -15,7 +15,7 @@ from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
-from lit_training.diagnosis.experiments import Calls, fed
+from lit_training.diagnosis.experiments import SEVERAL, Calls, fed
 from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.samples import Fed, FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.probe import Probe
@@ -54,7 +54,8 @@ class HandedOut:
         """Keep the scale of the first validation batch and of what was made of it, and which layers were in train mode after it."""
         if self._val_modes is None:
             self._val, self._fed_val = summary(batch), fed(self._val_calls.seen if self._val_calls is not None else ())
-            self._val_modes = in_train_mode(module)
+            averaged = self._val_calls is not None and self._val_calls.most >= SEVERAL
+            self._val_modes = in_train_mode(module, dropout=not averaged)
 
     def release(self) -> None:
         """Leave nothing attached to the module."""
@@ -66,6 +67,7 @@ class HandedOut:
         train = summary(probe.batch)
         return Samples(
             in_order=in_order(trainer.train_dataloader),
+            per_batch=getattr(trainer.train_dataloader, "batch_size", None),
             train=train,
             val=self._val,
             val_modes=self._val_modes or (),

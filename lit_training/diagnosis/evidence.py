@@ -25,6 +25,7 @@ __all__ = ["Evidence", "ParameterFacts", "collect"]
 
 _SAME = 1e-3  # relative
 _GROWN = 10
+_MANY = 0.5  # of an activation's values at its bounds
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,11 @@ def collect(
             judged={
                 *last_layers(probe.graph),
                 *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),
+                *(
+                    layer.weight
+                    for layer in layers
+                    if layer.activation is not None and float(layer.activation.saturated) > _MANY
+                ),
                 *(name for name, _ in probe.module.named_parameters() if "weight_hh" in name),
                 *(weight for weights, _ in one_hot for weight in weights),
                 *_growing(layers),
@@ -158,7 +164,9 @@ def collect(
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
-        in_eval=() if samples_apart(probe.graph, probe.batch_size) else tuple(try_in_eval(calls)),
+        in_eval=()
+        if samples_apart(probe.graph, probe.batch_size)
+        else tuple(try_in_eval(calls, samples.per_batch if samples else None)),
         took_in=tuple(
             n for n, count in tracked(probe.module).items() if tracked_before and count > tracked_before.get(n, count)
         ),

@@ -1,29 +1,27 @@
 """What a network does in eval mode, found by running copies of it: does it mix samples, does chance decide?"""
 
 import copy
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from lit_training.diagnosis.samples import Fed, Part, summary
+from lit_training.diagnosis.watching import Attending, Dropping, Summarising
 from lit_training.running import undisturbed
 from lit_training.selection import clean_names
 
-__all__ = ["Call", "Calls", "InEval", "fed", "try_in_eval"]
+__all__ = ["SEVERAL", "Call", "Calls", "InEval", "fed", "try_in_eval"]
 
 _MOST_CALLS = 3
 _FEW = 13  # samples show what a batch shows; a prime, so that hardly anything else has as many
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
-_LEAST_MASK = 4
-_SEVERAL = 3  # passes in one, to average over masks on purpose
-_DROPPING = ("dropout", "bernoulli", "aten.rand.", "aten.rand_like", "uniform")
+SEVERAL = 3  # passes in one, to average over masks on purpose
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class InEval:
         name: of the network, `""` for the whole module.
         mixed: by what fraction of the outputs' spread the other samples' outputs changed when the first and the last sample (of
             three or less, the first) were replaced; `None` where that could not be asked (one sample, inputs or outputs without a
-            batch dimension).
+            batch dimension, or statistics of the batch).
         dropped: whether two passes differ because something was dropped at random; not if one averages several masks on purpose.
         attending: the first `nn.MultiheadAttention` that takes the samples for positions, `""` if none does.
     """
@@ -59,6 +57,8 @@ class InEval:
 class Calls:
     """Note the outermost calls of networks with parameters, in train mode or not, while active; arguments are kept as they were.
 
+    `most` is how often the network that was called most was called.
+
     >>> net = nn.Sequential(nn.Linear(2, 2))
     >>> with Calls(net) as calls:
     ...     _ = net(torch.zeros(3, 2))
@@ -71,6 +71,8 @@ class Calls:
     seen: list[Call] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        self.most = 0
+        self._times: Counter[str] = Counter()
         self._depth = 0
         self._hooks = ExitStack()
 
@@ -88,6 +90,8 @@ class Calls:
             if getattr(module.forward, "__name__", "") == "wrapped_forward":
                 return  # DDP calls the module with a batch, while a step of Lightning's stands in for `forward`
             self._depth += 1
+            self._times[name] += self._depth == 1
+            self.most = max(self.most, self._times[name])
             new = self._depth == 1 and module.training == self.training and len(self.seen) < _MOST_CALLS
             if new and all(call.module is not module for call in self.seen):
                 self.seen.append(Call(name, part, *tree_map(_kept, (args, kwargs))))
@@ -105,13 +109,19 @@ def fed(calls: Sequence[Call], known: Sequence[tuple[Any, Part | None]] = ()) ->
     return (calls[0].name, summary((calls[0].args, calls[0].kwargs), known)) if calls else ("", ())
 
 
-def try_in_eval(calls: Sequence[Call]) -> list[InEval]:
+def try_in_eval(calls: Sequence[Call], samples: int | None = None) -> list[InEval]:
     """Run a copy of each called network in eval mode, on a few samples as they are and with the first and last replaced.
 
     Where these passes differ it runs once more, to tell whether chance decides. The originals are not run, and random generators
     stay as they were. A network that cannot be copied, or does not run in eval mode, is left out.
+
+    Args:
+        calls: of networks.
+        samples: how many the loader puts into a batch. Where a call has more rows, they are parts of samples, which may be mixed.
     """
-    return [result for call in calls if (result := _try(call)) is not None]
+    found = [(call, result) for call in calls if (result := _try(call)) is not None]
+    parts = [samples is not None and _samples(_inputs(call)) > samples for call, _ in found]
+    return [replace(r, mixed=None, attending="") if of_parts else r for (_, r), of_parts in zip(found, parts, strict=True)]
 
 
 def _try(call: Call) -> InEval | None:
@@ -127,16 +137,16 @@ def _try(call: Call) -> InEval | None:
 
 def _look(net: nn.Module, call: Call) -> InEval:
     size = _samples(_inputs(call))
-    with _Dropping() as dropping, _Attending(net, size) as attending:
+    with Dropping() as dropping, Attending(net, size) as attending:
         first = _outputs(net(*call.args, **call.kwargs))
     if dropping.masks and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
-        return InEval(call.name, None, dropped=dropping.masks < _SEVERAL * max(_masks_in_training(net, call), 1))
+        return InEval(call.name, None, dropped=dropping.masks < SEVERAL * max(_masks_in_training(net, call), 1))
     each = first and all(y.shape[:1] == (size,) for y in first)
     return InEval(call.name, _mixing(net, call, first), dropped=False, attending=attending.found if each else "")
 
 
 def _masks_in_training(net: nn.Module, call: Call) -> int:
-    dropping = _Dropping()
+    dropping = Dropping()
     with dropping:
         net.train()(*call.args, **call.kwargs)
     return dropping.masks
@@ -169,8 +179,10 @@ def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None
     mixed = _change([y[1:last] for y in first], [y[1:last] for y in replaced(0)])
     if mixed <= _CHANGED:
         return mixed
-    if _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
-        return None  # chance decides by design (a variational sample)
+    with Summarising(size) as summarising:
+        again = _outputs(net(*call.args, **call.kwargs))
+    if _change(first, again) > 0 or summarising.found:
+        return None  # chance decides (a variational sample), or statistics of the batch do, by design
     if all(y.ndim > 1 and y.shape[:2] == inputs[0].shape[:2] for y in outputs):
         along = _change([y[:, 1:] for y in first], [y[:, 1:] for y in replaced(1)])
         if along <= _CHANGED:
@@ -220,48 +232,3 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 def _kept(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, Tensor) and not leaf.is_sparse else leaf
-
-
-class _Attending:
-    """See which attention takes the samples for positions: it is called with them along the first dimension, without `batch_first`.
-
-    Where the second dimension could hold them, as in `[time, batch]` or `[rows, batch * columns]`, it is given the benefit of the
-    doubt.
-    """
-
-    def __init__(self, net: nn.Module, size: int) -> None:
-        self.found = ""
-        self._net, self._size, self._hooks = net, size, ExitStack()
-
-    def __enter__(self) -> "_Attending":
-        for name, part in self._net.named_modules():
-            if isinstance(part, nn.MultiheadAttention) and not part.batch_first and self._size > 1:
-                self._hooks.callback(part.register_forward_pre_hook(partial(self._look, name), with_kwargs=True).remove)
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        self._hooks.close()
-
-    def _look(self, name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shape = (args[0] if args else kwargs["query"]).shape
-        if not self.found and len(shape) == 3 and shape[0] == self._size and shape[1] % self._size:
-            self.found = name
-
-
-class _Dropping(TorchDispatchMode):
-    """Count the masks that are drawn."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.masks: int = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        mask = isinstance(out, Tensor) and out.ndim > 1 and out[0].numel() >= _LEAST_MASK  # not a coin a sample or a step
-        self.masks += mask and _drops(func)
-        return out
-
-
-@cache
-def _drops(func: Any) -> bool:
-    return any(word in str(func) for word in _DROPPING)

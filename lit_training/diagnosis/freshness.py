@@ -1,14 +1,24 @@
 """Does a weight look as it was drawn, or has it been trained?"""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["looks_fresh"]
+__all__ = ["can_tell", "looks_fresh"]
 
 _MOST = 256
 _ENTRIES = 48
+
+
+def can_tell(shape: Sequence[int]) -> bool:
+    """Tell whether a weight of this shape is large enough to be told a trained one from a drawn one.
+
+    >>> can_tell((64, 64)), can_tell((64, 1)), can_tell((64,))
+    (True, False, False)
+    """
+    return len(shape) > 1 and math.prod(shape) >= _ENTRIES and min(shape[0], math.prod(shape[1:])) > 1
 
 
 @torch.no_grad()
@@ -28,11 +38,11 @@ def looks_fresh(weight: Tensor) -> bool:
     >>> looks_fresh(torch.nn.Linear(64, 64).weight), looks_fresh(torch.ones(64, 64))
     (True, False)
     """
-    if weight.ndim < 2 or weight.numel() < _ENTRIES or weight.is_sparse or hasattr(weight, "full_tensor"):
+    if not can_tell(weight.shape) or weight.is_sparse or hasattr(weight, "full_tensor"):
         return False
     matrix = weight.detach().flatten(1)[:_MOST, :_MOST].double().cpu()
     scale = float(matrix.square().mean().sqrt())
-    if not 0 < scale < math.inf or min(matrix.shape) < 2:
+    if not 0 < scale < math.inf:
         return False
     matrix = matrix / scale
     singular = torch.linalg.svdvals(matrix)

@@ -86,8 +86,10 @@ def _dropped(part: nn.Module) -> float | None:
     return float(part.dropout) if inside and part.dropout else None  # type: ignore[arg-type]
 
 
-def in_train_mode(module: nn.Module) -> tuple[str, ...]:
+def in_train_mode(module: nn.Module, *, dropout: bool = True) -> tuple[str, ...]:
     """Return the layers in train mode that behave otherwise in eval mode: dropout that drops, batch norm that keeps statistics.
+
+    Dropout is left out if it is to: several passes may average over its masks.
 
     >>> in_train_mode(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Dropout(0.0)))
     ('1',)
@@ -97,5 +99,7 @@ def in_train_mode(module: nn.Module) -> tuple[str, ...]:
         name
         for name, part in clean_names(module)
         if part.training
-        and ((isinstance(part, drops) and part.p > 0) or (isinstance(part, norms) and part.running_mean is not None))
+        and (
+            (dropout and isinstance(part, drops) and part.p > 0) or (isinstance(part, norms) and part.running_mean is not None)
+        )
     )

@@ -25,16 +25,16 @@ class ParameterFacts:
     """One parameter after a backward pass: `gradient` is its gradient's norm, `None` where there is no gradient.
 
     `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a
-    weight that is frozen, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`), `expected_frozen`
-    whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser is known),
-    `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its units
-    (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and `high`
-    are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with the loss,
-    else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it (about, for
-    RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad); `made_with` the
-    rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum` is, where
-    `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the optimiser's
-    `weight_decay`, `decoupled` whether that acts on the weight and not through the gradient.
+    weight that is frozen, in no optimiser, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`),
+    `expected_frozen` whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser
+    is known), `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its
+    units (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and
+    `high` are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with
+    the loss, else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it
+    (about, for RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad);
+    `made_with` the rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum`
+    is, where `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the
+    optimiser's `weight_decay`, `decoupled` whether that acts on the weight and not through the gradient.
     """
 
     name: str
@@ -126,7 +126,8 @@ def parameter_facts(
     for info, norm, equal_weights, low, high in measured:
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
-        doubtful = not requires_grad or p.grad is None or info.name in judged
+        forgotten = held is not None and id(p) not in held
+        doubtful = not requires_grad or p.grad is None or forgotten or info.name in judged
         gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0

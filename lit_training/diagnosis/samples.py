@@ -44,6 +44,7 @@ class Samples:
         targets: one number or label of each sample, in the order in which they came, `None` where the loss takes something else.
         labels: whether they are integers.
         in_order: whether the loader reads its data set from first to last; `None` if that is not known.
+        per_batch: how many samples the loader puts into a batch, `None` if that is not known.
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
         val: of the first validation batch, likewise; empty if there was none before training.
         val_modes: dropout and batch-norm layers that were in train mode after it.
@@ -56,6 +57,7 @@ class Samples:
     targets: Tensor | None = None
     labels: bool = False
     in_order: bool | None = None
+    per_batch: int | None = None
     train: tuple[Part | None, ...] = ()
     val: tuple[Part | None, ...] = ()
     val_modes: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import flat_behind, hidden
-from lit_training.graph import LINEAR, Graph
+from lit_training.graph import LINEAR, Graph, Node
 from lit_training.probe import Layer
 
 __all__ = ["missing_activation", "wrong_hidden_activation"]
@@ -16,6 +16,7 @@ SIGMOID_GAIN = 4.0
 CHOKED = 0.1
 RECTIFIERS = frozenset("relu relu6 leaky_relu elu selu celu gelu silu mish hardswish prelu".split())
 BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
+RESHAPING = frozenset("view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select".split())
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
 
@@ -35,7 +36,8 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     Threshold: none.
 
     Not an alarm: single missing activations next to others (linear bottlenecks, low-rank factors, attention projections); one
-    layer, also behind an embedding; layers that are narrower than the output, as in a linear autoencoder.
+    layer, also behind an embedding; layers that are narrower than the outputs together, as in a linear autoencoder or a subspace
+    that many heads share; linear systems, whose transition is called again and again; maxout by pooling.
 
     What to do: put an activation, `nn.ReLU()`, between the layers.
     """
@@ -58,13 +60,29 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
     if not inner or not all(_goes_on_linearly(graph, layer.node or 0, readers) for layer in inner):
         return
-    widest = min(layer.shape[1] if len(layer.shape) > 1 else 1 for layer in inner)
-    last = [layer for layer in layers if layer not in inner][-1:] or layers[-1:]
-    outputs = last[0].shape[1] if len(last[0].shape) > 1 else 1
-    if widest < outputs:
-        return  # a bottleneck on purpose, as in a linear autoencoder
+    widest = min(_width(layer) for layer in inner)
+    last = [layer for layer in layers if layer not in inner] or layers[-1:]
+    if widest < sum(_width(layer) for layer in last) or _feeds_itself(graph):
+        return  # a bottleneck on purpose, as in a linear autoencoder, or a linear system
     message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+def _width(layer: Layer) -> int:
+    return layer.shape[1] if len(layer.shape) > 1 else 1
+
+
+def _feeds_itself(graph: Graph) -> bool:
+    """Tell whether some layer is called on what it has made itself, as the transition of a linear system is."""
+    calls: dict[str, list[int]] = {}
+    for node in graph.layers():
+        calls.setdefault(node.weight, []).append(node.index)
+    return any(again[0] in graph.ancestors(again[-1]) for again in calls.values() if len(again) > 1)
+
+
+def _pools_units(graph: Graph, node: Node) -> bool:
+    """Tell whether a pooling takes the largest of several units, laid out as the positions of one channel (maxout)."""
+    return node.op.startswith("max_pool") and graph.nodes[node.parents[0]].shape[-3:-1] in ((1, 1), (1,))
 
 
 def _unread(evidence: Evidence) -> list[int]:
@@ -104,7 +122,7 @@ def _goes_on_linearly(graph: Graph, index: int, readers: Sequence[Sequence[int]]
             given = reader.op in LINEAR and sum(i in made for i in reader.parents) == 1  # a graph's adjacency, say
             if reader.weight:
                 arrived = True
-            elif reader.op not in MAXIMA and (given or graph.acts(reader) is None):
+            elif reader.op not in MAXIMA and not _pools_units(graph, reader) and (given or graph.acts(reader) is None):
                 stack.append(reader.index)
             else:
                 return False
@@ -140,7 +158,8 @@ def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
     optimisers that divide the size of gradients out. One layer of sigmoids trains (LeCun et al. 1998).
 
     Not an alarm: gates (sigmoid times data), attention and mixtures (softmax times data), sigmoids scaled for depth, steps
-    with a straight-through gradient, embeddings of probabilities.
+    with a straight-through gradient, embeddings of probabilities; predictions that are fed back, whose logits the loss also sees
+    (Nozaki and Komatsu 2021).
 
     What to do: ReLU, GELU or tanh between layers; softmax and sigmoid only at the end.
     """
@@ -153,7 +172,13 @@ def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
 
 def _softmax_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
     for layer in layers:
-        if layer.nonlinearity == "softmax" and layer.activation is not None and _feeds_layer(evidence.graph, layer):
+        softmax = layer.nonlinearity == "softmax" and layer.activation is not None
+        if (
+            softmax
+            and layer.activation is not None
+            and _feeds_layer(evidence.graph, layer)
+            and not _goes_around(evidence, layer)
+        ):
             share = layer.activation.signal / layer.output.signal if layer.output.signal > 0 else 1.0
             if share < CHOKED:
                 message = f"Softmax between layers leaves {share:.1%} of the signal behind {layer.name}; ReLU leaves half."
@@ -176,6 +201,27 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
                 return False  # an expectation: softmax over places, times their coordinates
             (products if reader.op in LINEAR else stack).append(reader.index)
     return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
+
+
+def _goes_around(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether the loss also sees a layer's logits, or what other layers made of its input, without the softmax behind it."""
+    graph = evidence.graph
+    readers, made = graph.consumers(), graph.made_by_layers()
+    own = layer.node or 0
+    sources = [_before_reshaping(graph, p) for p in graph.nodes[own].parents if p in made]
+    kept = {node.index for node in graph.nodes if node.op == "softmax" and own in graph.ancestors(node.index)}
+    seen, stack = {own, *sources}, [own, *sources]
+    while stack:
+        new = [r for r in readers[stack.pop()] if r not in seen and r not in kept]
+        seen.update(new)
+        stack.extend(new)
+    return not seen.isdisjoint(evidence.differentiated)
+
+
+def _before_reshaping(graph: Graph, index: int) -> int:
+    while graph.nodes[index].op in RESHAPING:
+        index = graph.nodes[index].parents[0]
+    return index
 
 
 def _step_inside(evidence: Evidence) -> tuple[str, str, str] | None:

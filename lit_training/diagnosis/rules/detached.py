@@ -129,7 +129,8 @@ def _lacks_gradient(evidence: Evidence, name: str) -> bool:
         return False
     used = [node for node in evidence.graph.nodes if node.op == "parameter" and node.name == name]
     thawed = not used or any(node.requires_grad for node in used)  # what a loop freezes for this step is frozen, not cut off
-    return thawed and facts.gradient is None and facts.optimized is not False
+    by_hand = evidence.later is not None and evidence.later.moved.get(name)
+    return thawed and facts.gradient is None and facts.optimized is not False and not by_hand
 
 
 def _stays(evidence: Evidence, name: str) -> bool:

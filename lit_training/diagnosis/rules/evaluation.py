@@ -43,8 +43,10 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     Threshold: 1e-3. Rounding is 1e-6, and a sample's own change is of order 1.
 
     Not an alarm: batch norm in training mode, batch norm built without running statistics, losses that compare samples
-    (contrastive, mixup), outputs `[N, N]`, graphs (an input without the batch dimension), `[time, batch]` layouts whose samples
-    lie along the second dimension, samples drawn at random by design.
+    (contrastive, mixup), networks that take means, deviations or extremes over the whole batch (a discriminator's minibatch
+    standard deviation, ranges for quantisation), calls with another number of rows than the loader gives samples (a sentence,
+    the nodes of several graphs), outputs `[N, N]`, graphs (an input without the batch dimension), `[time, batch]` layouts whose
+    samples lie along the second dimension, samples drawn at random by design.
 
     What to do: find the layer that reads along dimension 0; most often `batch_first=True` is missing.
     """
@@ -74,12 +76,15 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
     `train()` that ignores its argument.
 
     How it is measured: a copy of each network that the training step calls runs twice in eval mode on the same inputs; the
-    outputs differ, and a random mask was drawn. Besides, the mode of dropout layers after the first batch of the sanity check.
+    outputs differ, and a random mask was drawn: coins, or uniform numbers that were compared with a rate. Besides, the mode of
+    dropout layers after the first batch of the sanity check.
 
     Threshold: none; equal inputs give equal outputs to the bit.
 
     Not an alarm: variational networks that draw normal noise by design; Monte-Carlo dropout that averages several passes in
-    eval mode, and so draws three times as many masks as in training or more. If it takes one pass on purpose: ignore this rule.
+    eval mode, and so draws three times as many masks as in training or more, or calls the network so often for one validation
+    batch; uniform noise that is added or put in order (dequantisation, masked autoencoders). If it takes one pass on purpose:
+    ignore this rule.
 
     What to do: `F.dropout(x, p, training=self.training)`, or `nn.Dropout(p)` made in `__init__`.
     """

@@ -42,11 +42,17 @@ def hidden(evidence: Evidence) -> list[Layer]:
 
 
 def flat_behind(evidence: Evidence, ops: frozenset[str]) -> tuple[str, str] | None:
-    """Return the first hidden layer that gets a gradient of exactly zero and has one of some operations behind it, and which."""
+    """Return the first hidden layer that gets a gradient of exactly zero and has one of some operations behind it, and which.
+
+    A gradient that arrives within the first few steps, as through a straight-through step in front of a head that started at zero,
+    counts too.
+    """
     graph, readers = evidence.graph, evidence.graph.consumers()
     for layer in hidden(evidence):
         if layer.node is None or layer.gradient is None or layer.gradient.largest != 0:
             continue
+        if evidence.later is not None and evidence.later.gradients.get(layer.weight):
+            continue  # what follows it started at zero
         seen, stack = {layer.node}, [layer.node]
         while stack:
             for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):

@@ -1,7 +1,7 @@
 """Rules about how the weights were drawn: does the signal reach every layer at a scale it can learn from?"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
@@ -9,7 +9,7 @@ from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
-from lit_training.graph import NORMALISATIONS
+from lit_training.graph import NORMALISATIONS, Graph
 from lit_training.probe import Layer
 
 __all__ = ["init_exploding", "init_symmetry", "init_vanishing"]
@@ -22,6 +22,7 @@ GROWN = 10.0
 JUDGED = 48
 WRONG = 5.0
 SIGMOID = 4.0
+SUMS = frozenset(["sum", "index_add", "scatter_add"])
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
 
@@ -34,9 +35,8 @@ def init_symmetry(evidence: Evidence) -> Iterator[Finding]:
     symmetry with random weights, and the lecture names all-zero initialisation as the first mistake. A layer of equal units has
     the capacity of one unit.
 
-    Where that gradient is zero, as it is behind a layer that starts at zero, the first three updates decide: weights that
-    have not moved by then stay equal. Tables and factors that are all zero, and get a gradient of zero all the time, count
-    too.
+    Where that gradient is zero, as it is behind a layer that starts at zero, the first three updates decide: weights that have
+    not moved and got no gradient by then stay equal. So do tables and factors of zeros whose gradient stays zero.
 
     Not an alarm: zero-initialised last layers, residual branches and LoRA's B, whose units start equal but get different
     gradients, or get them as soon as what follows has moved; embeddings whose rows start equal; biases and normalisation,
@@ -86,7 +86,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     without normalisation or scaling (Zhang, Dauphin and Ma 2019).
 
     How it is measured, in three ways:
-    one layer: its gain is the signal of its output over the signal that arrives; the gain that keeps the scale is
+    one layer: its gain is the signal of its output over the signal that arrives (as root mean squares over units, since variances
+    add up and most units of sparse inputs have none); the gain that keeps the scale is
     1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
     the other; together: the root mean square that arrives at a last layer, without normalisation on the way, over that of the
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
@@ -101,14 +102,15 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
     normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
     ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other
-    labels; growth of a residual stream that a normalisation takes back, or by a factor that no layer has (a scale for
-    logits); growth along trained weights; frozen layers that are trained, or declared; large outputs of a regression.
+    labels; frequencies of Fourier features; sums over a set; growth of a residual stream that a normalisation takes back, or by
+    a factor that no layer has (a scale for logits); growth along trained weights; frozen layers that are trained, or declared;
+    large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
     layers = [(layer, excess) for layer, excess in layers if not _is_kept(evidence, layer)]
-    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not is_normalised(evidence, layer)]
+    steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not _may_be_steep(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
@@ -160,7 +162,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
-    Not an alarm: zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets
+    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on; zero-initialised
+    heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40
     layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent
     though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than
@@ -176,8 +179,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         if math.isnan(arriving):
             passed.append(layer)
             continue
-        if arriving < threshold * first:
-            culprit = next((p for p in passed if _weak(p)), passed[0])
+        if arriving < threshold * first and (way := _way_to(evidence, layer, passed)) is not None:
+            culprit = next((p for p in way if _weak(p)), way[0])
             ratio = arriving / first
             yield Finding(
                 "init_vanishing",
@@ -193,6 +196,15 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         passed.append(layer)
 
 
+def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[Layer] | None:
+    """Return the layers on the way to one, `None` if what arrives at it did not come from any signal that layers could lose."""
+    if layer.node is None:
+        return list(passed)
+    before = evidence.graph.ancestors(layer.node)
+    way = [p for p in passed if p.node is None or p.node in before]
+    return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
+
+
 def _stays_equal(evidence: Evidence, facts: ParameterFacts) -> bool:
     """Tell whether a weight's units are equal and nothing will make them differ."""
     if facts.kind not in ("weight", "embedding") or not facts.equal_units or not facts.equal_gradients:
@@ -200,13 +212,25 @@ def _stays_equal(evidence: Evidence, facts: ParameterFacts) -> bool:
     if facts.gradient:
         return True
     if evidence.later is not None:
-        return evidence.later.steps > 0 and evidence.later.moved.get(facts.name) is False
+        later = evidence.later
+        return later.steps > 0 and later.moved.get(facts.name) is False and not later.gradients.get(facts.name)
     return not any(f.gradient for f in evidence.parameters.values() if f.kind == "weight")
 
 
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:
     numbers = numbers | {"gain": _gain(layer) or 0.0, "needed": _needed(layer)}
     return Finding(rule_id, "error", layer.name, evidence.step, message, REINITIALISE, numbers)
+
+
+def _may_be_steep(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether something takes a layer's scale back, or takes it for a frequency, as Fourier features of the input do."""
+    frequencies = layer.nonlinearity in ("sin", "cos") and _reads_input(evidence, layer)
+    return frequencies or is_normalised(evidence, layer)
+
+
+def _reads_input(evidence: Evidence, layer: Layer) -> bool:
+    graph = evidence.graph
+    return layer.node is not None and graph.made_by_layers().isdisjoint(graph.nodes[layer.node].parents)
 
 
 def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
@@ -218,6 +242,7 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
     grown = []
     for layer in evidence.layers:
         growth = 0.0 if layer.source is None else layer.source.rms / first.output.rms
+        growth /= _summed(graph, layer.node) if growth > GROWN and layer.node is not None else 1.0
         ends = layer.node is not None and not graph.reaches_layer(layer.node)
         if layer.node is None or layer is first or not ends or not GROWN < growth < math.inf:
             continue
@@ -239,10 +264,20 @@ def _is_trained(evidence: Evidence, layer: Layer) -> bool:
     return facts is not None and math.prod(facts.shape) >= JUDGED and not facts.fresh
 
 
+def _summed(graph: Graph, index: int) -> float:
+    """Return how many values sums over a set, its members or neighbours, put together on the way to a node."""
+    made, factor = graph.made_by_layers(), 1.0
+    for node in (graph.nodes[i] for i in graph.ancestors(index)):
+        if node.op in SUMS and node.shape and not made.isdisjoint(node.parents):
+            largest = max(math.prod(graph.nodes[p].shape) for p in node.parents)
+            factor *= max(1.0, largest / math.prod(node.shape))
+    return factor
+
+
 def _gain(layer: Layer) -> float | None:
     if layer.source is None or not layer.source.signal > 0:
         return None
-    return layer.output.signal / layer.source.signal
+    return layer.output.energy / layer.source.energy
 
 
 def _needed(layer: Layer) -> float:

@@ -4,13 +4,15 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.finding import Finding, is_alarm
+from lit_training.diagnosis.finding import Finding, Severity, is_alarm
+from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
 CARRIED = 2
+MEANT = frozenset("target teacher momentum ema prior random fixed frozen anchor reference".split())
 
 
 @rule(explains=["no_update", "slow_convergence", "lr_too_low", "frozen_by_accident", "vanishing_gradient"])
@@ -27,8 +29,9 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none.
 
-    Not an alarm: parameters without a gradient; parameters declared with `expect_frozen`; tensors with one row per sample,
-    such as inputs whose gradient is wanted (saliency, gradient penalties).
+    Not an alarm: trained weights, as those of a perceptual loss or of a body whose head alone is trained: a note, since
+    freezing them saves the time that their gradients take; parameters without a gradient; parameters declared with
+    `expect_frozen`; tensors with one row per sample, such as inputs whose gradient is wanted (saliency, gradient penalties).
 
     What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap
     tensors in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
@@ -37,7 +40,10 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     if lost and not all(facts.expected_frozen for facts in lost):
         message = f"{len(lost)} parameter(s) get gradients but are in no optimiser, {lost[0].name} first."
         advice = "Give the optimiser self.parameters(), or freeze them: requires_grad_(False)."
-        yield Finding("not_in_optimizer", "error", lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})
+        tables = [f for f in lost if f.kind in ("weight", "embedding") and can_tell(f.shape)]
+        trained = bool(tables) and 2 * sum(f.fresh for f in tables) <= len(tables)
+        severity: Severity = "note" if trained else "error"
+        yield Finding("not_in_optimizer", severity, lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})
     loose = [t for t in evidence.loose if t.is_parameter or t.shape[:1] != (evidence.batch_size,)]
     loose = [t for t in loose if t.shape or len(evidence.loose) > 1]
     if loose:
@@ -71,14 +77,15 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     (Martin and Mahoney, JMLR 2021).
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
-    normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to
-    frozen ones that do not look fresh, as those of a teacher that training has moved little. If the module thaws them later in
-    a hook of its own, the alarm becomes a note.
+    normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018); frequencies of
+    Fourier features of the input; what a learned mask or addition turns into another weight; copies of a trained weight, as
+    target networks are at the start; a layer that runs under `no_grad` next to frozen ones that do not look fresh, as those of
+    a teacher that training has moved little. If the module thaws them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    frozen = [f for f in frozen if not _is_copy(evidence, f) and not _is_taught(evidence, f)]
+    frozen = [f for f in frozen if not _is_meant(evidence, f) and not _is_copy(evidence, f) and not _is_taught(evidence, f)]
     if frozen:
         first = frozen[0]
         message = (
@@ -98,6 +105,20 @@ def thawed_later(findings: Sequence[Finding], trainable: Collection[str]) -> lis
     meant = [f for f in findings if f.rule == "frozen_by_accident" and f.where in trainable]
     notes = [replace(f, severity="note", message=f"{f.message} It was thawed later.") for f in meant]
     return sorted([*(f for f in findings if f not in meant), *notes], key=lambda f: not is_alarm(f))
+
+
+def _is_meant(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a random weight is to stay: by its name, as frequencies of the input, or as part of a weight that learns."""
+    if not MEANT.isdisjoint(frozen.name.lower().replace("_", ".").split(".")):
+        return True
+    graph = evidence.graph
+    readers, made = graph.consumers(), graph.made_by_layers()
+    own = [node.index for node in graph.nodes if node.op == "parameter" and node.name == frozen.name]
+    if any(graph.nodes[r].origin == "parameter" and graph.nodes[r].requires_grad for i in own for r in readers[i]):
+        return True
+    calls = [node for node in graph.layers() if node.weight == frozen.name]
+    acts = [set(graph.follows(node.index, readers)) for node in calls if made.isdisjoint(node.parents)]
+    return len(acts) == len(calls) > 0 and all(act and act <= {"sin", "cos"} for act in acts)
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:

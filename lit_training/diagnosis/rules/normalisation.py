@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.graph import Graph, Node
+from lit_training.graph import NORMALISATIONS, Graph, Node
 
 __all__ = ["bias_before_bn", "bn_eval_in_train", "bn_stats", "small_batch_norm"]
 
@@ -30,14 +30,16 @@ def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
     stand for all. Typical cause: a `model.eval()` without the `model.train()` after it, as for a preview of predictions inside
     `training_step`; Lightning keeps the mode that it finds.
 
-    Not an alarm: batch norm in eval mode with trained statistics, as fine-tuning wants it.
+    Not an alarm: batch norm in eval mode with trained statistics, as fine-tuning wants it; that of networks through which no
+    gradient flows, as running averages of the weights and teachers are.
 
     What to do: `model.train()` before `fit`, and after each `model.eval()`.
     """
-    if evidence.idle_norms:
-        first = evidence.idle_norms[0]
-        message = f"{len(evidence.idle_norms)} batch-norm layer(s) are in eval mode with statistics that were never updated."
-        yield Finding("bn_eval_in_train", "error", first, evidence.step, message, "Call model.train() before fit.")
+    taught = {node.scope for node in evidence.graph.nodes if node.op in NORMALISATIONS and node.requires_grad}
+    idle = [name for name in evidence.idle_norms if name in taught]
+    if idle:
+        message = f"{len(idle)} batch-norm layer(s) are in eval mode with statistics that were never updated."
+        yield Finding("bn_eval_in_train", "error", idle[0], evidence.step, message, "Call model.train() before fit.")
     later, took_in = evidence.later, evidence.took_in
     if later is not None and later.steps >= RESTED and took_in and set(took_in) <= set(later.resting):
         message = f"{len(took_in)} batch-norm layer(s) are in eval mode since the first batch, whose statistics stand for all."

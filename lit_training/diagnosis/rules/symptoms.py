@@ -51,12 +51,17 @@ def vanishing_gradient(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: 1e-6; healthy set-ups stay above 1e-3.
 
-    Not an alarm: zero gradients at the first step, layers without a gradient.
+    Not an alarm: zero gradients at the first step, layers without a gradient; networks that read their input in several places, as
+    long as the gradient arrives at one of them (what modulates branches scaled by 1e-6 gets little at first).
 
     What to do: normalise between the layers, use skip connections, or initialise for the nonlinearity.
     """
     sizes = [(layer, layer.gradient.rms) for layer in hidden(evidence) if layer.gradient is not None]
-    if len(sizes) > 1 and 0 < sizes[0][1] < VANISHED * max(size for _, size in sizes):
+    made = evidence.graph.made_by_layers()
+    entrances = [
+        size for layer, size in sizes if layer.node is not None and made.isdisjoint(evidence.graph.nodes[layer.node].parents)
+    ]
+    if len(sizes) > 1 and 0 < max([sizes[0][1], *entrances]) < VANISHED * max(size for _, size in sizes):
         ratio = sizes[0][1] / max(size for _, size in sizes)
         message = f"The gradient at {sizes[0][0].name} is 10^{math.log10(ratio):.1f} times that of the last hidden layers."
         advice = "Normalise between layers, add skip connections, or initialise for the nonlinearity."

@@ -5,10 +5,11 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, regression, times_guessing
-from lit_training.graph import NORMALISATIONS
+from lit_training.graph import NORMALISATIONS, Graph
 from lit_training.probe import Layer
 
 __all__ = ["bad_bias_init", "dead_relu", "saturation"]
@@ -19,6 +20,7 @@ STUCK = 0.2
 LEAST_UNITS = 8
 LEAST_ROWS = 4
 CLOSED = -1.5
+SHUT = 8.0
 ALONE = 3.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
@@ -59,8 +61,8 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     Threshold: three standard deviations leave one sample of a thousand on the other side of zero.
 
     Not an alarm: a head at the logarithm of the class frequencies or the mean of the targets (Lin et al. 2017, Karpathy), which
-    makes the first loss smaller, not larger; a highway's gates at -1 or -2 (Srivastava et al. 2015); small positive biases under
-    ReLU.
+    makes the first loss smaller, not larger; a highway's gates at -1 to -8 (Srivastava et al. 2015), which open slowly; small
+    positive biases under ReLU.
 
     What to do: start biases at 0, a head's at the log of the class frequencies, an LSTM's forget gate at 1.
     """
@@ -184,8 +186,9 @@ def saturation(evidence: Evidence) -> Iterator[Finding]:
     Attention is at half with scores of a std of 10 (over 8 places) to 20 (over 256); torch's layers give scores of about .3 on
     normalised inputs, and of about 3 where the division by sqrt(d) was forgotten at d = 64.
 
-    Not an alarm: output layers; sharp attention on normalised queries and keys, a temperature on purpose; gates that a bias
-    opens or closes; trained recurrent layers, which decide (a trained character model has 37 % of its gates at their bounds).
+    Not an alarm: output layers; units of trained layers, which have decided; sharp attention on normalised queries and keys, a
+    temperature on purpose; gates that a bias opens or closes; trained recurrent layers, which decide (a trained character model
+    has 37 % of its gates at their bounds).
 
     What to do: `xavier_normal_` with the activation's gain, standardised inputs.
     """
@@ -199,7 +202,7 @@ def saturation(evidence: Evidence) -> Iterator[Finding]:
             advice = "Draw its weights with xavier_uniform_ or as torch does; standardise what arrives."
             yield Finding("saturation", "error", layer.name, evidence.step, message, advice, {"saturated": stuck})
             return
-        if _is_saturated(layer) and layer.activation is not None:
+        if _is_saturated(layer) and layer.activation is not None and not _may_be_saturated(evidence, layer):
             share = float(layer.activation.saturated)
             message = (
                 f"{share:.0%} of the {layer.nonlinearity} values behind {layer.name} are at their bounds: what goes in has std"
@@ -239,6 +242,13 @@ def _is_dead(layer: Layer) -> bool:
     return after.silent_units >= DEAD
 
 
+def _may_be_saturated(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer is trained, or makes gates that a bias opens or closes."""
+    facts, bias = evidence.parameters.get(layer.weight), evidence.parameters.get(f"{layer.name}.bias")
+    gates = bias is not None and _one_sided(bias, ALONE * layer.output.signal) and _makes_gates(evidence.graph, layer)
+    return gates or (facts is not None and not facts.fresh and can_tell(facts.shape))
+
+
 def _is_saturated(layer: Layer) -> bool:
     return layer.activation is not None and float(layer.activation.saturated) > SATURATED
 
@@ -263,7 +273,7 @@ def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:
     """Return the bias that silences a layer: its own, or that of the normalisation behind it."""
     graph = evidence.graph
     own = evidence.parameters.get(f"{layer.name}.bias")
-    if own is not None and _one_sided(own, ALONE * layer.output.signal):
+    if own is not None and _one_sided(own, max(ALONE * layer.output.signal, SHUT if _makes_gates(graph, layer) else 0.0)):
         return own
     for node in graph.nodes:
         if node.op in NORMALISATIONS and layer.node in node.parents:
@@ -272,6 +282,14 @@ def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:
                 if facts is not None and parent.name.endswith("bias") and _one_sided(facts, 2.0):
                     return facts
     return None
+
+
+def _makes_gates(graph: Graph, layer: Layer) -> bool:
+    """Tell whether a sigmoid follows a layer and multiplies data."""
+    if layer.nonlinearity != "sigmoid":
+        return False
+    sigmoid = next((n for n in graph.nodes if n.op == "sigmoid" and layer.node in graph.ancestors(n.index)), None)
+    return sigmoid is not None and "product" in graph.follows(sigmoid.index)
 
 
 def _one_sided(bias: ParameterFacts, distance: float) -> bool:

@@ -1,0 +1,85 @@
+"""What goes on inside a network while an experiment runs a copy of it: masks, statistics of the batch, attention."""
+
+from contextlib import ExitStack
+from functools import cache, partial
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+__all__ = ["Attending", "Dropping", "Summarising"]
+
+_LEAST_MASK = 4
+_MASKS = ("dropout", "bernoulli")
+_DRAWS = ("aten.rand.", "aten.rand_like", "uniform")
+_COMPARES = ("aten.lt.", "aten.le.", "aten.gt.", "aten.ge.", "aten.floor")
+_KEEPS = ("aten.detach", "aten.add", "aten.sub", "aten.rsub", "aten.mul", "aten._to_copy", "view")
+_STATISTICS = frozenset("aten.mean aten.std aten.var aten.var_mean aten.amax aten.amin aten.max aten.min aten.aminmax".split())
+
+
+class Attending:
+    """See which attention takes the samples for positions: it is called with them along the first dimension, without `batch_first`.
+
+    Where the second dimension could hold them, as in `[time, batch]` or `[rows, batch * columns]`, it is given the benefit of the
+    doubt.
+    """
+
+    def __init__(self, net: nn.Module, size: int) -> None:
+        self.found = ""
+        self._net, self._size, self._hooks = net, size, ExitStack()
+
+    def __enter__(self) -> "Attending":
+        for name, part in self._net.named_modules():
+            if isinstance(part, nn.MultiheadAttention) and not part.batch_first and self._size > 1:
+                self._hooks.callback(part.register_forward_pre_hook(partial(self._look, name), with_kwargs=True).remove)
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._hooks.close()
+
+    def _look(self, name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        shape = (args[0] if args else kwargs["query"]).shape
+        if not self.found and len(shape) == 3 and shape[0] == self._size and shape[1] % self._size:
+            self.found = name
+
+
+class Dropping(TorchDispatchMode):
+    """Count the masks that are drawn: coins, or uniform numbers once they are compared with a rate.
+
+    Uniform noise that is added, or that puts positions in order, as in dequantisation or masked autoencoders, drops nothing.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.masks: int = 0
+        self._drawn: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, Tensor) and out.ndim > 1 and out[0].numel() >= _LEAST_MASK:  # not a coin a sample or a step
+            drawn = any(arg is seen for arg in args for seen in self._drawn)
+            self.masks += _is(func, _MASKS) or (drawn and _is(func, _COMPARES))
+            if _is(func, _DRAWS) or (drawn and _is(func, _KEEPS)):
+                self._drawn.append(out)
+        return out
+
+
+class Summarising(TorchDispatchMode):
+    """See whether statistics over the whole batch are taken, as by a discriminator or by quantisation to its range."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.found, self._size = False, size
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if str(func).rpartition(".")[0] in _STATISTICS and isinstance(args[0], Tensor) and args[0].shape[:1] == (self._size,):
+            first = out if isinstance(out, Tensor) else out[0]
+            kept = first.ndim == args[0].ndim and first.shape[0] == 1
+            self.found |= kept or first.shape == args[0].shape[1:] or first.ndim == 0
+        return out
+
+
+@cache
+def _is(func: Any, words: tuple[str, ...]) -> bool:
+    return any(word in str(func) for word in words)
