@@ -164,7 +164,9 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none.
 
-    Not an alarm: pairwise distances between outputs, or between inputs; masks and weights with fewer elements.
+    Not an alarm: pairwise distances between outputs, or between inputs; outer comparisons, where both operands were given a
+    dimension for it (`output[:, :, None] - target[:, None]`: Chamfer distances, kernels, quantiles against samples); masks and
+    weights with fewer elements.
 
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
@@ -173,14 +175,14 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     for call in evidence.losses:
         prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
-        if "nll" not in call.op and _broadcasts(prediction, target, size):
+        if "nll" not in call.op and _broadcasts(graph, prediction, target, size):
             yield _broadcast(evidence, prediction, target)
             return
     for node in graph.nodes:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
             a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
             apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
-            if apart and _broadcasts(a, b, math.prod(node.shape)):
+            if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
 
@@ -189,9 +191,23 @@ def _unexpanded(graph: Graph, node: Node) -> Node:
     return graph.nodes[node.parents[0]] if node.op == "expand" and node.parents else node
 
 
-def _broadcasts(a: Node, b: Node, result: int) -> bool:
+def _broadcasts(graph: Graph, a: Node, b: Node, result: int) -> bool:
+    """Tell whether all elements of one operand meet all of the other, which none has asked for by a dimension of 1 in both."""
     count = math.prod(a.shape)
-    return a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
+    unlike = a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
+    return unlike and not (_is_spread(graph, a) and _is_spread(graph, b))
+
+
+def _is_spread(graph: Graph, node: Node) -> bool:
+    """Tell whether the last thing that was done to a tensor is to give it another dimension of 1."""
+    while node.op in ("expand", "alias", "slice", "_to_copy") and node.parents:
+        node = graph.nodes[node.parents[0]]
+    if node.op not in ("unsqueeze", "view", "_unsafe_view", "reshape") or len(node.parents) != 1:
+        return False
+    before = graph.nodes[node.parents[0]].shape
+    return (
+        len(node.shape) > len(before) and math.prod(node.shape) == math.prod(before) and node.shape.count(1) > before.count(1)
+    )
 
 
 def _broadcast(evidence: Evidence, a: Node, b: Node) -> Finding:
