@@ -114,7 +114,8 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
-    and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
+    and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as many batches
+    as make an update, or by as many terms as are added up, though a batch has that many samples too.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -140,11 +141,20 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
         if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and total > LARGE_CHANGE:
             longest = (
                 f"the first SGD steps add up to {total:.2g} times the length of a weight, where healthy sums stay below .12"
+def _steps_each_batch(evidence: Evidence) -> bool:
+    """Tell whether the first updates took a batch each, so that a mean is not divided by the batches of a larger one."""
+    return evidence.later is not None and evidence.later.batches < 2 * (evidence.later.steps + 1)
+
+
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
         twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
-        if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
+        if (
+            len(twice) < evidence.batch_size
+            and _steps_each_batch(evidence)
+            and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice)
+        ):
             message = (
                 f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
             )
