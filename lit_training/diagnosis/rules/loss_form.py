@@ -7,7 +7,14 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.directions import away_from_partners, away_from_targets, concave_divergence, summed_divergence
+from lit_training.diagnosis.rules.directions import (
+    away_from_partners,
+    away_from_targets,
+    concave_divergence,
+    is_open,
+    lowers_errors,
+    summed_divergence,
+)
 from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
 
@@ -38,8 +45,10 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
 
-    Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
-    inside the network; a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
+    Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); outputs that fall
+    where targets rise, below an error that falls (a decay rate, a disparity, the score of the other class), as the rate of
+    an exponential likelihood, or where only the order of the targets is read; gradient reversal inside the network;
+    a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
     as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
     `exp(u)` of a critic.
 
@@ -59,9 +68,11 @@ _Verdict = tuple[str, dict[str, float]] | None
 
 def _of_outputs(evidence: Evidence) -> _Verdict:
     climbs = evidence.maximizes
+    if not climbs and lowers_errors(evidence):
+        return None
     for layer in evidence.layers:
         n = layer.output.rows
-        if layer.agreement is None or n < 8:
+        if layer.agreement is None or n < 8 or (layer.node is not None and is_open(evidence, layer.node)):
             continue
         towards = -layer.agreement if climbs else layer.agreement
         if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
@@ -130,6 +141,11 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("loss_reduction", "error", "", evidence.step, message, advice, figures)
 
 
+def _steps_each_batch(evidence: Evidence) -> bool:
+    """Tell whether the first updates took a batch each, so that a mean is not divided by the batches of a larger one."""
+    return evidence.later is not None and evidence.later.batches < 2 * (evidence.later.steps + 1)
+
+
 def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     weights = [f for f in evidence.parameters.values() if f.kind == "weight"]
     changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
@@ -141,11 +157,6 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
         if any(term.summed(evidence.graph, evidence.batch_size) for term in found) and total > LARGE_CHANGE:
             longest = (
                 f"the first SGD steps add up to {total:.2g} times the length of a weight, where healthy sums stay below .12"
-def _steps_each_batch(evidence: Evidence) -> bool:
-    """Tell whether the first updates took a batch each, so that a mean is not divided by the batches of a larger one."""
-    return evidence.later is not None and evidence.later.batches < 2 * (evidence.later.steps + 1)
-
-
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
