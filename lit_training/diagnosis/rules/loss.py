@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.reading import producer
+from lit_training.diagnosis.reading import is_masked, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.graph import Node
@@ -40,7 +40,8 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     or written out as log(p) and log(1 - p), gets a layer's raw outputs, some of them below 0 or above 1 by more than 0.05: a clamp
     hides the NaN, and where it holds there is no gradient.
 
-    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range; a
+    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range, or
+    beyond it where a mask or weights made of the batch may take such targets out of the loss; a
     softmax against one-hot or soft labels under BCE; a log rate above 0 for counts that are all 1 or more.
 
     What to do: remove the last activation, and apply it where predictions are read; a sigmoid for labels that may hold together.
@@ -256,6 +257,8 @@ def _unfit(evidence: Evidence) -> Finding | None:
         message = f"A binary cross-entropy of probabilities gets the raw outputs of {maker.scope}, which leave 0...1."
         advice = "Use binary_cross_entropy_with_logits, or a sigmoid at the end of the network."
         return Finding("wrong_last_activation", "error", maker.scope, evidence.step, message, advice)
+        if is_masked(evidence.graph, call):
+            continue
     return None
 
 
