@@ -35,7 +35,7 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     told) is a part of the data, no sample of them: it may lie 10 stds away, and be as narrow as it likes. Where a few large
     values make the std (2.5 times half the width of the middle 68 %), the middles have to differ by a factor of 2.
 
-    Not an alarm: other augmentation, other sizes of pictures.
+    Not an alarm: other augmentation, other sizes of pictures, another share of ones among zeros and ones.
 
     What to do: normalise both with the training data's statistics.
     """
@@ -76,7 +76,7 @@ def _apart(
             differs = max(ours.std, theirs.std) * FAR_OFF < abs(ours.mean - theirs.mean) or _is_wider(ours, theirs)
         else:
             differs = shift > shift_of or stretch > STRETCH
-        if differs and not _only_tails(ours, theirs):
+        if differs and not _only_tails(ours, theirs) and not (_is_yes_or_no(ours) and _is_yes_or_no(theirs)):
             return place, ours, theirs, {"shift": shift, "stretch": stretch}
     return None
 
@@ -84,6 +84,13 @@ def _apart(
 def _is_wider(ours: Part, theirs: Part) -> bool:
     """Tell whether the batch that neighbours make narrow scatters further than the other."""
     return (theirs.ordered and theirs.std > STRETCH * ours.std) or (ours.ordered and ours.std > STRETCH * theirs.std)
+
+
+def _is_yes_or_no(part: Part) -> bool:
+    """Tell whether values are 0 and 1, whose share is all that may differ: then their variance is mean (1 - mean)."""
+    elements = part.samples * math.prod(part.shape)
+    variance = part.mean * (1 - part.mean) * elements / (elements - 1)
+    return 0 < part.mean < 1 and math.isclose(part.std**2, variance, rel_tol=1e-3)
 
 
 def _only_tails(ours: Part, theirs: Part) -> bool:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.distributions import Exponential
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from lit_training.diagnosis.rules.validation import _apart
 from lit_training.diagnosis.samples import in_order, summary
 from tests.diagnosis.rules.looking import Loss, alarms, mlp, numbers, vectors
 
@@ -124,6 +125,13 @@ def test_order_is_unknown_where_a_sampler_draws_batches() -> None:
         pass
 
     assert in_order(DataLoader(x, batch_sampler=Own(RandomSampler(x), 2, False))) is None
+
+
+def test_zeros_and_ones_may_be_balanced_in_training_only() -> None:
+    x = torch.arange(256)[:, None]
+    even, rare, scaled = summary(((x % 2).float(), (x % 64 == 0).float(), 10 + (x % 64 == 0).float()))
+    assert _apart([even], [rare]) is None
+    assert _apart([even], [scaled]) is not None
 
 
 def test_neighbours_that_are_alike_show() -> None:
