@@ -8,11 +8,11 @@ from torch import Tensor
 
 from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["LossCall", "difference", "difference_loss", "from_loader", "labelled_blank", "loss_call", "rebuilds"]
+__all__ = ["RESHAPED", "LossCall", "difference", "difference_loss", "from_loader", "labelled_blank", "loss_call", "rebuilds"]
 
 _SUM = 2.0
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
-_RESHAPED = frozenset(
+RESHAPED = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
 )
 
@@ -109,7 +109,7 @@ def difference_loss(node: Node, value: Tensor, compared: LossCall) -> LossCall |
 
 def from_loader(graph: Graph, node: Node) -> bool:
     """Tell whether a node is a tensor of the batch, at most reshaped, cast or cut."""
-    while node.op in _RESHAPED and node.parents:
+    while node.op in RESHAPED and node.parents:
         node = graph.nodes[node.parents[0]]
     return node.name == "batch"
 
@@ -129,7 +129,7 @@ def rebuilds(graph: Graph, output: int, given: int) -> bool:
         if own.issuperset(parents):
             own.add(node.index)
             kind = plain if parents[0] in plain else scaled if parents[0] in scaled else None
-            if kind is not None and node.op in _RESHAPED:
+            if kind is not None and node.op in RESHAPED:
                 kind.add(node.index)
             elif kind is not None and node.op == "div" and len(parents) == 2:
                 scaled.add(node.index)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -81,7 +82,7 @@ class Probe:
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
     comparisons: Comparisons = field(default_factory=Comparisons)
-    label_sums: list[TensorStats] = field(default_factory=list)
+    label_rows: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
 
@@ -195,8 +196,10 @@ class Probe:
         for scores, target, values in zip(nodes, reversed(nodes), reversed(operands), strict=True):
             while target.op == "_to_copy":
                 target = self.graph.nodes[target.parents[0]]
-            if scores.op == "log_softmax" and target.name == "batch" and values.shape == scores.shape and values.ndim > 1:
-                self.label_sums.append(measure(values.sum(1).float(), self.batch_size))
+            same = target.name == "batch" and values.shape == scores.shape and values.ndim > 1
+            if scores.op == "log_softmax" and same and target.index not in self.graph.ancestors(scores.index):
+                rows = torch.stack([values.sum(1), values.amax(1)], -1).flatten(0, -2)
+                self.label_rows.append(measure(rows.float(), len(rows)))
 
     def _layer_before(self, node: Node) -> Layer | None:
         """Walk back through operations that are not layers or activations to the layer whose values arrive here."""

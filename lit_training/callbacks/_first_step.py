@@ -81,7 +81,8 @@ class HandedOut:
         """Add to what is known the targets of all batches seen so far."""
         targets = self._batches.targets(known.target)
         labels = targets is not None and not targets.is_floating_point()
-        return replace(known, targets=targets, labels=labels, broken=self._batches.broken())
+        sizes = self._batches.sizes(known.target)
+        return replace(known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken())
 
 
 class FirstStep:

@@ -40,7 +40,7 @@ class Evidence:
         losses: torch's losses that the forward called, in order.
         one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
         directions: which way a step takes differences from targets, and similarities between samples.
-        label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
+        label_rows: of targets that log-probabilities were multiplied by, over the classes: `[sum, largest]`, once for each product.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -70,7 +70,7 @@ class Evidence:
     losses: tuple[LossCall, ...] = ()
     one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
     directions: tuple[Direction, ...] = ()
-    label_sums: tuple[TensorStats, ...] = ()
+    label_rows: tuple[TensorStats, ...] = ()
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -160,7 +160,7 @@ def collect(
         one_hot=one_hot,
         losses=losses,
         directions=tuple(probe.comparisons.directions),
-        label_sums=tuple(probe.label_sums),
+        label_rows=tuple(probe.label_rows),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),

@@ -5,14 +5,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from lit_training.graph import LOSSES, Graph, Node
+from lit_training.loss_calls import LossCall
 
-__all__ = ["Term", "producer", "summands", "terms"]
+__all__ = ["Term", "is_masked", "producer", "summands", "terms"]
 
 _SHAPING = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
     "split split_with_sizes unsafe_split unbind".split()
 )
 _MOST_SUMMANDS = 500
+_PICKS = frozenset("mul where masked_fill index masked_select index_put _index_put_impl".split())
 _SCALAR = frozenset("div mul neg add sub _to_copy clone alias squeeze view".split())
 
 
@@ -102,6 +104,26 @@ def summands(graph: Graph, loss: int) -> Iterator[tuple[Node, float]]:
             yield node, factor
         else:
             stack.extend((parent, factor * own) for parent, own in zip(node.parents, factors, strict=True))
+
+
+def is_masked(graph: Graph, call: LossCall) -> bool:
+    """Tell whether some elements of a loss may not count, so that a target that is not known may hold any number.
+
+    It got weights, or is multiplied by or picked from with something, element by element, that was made of the batch.
+    """
+
+    def given(index: int) -> bool:
+        return any(graph.nodes[i].name == "batch" for i in graph.ancestors(index))
+
+    if call.node < 0:
+        return False
+    loss = graph.nodes[call.node]
+    if loss.op in LOSSES and (any(given(p) for p in loss.parents[2:]) or not loss.shape):
+        return any(given(p) for p in loss.parents[2:])
+    return any(
+        graph.nodes[reader].op in _PICKS and any(given(p) for p in graph.nodes[reader].parents if p != call.node)
+        for reader in graph.consumers()[call.node]
+    )
 
 
 def _factors(graph: Graph, node: Node) -> tuple[float, ...] | None:

@@ -1,5 +1,6 @@
 """What the loaders hand out: the targets of the first batches in order, and the first validation batch beside the training's."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,8 @@ from lit_training.probe import Probe
 __all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 
 BATCHES = 4
+ORDERED, SIGNIFICANT = 0.5, 4.0
+FEW = 0.2
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,9 @@ class Part:
     """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements.
 
     `core` is half the width of the middle 68 % of the elements, which is the std but for outliers; `blank` the share of samples
-    that are one and the same number everywhere, `busy` the share of other elements in the rest.
+    that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a
+    sum over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how
+    many samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +36,14 @@ class Part:
     core: float = 0.0
     blank: float = 0.0
     busy: float = 0.0
+    drift: float = 0.0
+    combinations: float = math.inf
+
+    @property
+    def ordered(self) -> bool:
+        """Whether neighbours are alike, more than chance has it: a part of the data rather than a sample of them."""
+        r = min(self.drift, 0.999999)
+        return r > ORDERED and self.samples > 3 and math.atanh(r) * math.sqrt(self.samples - 3) > SIGNIFICANT
 
 
 Fed = tuple[str, tuple[Part | None, ...]]
@@ -43,6 +56,7 @@ class Samples:
     Args:
         targets: one number or label of each sample, in the order in which they came, `None` where the loss takes something else.
         labels: whether they are integers.
+        sizes: how many of them each batch held.
         in_order: whether the loader reads its data set from first to last; `None` if that is not known.
         per_batch: how many samples the loader puts into a batch, `None` if that is not known.
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
@@ -56,6 +70,7 @@ class Samples:
 
     targets: Tensor | None = None
     labels: bool = False
+    sizes: tuple[int, ...] = ()
     in_order: bool | None = None
     per_batch: int | None = None
     train: tuple[Part | None, ...] = ()
@@ -93,6 +108,10 @@ class FirstBatches:
         found = [column[place].cpu() for column in self.columns if place is not None and place in column]
         return torch.cat(found) if found and len(found) == len(self.columns) else None
 
+    def sizes(self, place: int | None) -> tuple[int, ...]:
+        """Return how many values there are at a place in each batch."""
+        return tuple(len(column[place]) for column in self.columns if place is not None and place in column)
+
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
         return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
@@ -127,7 +146,9 @@ def summary(batch: Any, known: Sequence[tuple[Any, Part | None]] = ()) -> tuple[
 
 
 def in_order(loader: Any) -> bool | None:
-    """Tell whether a loader reads its data set from first to last, `None` if that cannot be told."""
+    """Tell whether a loader reads its data set from first to last, `None` if that cannot be told, as where batches are drawn."""
+    if type(getattr(loader, "batch_sampler", None)) not in (torch.utils.data.BatchSampler, type(None)):
+        return None
     sampler = getattr(loader, "sampler", None)
     sequential = isinstance(sampler, torch.utils.data.SequentialSampler)
     known = isinstance(sampler, (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler))
@@ -150,9 +171,22 @@ def _part(leaf: Any) -> Part | None:
     values = leaf.detach().float()
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
-    marks = torch.unique(rows @ weights)
-    numbers = [values.mean(), values.std(), _core(values), *_blank(rows)]
-    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host(numbers))
+    marks = rows @ weights
+    distinct = len(torch.unique(marks))
+    mean, std, core, blank, busy, drift = _on_host([values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks)])
+    combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
+    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations)
+
+
+def _drift(marks: Tensor) -> Tensor:
+    centred = marks - marks.mean()
+    return (centred[1:] * centred[:-1]).sum() / centred.square().sum().clamp(min=1e-30)
+
+
+def _combinations(rows: Tensor) -> float:
+    """Return the logarithm of the product of how many values each column takes."""
+    values = rows.sort(0).values
+    return float((1 + (values[1:] != values[:-1]).sum(0)).double().log().sum())
 
 
 def _core(values: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from tests.zoo import (
     healthy_likelihoods,
     healthy_loops,
     healthy_losses,
+    healthy_meanings,
     healthy_meant,
     healthy_numbers,
     healthy_objectives,

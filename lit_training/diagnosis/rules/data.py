@@ -8,7 +8,9 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import is_normalised
 from lit_training.diagnosis.samples import Part
+from lit_training.graph import NORMALISATIONS
 from lit_training.probe import Layer
+from lit_training.tensor_stats import TensorStats
 
 __all__ = ["bad_data", "unnormalised_input"]
 
@@ -18,6 +20,7 @@ OFFSET = 5.0
 ALIKE = 0.2
 EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
+UNLIKE = 100.0
 
 
 @rule(
@@ -48,7 +51,7 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     a std of 10 times that of the middle, where that of the first validation batch is below twice it.
 
     Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
-    sparse features; one of several inputs that is missing.
+    sparse features; a few columns of a few values each, half of whose combinations occur; one of several inputs that is missing.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
@@ -77,7 +80,7 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     if samples.target is None or not inputs or len(known) != len(inputs):
         return
     first = known[0]
-    if all(p.distinct < ALIKE * p.samples for p in known):
+    if all(p.distinct < ALIKE * p.samples and not _is_all_there_is(p) for p in known):
         message = f"Only {max(p.distinct for p in known)} of the {first.samples} samples of the first batch differ."
         advice = "Look at a few inputs: does the data set use the index, did the files load?"
         yield Finding("bad_data", "error", "", evidence.step, message, advice, {"distinct": float(first.distinct)})
@@ -85,6 +88,11 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
         yield Finding("bad_data", "error", "", evidence.step, message, advice, {"blank": first.blank})
+
+
+def _is_all_there_is(part: Part) -> bool:
+    """Tell whether samples are alike because their columns take few values, such as three answers of yes or no."""
+    return part.distinct > 1 and math.log(2 * part.distinct) >= part.combinations
 
 
 def _is_wild(ours: Part | None, theirs: Part | None) -> bool:
@@ -119,7 +127,8 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     scale, and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a
     root mean square of 100 and more, divided by 255 twice they stay below .004.
 
-    Not an alarm: integers for an embedding; inputs in 0...1, which are off but train.
+    Not an alarm: integers for an embedding; inputs in 0...1, which are off but train; columns of like scale in front of a
+    layer with a batch norm behind it, which takes scale and offset back, and the size of the gradient with them.
 
     What to do: standardise with the training data's mean and std.
     """
@@ -133,7 +142,7 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, {"largest": stats.largest})
             return
         offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
-        if stats.rms > LARGE or (offset > OFFSET and stats.rms > 2):
+        if (stats.rms > LARGE or (offset > OFFSET and stats.rms > 2)) and not _is_rescaled(evidence, layer, stats):
             message = (
                 f"The inputs have mean {stats.mean:.3g} and std {stats.std:.3g} where {layer.name} reads them, not 0 and 1."
             )
@@ -141,6 +150,22 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             evidence_numbers = {"mean": stats.mean, "std": stats.std}
             yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, evidence_numbers)
             return
+
+
+def _is_rescaled(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
+    """Tell whether batch norm follows a layer whose inputs are all of one scale."""
+    graph = evidence.graph
+    if layer.node is None or not is_normalised(evidence, layer):
+        return False
+    norms = {node.op for node in graph.nodes if node.op in NORMALISATIONS and layer.node in graph.ancestors(node.index)}
+    stds = stats.columns.variance.sqrt()
+    stds = stds[stds > 0]
+    return (
+        bool(norms)
+        and all("batch_norm" in op for op in norms)
+        and len(stds) > 0
+        and float(stds.max()) < UNLIKE * float(stds.min())
+    )
 
 
 def _reads_inputs(evidence: Evidence, layer: Layer) -> bool:

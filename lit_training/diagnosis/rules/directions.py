@@ -6,9 +6,63 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer, summands, terms
-from lit_training.graph import LOSSES
+from lit_training.graph import LOSSES, Graph
+from lit_training.loss_calls import RESHAPED, from_loader
 
-__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "summed_divergence"]
+__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "is_open", "lowers_errors", "summed_divergence"]
+
+_COMPARING, _SORTING = frozenset("lt gt le ge".split()), frozenset("argsort sort sign".split())
+
+
+def lowers_errors(evidence: Evidence) -> bool:
+    """Tell whether all that the loss adds up are errors that are compared with targets, none of them subtracted.
+
+    Whatever the outputs mean then (a rate, a disparity, a score of the other class), they go where the errors fall.
+    """
+    calls = {call.node for call in evidence.losses}
+    parts = [part for loss in evidence.differentiated for part in summands(evidence.graph, loss)]
+    parts = [(node, factor) for node, factor in parts if node.origin == "data"]
+    return bool(parts) and all(node.index in calls and factor > 0 for node, factor in parts)
+
+
+def is_open(evidence: Evidence, output: int) -> bool:
+    """Tell whether outputs may rightly fall as targets rise: as a rate of what is waited for, or a score of a place in an order.
+
+    The loss then multiplies the targets by `exp` or a softplus of the outputs, or reads their order only.
+    """
+    graph = evidence.graph
+    read = graph.ancestors(output)
+    given = [node.index for node in graph.nodes if node.name == "batch" and node.index not in read]
+    return any(_is_rate(graph, output, target) or _is_order(graph, target) for target in given)
+
+
+def _is_rate(graph: Graph, output: int, target: int) -> bool:
+    for node in graph.nodes:
+        if node.op != "mul" or len(node.parents) != 2:
+            continue
+        operands = [producer(graph, graph.nodes[p]) for p in node.parents]
+        rates = [p for p in operands if p.op in ("exp", "softplus") and _made_of(graph, p.index) == output]
+        if rates and target in (p.index for p in operands):
+            return True
+    return False
+
+
+def _made_of(graph: Graph, index: int) -> int:
+    """Return what an activation was applied to, looking through reshaping."""
+    return producer(graph, graph.nodes[graph.nodes[index].parents[0]]).index
+
+
+def _is_order(graph: Graph, target: int) -> bool:
+    """Tell whether targets are only ever compared with each other."""
+    readers, ends, stack = graph.consumers(), [], [target]
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()]):
+            own = all(from_loader(graph, graph.nodes[p]) for p in reader.parents)
+            if reader.op in RESHAPED or (reader.op == "sub" and own and len(reader.parents) == 2):
+                stack.append(reader.index)
+            else:
+                ends.append(reader.op in _SORTING or (reader.op in _COMPARING and own and len(reader.parents) == 2))
+    return bool(ends) and all(ends)
 
 
 def away_from_targets(evidence: Evidence, climbs: bool) -> bool:

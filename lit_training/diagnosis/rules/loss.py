@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.reading import producer
+from lit_training.diagnosis.reading import is_masked, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.graph import Node
@@ -13,6 +13,8 @@ from lit_training.probe import Layer
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
+COUNTED = 2.0
+SAME = 1e-4  # of gradients of one size
 NARROW = 4.0  # the odds of two classes then stay below e^4 = 55
 _UNIT, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 _RANGES = {
@@ -40,7 +42,8 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     or written out as log(p) and log(1 - p), gets a layer's raw outputs, some of them below 0 or above 1 by more than 0.05: a clamp
     hides the NaN, and where it holds there is no gradient.
 
-    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range; a
+    Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range, or
+    beyond it where a mask or weights made of the batch may take such targets out of the loss; a
     softmax against one-hot or soft labels under BCE; a log rate above 0 for counts that are all 1 or more.
 
     What to do: remove the last activation, and apply it where predictions are read; a sigmoid for labels that may hold together.
@@ -75,7 +78,9 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other.
     `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
 
-    Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own.
+    Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own; a multinomial
+    likelihood of counts (2 and more), or of what the network itself has read; means that are compared beside other terms,
+    so that each sample gets a gradient of its own; an ensemble, each of whose networks tells one number.
 
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
     each other; `kl_div` on `log_softmax`.
@@ -125,11 +130,10 @@ def _single_class(evidence: Evidence) -> _Verdict:
 
 
 def _several_labels(evidence: Evidence) -> _Verdict:
-    for sums in evidence.label_sums:
-        if abs(sums.mean - 1) > 0.05:
-            message = (
-                f"cross_entropy gets target rows that sum to {sums.mean:.2g} on average, not 1: several labels per sample."
-            )
+    for rows in evidence.label_rows:
+        total = float(rows.columns.mean[0])
+        if abs(total - 1) > 0.05 and float(rows.high[1]) < COUNTED:
+            message = f"cross_entropy gets target rows that sum to {total:.2g} on average, not 1: several labels per sample."
             return "", message, "Use binary_cross_entropy_with_logits, which asks about each label on its own."
     return None
 
@@ -156,10 +160,24 @@ def _means_compared(evidence: Evidence) -> _Verdict:
         maker = producer(graph, graph.nodes[call.prediction])
         arriving = graph.nodes[maker.parents[0]].shape if maker.parents else ()
         averaged = maker.op in ("mean", "sum") and arriving[:1] == (evidence.batch_size,) != maker.shape[:1]
-        if averaged and evidence.batch_size > 1 and any(graph.nodes[i].name == "batch" for i in graph.ancestors(call.target)):
+        if (
+            averaged
+            and _gives_one_gradient(evidence, maker)
+            and evidence.batch_size > 1
+            and any(graph.nodes[i].name == "batch" for i in graph.ancestors(call.target))
+        ):
             message = f"{call.op} compares the batch's {maker.op}, of shape {list(maker.shape)}: all samples get one gradient."
             return maker.scope, message, "Compare sample by sample, and average the loss: loss_fn(output, target)."
     return None
+
+
+def _gives_one_gradient(evidence: Evidence, averaged: Node) -> bool:
+    """Tell whether the outputs that were averaged get the same gradient in every sample."""
+    behind = evidence.graph.ancestors(averaged.index)
+    heads = [
+        x for x in evidence.layers if x.node in behind and not evidence.graph.reaches_layer(x.node) and x.gradient is not None
+    ]
+    return all(x.gradient.signal <= SAME * x.gradient.rms for x in heads if x.gradient is not None)
 
 
 def _unheard(evidence: Evidence) -> _Verdict:
@@ -199,7 +217,10 @@ def _flat(evidence: Evidence) -> _Verdict:
 
 
 def _class_numbers(evidence: Evidence) -> _Verdict:
-    """Recognise a squared or absolute error of several outputs, all against one and the same class number."""
+    """Recognise a squared or absolute error of several outputs of a layer, all against one and the same class number.
+
+    Outputs of several networks are an ensemble's, each of which may be asked for a number.
+    """
     graph = evidence.graph
     for call in evidence.losses:
         outputs, target = graph.nodes[call.prediction].shape, graph.nodes[call.target]
@@ -208,6 +229,7 @@ def _class_numbers(evidence: Evidence) -> _Verdict:
             spread = spread or (target.op == "expand" and target.shape[-1:] == outputs[-1:])
             target = graph.nodes[target.parents[0]]
         integers = target.name == "batch" and not target.dtype.is_floating_point and target.shape != outputs
+        integers = integers and producer(graph, graph.nodes[call.prediction]).op not in ("cat", "stack", "bmm", "baddbmm")
         if call.op in ("mse_loss", "l1_loss") and spread and integers and len(outputs) == 2 and outputs[1] > 1:
             message = f"{call.op} compares each of {outputs[1]} outputs with the number of the class."
             return "", message, "Use cross_entropy(output, target), or one_hot(target, classes).float() as the target."
@@ -235,6 +257,8 @@ def _no_logits(evidence: Evidence) -> Finding | None:
 def _out_of_reach(evidence: Evidence) -> Finding | None:
     for call in evidence.losses:
         maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
+        if is_masked(evidence.graph, call):
+            continue
         if call.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
             (low, high), (lowest, highest) = _RANGES[maker.op], call.target_range
             margin = 0.1 * (highest - lowest)

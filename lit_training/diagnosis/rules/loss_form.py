@@ -7,7 +7,14 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.directions import away_from_partners, away_from_targets, concave_divergence, summed_divergence
+from lit_training.diagnosis.rules.directions import (
+    away_from_partners,
+    away_from_targets,
+    concave_divergence,
+    is_open,
+    lowers_errors,
+    summed_divergence,
+)
 from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
 
@@ -38,8 +45,10 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
 
-    Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); gradient reversal
-    inside the network; a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
+    Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); outputs that fall
+    where targets rise, below an error that falls (a decay rate, a disparity, the score of the other class), as the rate of
+    an exponential likelihood, or where only the order of the targets is read; gradient reversal inside the network;
+    a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
     as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
     `exp(u)` of a critic.
 
@@ -59,9 +68,11 @@ _Verdict = tuple[str, dict[str, float]] | None
 
 def _of_outputs(evidence: Evidence) -> _Verdict:
     climbs = evidence.maximizes
+    if not climbs and lowers_errors(evidence):
+        return None
     for layer in evidence.layers:
         n = layer.output.rows
-        if layer.agreement is None or n < 8:
+        if layer.agreement is None or n < 8 or (layer.node is not None and is_open(evidence, layer.node)):
             continue
         towards = -layer.agreement if climbs else layer.agreement
         if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
@@ -114,7 +125,8 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below.
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
-    and others that divide by the gradient's size; a gradient that is clipped to a smaller step.
+    and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as many batches
+    as make an update, or by as many terms as are added up, though a batch has that many samples too.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -127,6 +139,11 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     if found is not None:
         message, advice, figures = found
         yield Finding("loss_reduction", "error", "", evidence.step, message, advice, figures)
+
+
+def _steps_each_batch(evidence: Evidence) -> bool:
+    """Tell whether the first updates took a batch each, so that a mean is not divided by the batches of a larger one."""
+    return evidence.later is not None and evidence.later.batches < 2 * (evidence.later.steps + 1)
 
 
 def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
@@ -144,7 +161,11 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
         twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
-        if any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
+        if (
+            len(twice) < evidence.batch_size
+            and _steps_each_batch(evidence)
+            and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice)
+        ):
             message = (
                 f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
             )
@@ -164,7 +185,9 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none.
 
-    Not an alarm: pairwise distances between outputs, or between inputs; masks and weights with fewer elements.
+    Not an alarm: pairwise distances between outputs, or between inputs; outer comparisons, where both operands were given a
+    dimension for it (`output[:, :, None] - target[:, None]`: Chamfer distances, kernels, quantiles against samples); masks and
+    weights with fewer elements.
 
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
@@ -173,14 +196,14 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     for call in evidence.losses:
         prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
-        if "nll" not in call.op and _broadcasts(prediction, target, size):
+        if "nll" not in call.op and _broadcasts(graph, prediction, target, size):
             yield _broadcast(evidence, prediction, target)
             return
     for node in graph.nodes:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
             a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
             apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
-            if apart and _broadcasts(a, b, math.prod(node.shape)):
+            if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
 
@@ -189,9 +212,23 @@ def _unexpanded(graph: Graph, node: Node) -> Node:
     return graph.nodes[node.parents[0]] if node.op == "expand" and node.parents else node
 
 
-def _broadcasts(a: Node, b: Node, result: int) -> bool:
+def _broadcasts(graph: Graph, a: Node, b: Node, result: int) -> bool:
+    """Tell whether all elements of one operand meet all of the other, which none has asked for by a dimension of 1 in both."""
     count = math.prod(a.shape)
-    return a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
+    unlike = a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
+    return unlike and not (_is_spread(graph, a) and _is_spread(graph, b))
+
+
+def _is_spread(graph: Graph, node: Node) -> bool:
+    """Tell whether the last thing that was done to a tensor is to give it another dimension of 1."""
+    while node.op in ("expand", "alias", "slice", "_to_copy") and node.parents:
+        node = graph.nodes[node.parents[0]]
+    if node.op not in ("unsqueeze", "view", "_unsafe_view", "reshape") or len(node.parents) != 1:
+        return False
+    before = graph.nodes[node.parents[0]].shape
+    return (
+        len(node.shape) > len(before) and math.prod(node.shape) == math.prod(before) and node.shape.count(1) > before.count(1)
+    )
 
 
 def _broadcast(evidence: Evidence, a: Node, b: Node) -> Finding:

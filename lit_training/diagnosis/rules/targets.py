@@ -1,13 +1,14 @@
 """Rules about labels: what they are, how often, and in which order."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_of
 from lit_training.loss_calls import LossCall
@@ -23,6 +24,7 @@ BACKGROUND = 0.97
 SORTED = 5.0
 BY_CHANCE, BY_CHANCE_IN_ORDER = math.log(1e6), math.log(50)
 FEW_VALUES = 10
+SEVERAL, NEARLY_ALL = 4.0, 0.8
 
 
 @rule(
@@ -57,8 +59,10 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1.
 
-    Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, an autoencoder
-    of sequences, which goes through one vector.
+    Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
+    place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
+    loss that has other parts; rare amounts, such as rain, that differ from each other; an autoencoder of sequences, which goes
+    through one vector.
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
@@ -75,7 +79,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         return
     for call in evidence.losses:
         low, high = call.target_range
-        if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6):
+        if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6) and not is_masked(evidence.graph, call):
             targets = evidence.samples.targets
             several = targets is not None and len(torch.unique(targets)) > FEW_VALUES
             if several or not (low.is_integer() and high.is_integer()):
@@ -92,11 +96,14 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     if targets is None or len(targets) < ENOUGH or _classes(evidence) == 1 or not evidence.losses:
         return
     value, share = _commonest(targets)
-    if samples.labels and value < 0 and share >= IGNORED and _takes_labels(evidence):
+    if samples.labels and value < 0 and share >= IGNORED and _only_takes_labels(evidence):
         message = f"{share:.0%} of the first {len(targets)} labels are {value:g}, which the loss ignores."
         advice = "See why they were not read or were masked: the network learns from the rest only."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
-    elif share >= (1.0 if samples.labels or _classes(evidence) else ONE_VALUE) and not samples.in_order:
+    elif (
+        share >= (1.0 if samples.labels or _classes(evidence) or _varies(targets[targets != value]) else ONE_VALUE)
+        and not samples.in_order
+    ):
         message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
         advice = "Look at how targets are read: the right column, no cast to integers before scaling."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
@@ -127,8 +134,9 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
     to read in order); a correlation above .9. If all labels are one and the same: a loader that is known to read its data
     set in order.
 
-    Not an alarm: balanced or stratified batches, which change more often than chance, tokens of a text, one target a
-    sequence of a shuffled set.
+    Not an alarm: balanced or stratified batches, which change more often than chance, or hold one label after the other: four
+    or more of them each, or nearly as many as all batches together (effective numbers); batches that are sorted and span
+    what the others do; tokens of a text, one target a sequence of a shuffled set.
 
     What to do: `DataLoader(..., shuffle=True)`, or shuffle a stream's buffer.
     """
@@ -140,8 +148,9 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         changes, expected, deviation = _changes(targets)
         if expected == 0 and samples.in_order and _classes(evidence) > 1 and float(targets[0]) >= 0:
             message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif (changes < expected / 2 and changes < expected - SORTED * deviation) or _in_blocks(
-            targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE
+        elif not _are_mixed(targets, samples.sizes) and (
+            (changes < expected / 2 and changes < expected - SORTED * deviation)
+            or _in_blocks(targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE)
         ):
             order = f"in random order about {expected:.0f} times"
             message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
@@ -150,7 +159,7 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "data_not_shuffled", "error", "", evidence.step, message, advice, {"changes": changes, "expected": expected}
         )
-    elif (correlation := _neighbours(targets)) > 0.9:
+    elif (correlation := _neighbours(targets)) > 0.9 and not _spread_alike(targets, samples.sizes):
         message = f"Neighbouring samples have neighbouring targets: their ranks correlate by {correlation:.2f}, not 0."
         yield Finding("data_not_shuffled", "error", "", evidence.step, message, advice, {"correlation": correlation})
 
@@ -172,7 +181,9 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     labels' entropy) is below .45 of them. For pixels 97 %: a background of 77 to 90 % is learnt well without weights,
     neighbours help; lesions of 2 % are not.
 
-    Not an alarm: `weight=`, `pos_weight=`, other losses such as focal loss, a Dice loss beside, samplers that balance the batches.
+    Not an alarm: `weight=`, `pos_weight=`, other losses such as focal loss, a Dice loss beside, samplers that balance the batches;
+    the next word, letter or item, where five classes or more are the rows of an embedding that the network reads with: they
+    are as common as they are.
 
     What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
     """
@@ -186,11 +197,10 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
         return
     known = targets[targets >= 0] if evidence.samples.labels else targets
-    if len(known) < ENOUGH or len(torch.unique(known)) < 2:
+    if len(known) < ENOUGH or len(torch.unique(known)) < 2 or _are_words(evidence, classes):
         return
     _, share = _commonest(known)
-    counts = torch.unique(known, return_counts=True)[1].double() / len(known)
-    effective = math.exp(-float((counts * counts.log()).sum()))
+    effective = _diversity(known)
     if share >= MAJORITY + math.sqrt(MAJORITY * (1 - MAJORITY) / len(known)) or (
         classes >= 5 and effective < FEW_CLASSES * classes and len(known) > 8 * classes
     ):
@@ -199,6 +209,12 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "class_imbalance", "warning", "", evidence.step, message, advice, {"share": share, "effective": effective}
         )
+
+
+def _are_words(evidence: Evidence, classes: int) -> bool:
+    """Tell whether classes are the words of the vocabulary that the network reads."""
+    tables = (facts for facts in evidence.parameters.values() if facts.kind == "embedding")
+    return classes >= 5 and any(facts.shape[0] == classes for facts in tables)
 
 
 def _background(evidence: Evidence) -> float:
@@ -210,8 +226,16 @@ def _background(evidence: Evidence) -> float:
     return call.background or 0.0 if alone else 0.0
 
 
-def _takes_labels(evidence: Evidence) -> bool:
-    return any("nll" in call.op for call in evidence.losses)
+def _only_takes_labels(evidence: Evidence) -> bool:
+    """Tell whether the loss is a cross-entropy with nothing beside it, such as the consistency of what has no label."""
+    labelled = {call.node for call in evidence.losses if "nll" in call.op}
+    parts = [node for loss in evidence.differentiated for node, _ in summands(evidence.graph, loss) if node.origin == "data"]
+    return bool(labelled) and all(node.index in labelled for node in parts)
+
+
+def _varies(others: Tensor) -> bool:
+    """Tell whether the targets beside the commonest are numbers of all sizes, which a cast to integers would not leave."""
+    return len(others) >= 3 and len(torch.unique(others)) == len(others)
 
 
 def _classes(evidence: Evidence) -> int:
@@ -242,6 +266,27 @@ def _changes(labels: Tensor) -> tuple[int, float, float]:
     squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
     variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
     return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
+
+
+def _are_mixed(labels: Tensor, sizes: Sequence[int]) -> bool:
+    """Tell whether each batch for itself shows several labels, in whatever order: a sampler has put it together."""
+    if len(sizes) < 2 or sum(sizes) != len(labels):
+        return False
+    each = min(_diversity(batch) for batch in labels.split(list(sizes)))
+    return each >= min(SEVERAL, NEARLY_ALL * _diversity(labels)) and each > 1
+
+
+def _spread_alike(values: Tensor, sizes: Sequence[int]) -> bool:
+    """Tell whether the numbers of each batch scatter nearly as far as all of them."""
+    if len(sizes) < 2 or sum(sizes) != len(values) or min(sizes) < 2:
+        return False
+    return min(float(batch.double().std()) for batch in values.split(list(sizes))) > NEARLY_ALL * float(values.double().std())
+
+
+def _diversity(labels: Tensor) -> float:
+    """Return the exponential of the labels' entropy: of how many, equally common, they are as diverse."""
+    shares = torch.unique(labels, return_counts=True)[1].double() / len(labels)
+    return math.exp(-float((shares * shares.log()).sum()))
 
 
 def _in_blocks(labels: Tensor, changes: int, by_chance: float) -> bool:

@@ -10,7 +10,8 @@ from lit_training.diagnosis.samples import Part
 
 __all__ = ["train_val_mismatch"]
 
-SHIFT, STRETCH = 1.0, 3.0
+SHIFT, STRETCH, FAR_OFF = 1.0, 3.0, 10.0
+HEAVY, LIKE = 2.5, 2.0
 
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
@@ -30,7 +31,11 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
     what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
 
-    Not an alarm: other augmentation, other sizes of pictures.
+    A batch whose neighbours are alike (windows of a series one after the other, rows of a picture, samples sorted by what is
+    told) is a part of the data, no sample of them: it may lie 10 stds away, and be as narrow as it likes. Where a few large
+    values make the std (2.5 times half the width of the middle 68 %), the middles have to differ by a factor of 2.
+
+    Not an alarm: other augmentation, other sizes of pictures, another share of ones among zeros and ones.
 
     What to do: normalise both with the training data's statistics.
     """
@@ -67,6 +72,30 @@ def _apart(
         if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
             continue
         shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
-        if shift > shift_of or stretch > STRETCH:
+        if ours.ordered or theirs.ordered:
+            differs = max(ours.std, theirs.std) * FAR_OFF < abs(ours.mean - theirs.mean) or _is_wider(ours, theirs)
+        else:
+            differs = shift > shift_of or stretch > STRETCH
+        if differs and not _only_tails(ours, theirs) and not (_is_yes_or_no(ours) and _is_yes_or_no(theirs)):
             return place, ours, theirs, {"shift": shift, "stretch": stretch}
     return None
+
+
+def _is_wider(ours: Part, theirs: Part) -> bool:
+    """Tell whether the batch that neighbours make narrow scatters further than the other."""
+    return (theirs.ordered and theirs.std > STRETCH * ours.std) or (ours.ordered and ours.std > STRETCH * theirs.std)
+
+
+def _is_yes_or_no(part: Part) -> bool:
+    """Tell whether values are 0 and 1, whose share is all that may differ: then their variance is mean (1 - mean)."""
+    elements = part.samples * math.prod(part.shape)
+    variance = part.mean * (1 - part.mean) * elements / (elements - 1)
+    return 0 < part.mean < 1 and math.isclose(part.std**2, variance, rel_tol=1e-3)
+
+
+def _only_tails(ours: Part, theirs: Part) -> bool:
+    """Tell whether a few large values make means and deviations, and the middle two thirds scatter alike."""
+    if min(ours.core, theirs.core) <= 0:
+        return False
+    heavy = max(ours.std / ours.core, theirs.std / theirs.core) > HEAVY
+    return heavy and max(ours.core / theirs.core, theirs.core / ours.core) < LIKE
