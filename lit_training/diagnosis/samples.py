@@ -20,7 +20,9 @@ class Part:
     """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements.
 
     `core` is half the width of the middle 68 % of the elements, which is the std but for outliers; `blank` the share of samples
-    that are one and the same number everywhere, `busy` the share of other elements in the rest.
+    that are one and the same number everywhere, `busy` the share of other elements in the rest; `binary` tells whether all
+    elements are 0 or 1; `jumps` is the mean square difference of neighbouring samples' means over that of any two, which is 1
+    for samples in random order, and near 0 for those that follow each other in time.
     """
 
     shape: tuple[int, ...]
@@ -31,6 +33,8 @@ class Part:
     core: float = 0.0
     blank: float = 0.0
     busy: float = 0.0
+    binary: bool = False
+    jumps: float = 1.0
 
 
 Fed = tuple[str, tuple[Part | None, ...]]
@@ -144,13 +148,22 @@ def _part(leaf: Any) -> Part | None:
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
     marks = torch.unique(rows @ weights)
-    numbers = [values.mean(), values.std(), _core(values), *_blank(rows)]
-    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), *_on_host(numbers))
+    binary = ((values == 0) | (values == 1)).all().float()
+    numbers = [values.mean(), values.std(), _core(values), *_blank(rows), binary, _jumps(rows.mean(1))]
+    mean, std, core, blank, busy, is_binary, jumps = _on_host(numbers)
+    return Part(tuple(leaf.shape[1:]), len(leaf), len(marks), mean, std, core, blank, busy, bool(is_binary), jumps)
 
 
 def _core(values: Tensor) -> Tensor:
     some = some_elements(values).sort().values
     return (some[int(0.84 * (len(some) - 1))] - some[int(0.16 * (len(some) - 1))]) / 2
+
+
+def _jumps(means: Tensor) -> Tensor:
+    """Return von Neumann's ratio, halved: 1 for samples in random order."""
+    if len(means) < 2:
+        return torch.ones((), device=means.device)
+    return (means.diff().square().mean() / (2 * means.var()).clamp(min=1e-30)).clamp(max=1e6)
 
 
 def _blank(rows: Tensor) -> tuple[Tensor, Tensor]:

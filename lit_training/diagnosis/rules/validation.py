@@ -11,6 +11,9 @@ from lit_training.diagnosis.samples import Part
 __all__ = ["train_val_mismatch"]
 
 SHIFT, STRETCH = 1.0, 3.0
+CORE_STRETCH = 2.0
+SUCCESSIVE, IN_TIME = 0.3, 10.0
+NUMBERS = 32
 
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
@@ -27,10 +30,14 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     At the end of a run (`LossMonitor`): what was learned in the first epoch, from samples that were new then, never held in
     validation, whose loss stays at that of a guess.
 
-    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
-    what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
+    Threshold: a mean that differs by more than a std (the larger of the two), or a std that differs by a factor of more than 3,
+    where the width of the middle 68 % does by 2: outliers alone are no scale; 8 samples and 32 numbers or more each. Of what
+    networks are given, where a call may hold one task or one episode, two stds and 16 samples. Validation samples that follow
+    each other in time (neighbours differ by less than .3 of what any two do, in the mean square) show one season of many: they
+    have to be ten times as far apart, and may be as narrow as they like.
 
-    Not an alarm: other augmentation, other sizes of pictures.
+    Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
+    often in training, or negatives are drawn; time stamps; training samples that follow each other in time.
 
     What to do: normalise both with the training data's statistics.
     """
@@ -56,6 +63,9 @@ def _apart(
     """Return the first tensor whose scale differs, its place, and by how much."""
     if len(train) != len(val):
         return None
+    in_time = _in_time(val)
+    if _in_time(train):
+        return None
     for place, (ours, theirs) in enumerate(zip(train, val, strict=True)):
         if (
             ours is None
@@ -64,9 +74,33 @@ def _apart(
             or min(ours.samples, theirs.samples) < samples
         ):
             continue
-        if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
-            continue
-        shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
-        if shift > shift_of or stretch > STRETCH:
-            return place, ours, theirs, {"shift": shift, "stretch": stretch}
+        numbers = _differences(ours, theirs, shift_of, in_time=in_time)
+        if numbers is not None:
+            return place, ours, theirs, numbers
     return None
+
+
+def _differences(ours: Part, theirs: Part, shift_of: float, *, in_time: bool) -> dict[str, float] | None:
+    """Return by how much two tensors differ in offset and scale, `None` if that is little, or says nothing of their units."""
+    if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
+        return None
+    if (ours.binary and theirs.binary) or min(math.prod(part.shape) * part.samples for part in (ours, theirs)) < NUMBERS:
+        return None
+    shift, stretch = abs(ours.mean - theirs.mean) / max(ours.std, theirs.std), _factor(ours.std, theirs.std)
+    wider = theirs.std > IN_TIME * STRETCH * ours.std if in_time else stretch > STRETCH and _core_differs(ours, theirs)
+    moved = shift > shift_of * (IN_TIME if in_time else 1.0)
+    return {"shift": shift, "stretch": stretch} if wider or moved else None
+
+
+def _in_time(batch: Sequence[Part | None]) -> bool:
+    """Tell whether some tensor of a batch shows that its samples follow each other."""
+    return any(part is not None and part.jumps < SUCCESSIVE for part in batch)
+
+
+def _core_differs(ours: Part, theirs: Part) -> bool:
+    """Tell whether the middle of two tensors differs in width, too, as far as they have a middle."""
+    return min(ours.core, theirs.core) <= 0 or _factor(ours.core, theirs.core) > CORE_STRETCH
+
+
+def _factor(a: float, b: float) -> float:
+    return max(a / b, b / a)
