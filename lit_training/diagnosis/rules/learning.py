@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
+from lit_training.graph import LOSSES
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
@@ -72,13 +73,14 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
     normalisation; copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to
-    frozen ones that do not look fresh, as those of a teacher that training has moved little. If the module thaws them later in
-    a hook of its own, the alarm becomes a note.
+    frozen ones that do not look fresh, as those of a teacher that training has moved little; a random network that another one
+    is to predict (Burda et al. 2019), which meets what learns only in a difference or a loss. If the module thaws them later
+    in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    frozen = [f for f in frozen if not _is_copy(evidence, f) and not _is_taught(evidence, f)]
+    frozen = [f for f in frozen if not (_is_copy(evidence, f) or _is_taught(evidence, f) or _is_target(evidence, f))]
     if frozen:
         first = frozen[0]
         message = (
@@ -115,6 +117,26 @@ def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
     chain = [node for node in graph.layers() if node.index in before or own & graph.ancestors(node.index)]
     kept = [evidence.parameters[node.weight] for node in chain if node.weight in evidence.parameters]
     return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
+
+
+def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a frozen layer stands on one side of a comparison, and all that learns on the other."""
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    learning = {name for name, f in evidence.parameters.items() if f.requires_grad}
+    stack = [node.index for node in graph.layers() if node.weight == frozen.name]
+    seen, compared = set(stack), False
+    while stack:
+        node = graph.nodes[stack.pop()]
+        behind = {graph.nodes[i].weight for i in graph.ancestors(node.index)} | {node.weight}
+        if learning.isdisjoint(behind):
+            new = set(readers[node.index]) - seen
+            seen |= new
+            stack += new
+        elif node.op == "sub" or node.op in LOSSES:
+            compared = True
+        else:
+            return False
+    return compared
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])
