@@ -46,7 +46,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: decay through the gradient of a network that is good already (a loss below .3 of what a guess costs), whose
     gradient and loss are small because there is little left to learn; a strong decay in a run too short for it to matter;
     weights that decay in front of a normalisation at usual strength; a penalty of usual strength over so many weights that it
-    is most of the loss.
+    is most of the loss; a loss that is one of torch's and nothing else, whatever way its gradient points (in a linear model,
+    whose first weights are larger than those to be found, along them).
 
     What to do: 5e-4 for SGD, .01 to .1 for AdamW; a penalty should be a small part of the loss.
     """
@@ -81,7 +82,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"cost": cost, "shrink": shrink}
         )
-    elif cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence)):
+    elif not evidence.bare and (cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence))):
         message = (
             f"The gradient points along the weights themselves (cosine {cosine:.2f}, not near 0): a penalty outweighs the data."
         )

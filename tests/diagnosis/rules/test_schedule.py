@@ -96,6 +96,20 @@ def test_a_function_may_give_the_rate_itself_to_an_optimiser_made_with_one(lr: f
     assert len(list(lr_schedule(seen))) == said
 
 
+@pytest.mark.parametrize(("penalty", "said"), [(0.0, 0), (1.0, 1)])
+def test_the_gradient_of_a_linear_model_may_point_along_its_weights(penalty: float, said: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2048, 128, generator=g), 0.1 * torch.randn(2048, 1, generator=g)
+    net = nn.Linear(128, 1)
+    with Probe(net, len(x), (x, y)) as probe:
+        value = F.mse_loss(net(x), y) + (penalty * net.weight.square().sum() if penalty else 0.0)
+        probe.differentiate(value)
+        value.backward()
+    held = torch.optim.SGD(net.parameters(), lr=0.01)
+    seen = collect(probe, optimizers=[held], loss=value, stepping=held, plan=Plan(500))
+    assert len(list(weight_decay_too_strong(seen))) == said
+
+
 def test_the_usual_decay_is_not_too_strong_for_a_network_that_is_good_already() -> None:
     net, (x, y) = mlp(16, 32, 32, 4), vectors()
     adam = torch.optim.Adam(net.parameters(), lr=1e-2)
