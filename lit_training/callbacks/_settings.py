@@ -34,6 +34,7 @@ def plan_of(trainer: Trainer) -> Plan:
         overrun=too_short,
         backwards=_backwards(trainer),
         loss_scaled=loss_scale(trainer) != 1.0,
+        open_end=bool(trainer.early_stopping_callbacks),
     )
 
 

@@ -1,5 +1,6 @@
 """Callback: watch the activations of every layer at sampled steps. The arithmetic is in `lit_training.activations`."""
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -81,13 +82,14 @@ class ActivationMonitor(Callback):
         self._last_step, self._batch_size = -1, 0
         self._dead_at_start: dict[str, float] = {}
         self._gone: list[str] = []
+        self._masked: set[str] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
         self.release()
         self.findings, self.latest, self._sites, self._last_step = [], {}, {}, -1
         self._disabled = self._missed = False
-        self._dead_at_start, self._gone = {}, []
+        self._dead_at_start, self._gone, self._masked = {}, [], None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Attach if this step is sampled; the first time, also find out what follows each layer."""
@@ -204,7 +206,10 @@ class ActivationMonitor(Callback):
         if twice is not None and not self.findings:
             self.findings += died(twice, self._last_step, self._dead_at_start[twice])
         self._gone = gone
-        broken = next((name for name, stats in self.latest.items() if not stats.finite), None)
+        infinite = [name for name, stats in self.latest.items() if not stats.finite]
+        if self._masked is None:
+            self._masked = {name for name in infinite if self.latest[name].mean == -math.inf}
+        broken = next((name for name in infinite if name not in self._masked), None)
         if broken is not None and not self.findings:
             self.findings += became_nan(broken, self._last_step)
 

@@ -22,7 +22,9 @@ class Plan:
         clip: norm that gradients are clipped to, `None` if they are not.
         clip_value: what each of their elements is clipped to.
         scheduled: whether a schedule changes the learning rate.
-        rates: that the schedule has for each update, over the rate that the optimiser was made with; empty where that is not known.
+        rates: that the schedule has for each update, over the rate that the optimiser was made with (the highest of its groups of
+            parameters); empty where that is not known.
+        open_end: whether `EarlyStopping` ends the run, so that `updates` are the most that there may be.
         peak: the rate that the schedule itself names as its highest, over the one that the optimiser was made with.
         overrun: in words, that the schedule is stepped more often than it allows, `""` if it is not.
         backwards: what a `ReduceLROnPlateau` watches in the wrong direction, `""` if it does not.
@@ -38,12 +40,13 @@ class Plan:
     overrun: str = ""
     backwards: str = ""
     loss_scaled: bool = False
+    open_end: bool = False
 
 
 def future_rates(
     scheduler: LRScheduler, updates: int, steps_after: Callable[[int], bool] = lambda update: True
 ) -> tuple[float, ...]:
-    """Return the learning rate of each of the coming updates, of the optimiser's first group.
+    """Return the learning rate of each of the coming updates, of the group of parameters whose rate is the highest then.
 
     A copy of the scheduler runs ahead on a stand-in for its optimiser; nothing of the original is touched.
 
@@ -53,7 +56,7 @@ def future_rates(
         steps_after: tells of each update, counted from 1, whether the schedule steps after it.
 
     Returns:
-        The rates over the one that the optimiser was made with; empty if they cannot be told: the scheduler waits for a metric,
+        The rates over the one that the group was made with; empty if they cannot be told: the scheduler waits for a metric,
         cannot be copied, or the run is longer than 20000 updates.
 
     >>> import torch
@@ -99,11 +102,10 @@ def overrun(scheduler: LRScheduler, steps: int) -> str:
 
 
 def _run_ahead(scheduler: LRScheduler, stand_in: "_StandIn", updates: int, steps_after: Callable[[int], bool]) -> list[float]:
-    group = stand_in.param_groups[0]
-    made_with = float(group.get("initial_lr", group["lr"]))
+    groups = [(group, float(group.get("initial_lr", group["lr"]))) for group in stand_in.param_groups]
     rates = []
     for update in range(1, updates + 1):
-        rates.append(float(group["lr"]) / made_with if made_with > 0 else 0.0)
+        rates.append(max(float(group["lr"]) / made_with if made_with > 0 else 0.0 for group, made_with in groups))
         if steps_after(update):
             scheduler.step()
     return rates

@@ -98,6 +98,40 @@ def test_the_first_layer_that_gives_nan_is_named() -> None:
     assert [(finding.rule, finding.where) for finding in monitor.findings] == [("nan_loss", "net.2")]
 
 
+class Scores(nn.Linear):
+    """Minus infinity for what may not be chosen: from the start, or from its second call on."""
+
+    calls = 0
+
+    def __init__(self, masked_after: int) -> None:
+        super().__init__(4, 3)
+        self.masked_after = masked_after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        absent = torch.tensor([False, False, self.calls > self.masked_after])
+        return super().forward(x).masked_fill(absent, -torch.inf)
+
+
+@pytest.mark.parametrize(("masked_after", "rules"), [(0, []), (1, ["nan_loss"])])
+def test_minus_infinity_from_the_first_step_on_is_a_mask(masked_after: int, rules: list[str]) -> None:
+    class Chooses(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scores = Scores(masked_after)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.scores(batch), torch.zeros(len(batch), dtype=torch.long))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    monitor = ActivationMonitor(1)
+    trainer = pl.Trainer(max_steps=3, barebones=True, accelerator="cpu", callbacks=[monitor])
+    trainer.fit(Chooses(), torch.utils.data.DataLoader(torch.randn(24, 4), 8))
+    assert [finding.rule for finding in monitor.findings] == rules
+
+
 def test_a_net_without_layers_is_told_once() -> None:
     class Bare(Net):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:

@@ -47,6 +47,12 @@ def test_running_ahead_gives_the_rates_that_training_gets_and_changes_nothing(na
     assert ahead == pytest.approx(rates)
 
 
+def test_the_group_with_the_highest_rate_counts() -> None:
+    groups = [{"params": [torch.zeros(1)], "lr": lr} for lr in (0.1, 0.5)]
+    waits = schedules.LambdaLR(torch.optim.SGD(groups), [lambda step: 0.0, lambda step: 1.0])
+    assert future_rates(waits, 3) == (1.0, 1.0, 1.0)
+
+
 def test_a_schedule_that_waits_for_a_metric_cannot_be_told() -> None:
     assert future_rates(schedules.ReduceLROnPlateau(sgd()), 10) == ()
     assert future_rates(schedules.ExponentialLR(sgd(), 0.9), MOST + 1) == ()

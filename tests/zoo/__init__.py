@@ -21,6 +21,7 @@ from tests.zoo import (
     faulty_traced,
     faulty_weights,
     healthy_classes,
+    healthy_courses,
     healthy_generative,
     healthy_likelihoods,
     healthy_loops,

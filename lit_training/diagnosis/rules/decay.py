@@ -9,7 +9,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import is_normalised
+from lit_training.diagnosis.rules.guessing import guess, is_normalised
 from lit_training.diagnosis.updates import tables
 
 __all__ = ["weight_decay_too_strong"]
@@ -19,6 +19,7 @@ ALONG, PARTLY_ALONG = 0.7, 0.5
 FEW = 100
 TWICE, STRONGER_INSIDE = 0.25, 0.3
 OUTWEIGHS = 2.0
+GOOD = 0.3
 
 
 @rule(explains=["weights_shrinking", "slow_convergence", "constant_output", "lr_too_low", "bad_initial_loss"])
@@ -42,8 +43,11 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     100 weights or more; for the penalty's size a product within a quarter of twice the rest of the loss, most of the loss, and
     a pull above .3, which grows as the loss falls. Healthy set-ups with a usual decay start below .1.
 
-    Not an alarm: a strong decay in a run too short for it to matter; weights that decay in front of a normalisation at
-    usual strength; a penalty of usual strength over so many weights that it is most of the loss.
+    Not an alarm: decay through the gradient of a network that is good already (a loss below .3 of what a guess costs), whose
+    gradient and loss are small because there is little left to learn; a strong decay in a run too short for it to matter;
+    weights that decay in front of a normalisation at usual strength; a penalty of usual strength over so many weights that it
+    is most of the loss; a loss that is one of torch's and nothing else, whatever way its gradient points (in a linear model,
+    whose first weights are larger than those to be found, along them).
 
     What to do: 5e-4 for SGD, .01 to .1 for AdamW; a penalty should be a small part of the loss.
     """
@@ -56,6 +60,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     decayed = [f for f in weights if f.decay > 0]
     shrink = max((_shrink(evidence, f) for f in decayed), default=0.0)
     decoupled = any(f.decoupled for f in decayed)
+    if not decoupled and _is_good(evidence):
+        shrink = 0.0
     pull = (
         max(f.decay * _rms(f) for f in decayed if f.decoupled)
         if decoupled
@@ -76,7 +82,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"cost": cost, "shrink": shrink}
         )
-    elif cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence)):
+    elif not evidence.bare and (cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence))):
         message = (
             f"The gradient points along the weights themselves (cosine {cosine:.2f}, not near 0): a penalty outweighs the data."
         )
@@ -86,6 +92,12 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         message = f"Most of the loss is an L2 penalty, which pulls {pull:.2g} times as hard as the rest of the loss."
         advice = "Lower the factor of the penalty in the loss, or use WeightDecay(...) with 5e-4."
         yield Finding("weight_decay_too_strong", "error", "", evidence.step, message, advice, {"pull": pull})
+
+
+def _is_good(evidence: Evidence) -> bool:
+    """Tell whether the first loss is far below that of a guess."""
+    level = guess(evidence)
+    return level is not None and evidence.loss is not None and evidence.loss < GOOD * level
 
 
 def _cost_of_decay(evidence: Evidence, decayed: Sequence[ParameterFacts]) -> float:

@@ -29,7 +29,8 @@ def nan_loss(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: a single value; a loss that has not doubled, and a first update below .2 of the weights (their median).
 
-    Not an alarm: inputs that are not finite (bad_data); masks of minus infinity inside a layer whose output is finite;
+    Not an alarm: inputs that are not finite (bad_data); masks of minus infinity inside a layer, or in its output from the first
+    step on while the loss is finite;
     gradients that overflow under mixed precision's loss scale, whose step is skipped; a loss that rises before it overflows
     (lr_too_high).
 

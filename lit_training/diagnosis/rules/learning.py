@@ -8,6 +8,7 @@ from lit_training.diagnosis.finding import Finding, Severity, is_alarm
 from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
+from lit_training.graph import LOSSES
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
@@ -77,15 +78,17 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     (Martin and Mahoney, JMLR 2021).
 
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
-    normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018); frequencies of
-    Fourier features of the input; what a learned mask or addition turns into another weight; copies of a trained weight, as
-    target networks are at the start; a layer that runs under `no_grad` next to frozen ones that do not look fresh, as those of
-    a teacher that training has moved little. If the module thaws them later in a hook of its own, the alarm becomes a note.
+    normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018), or that another
+    one is to predict, which meet what learns only in a difference or a loss; frequencies of Fourier features of the input; what
+    a learned mask or addition turns into another weight; copies of a trained weight, as target networks are at the start; a
+    layer that runs under `no_grad` next to frozen ones that do not look fresh, as those of a teacher that training has moved
+    little. If the module thaws them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    frozen = [f for f in frozen if not _is_meant(evidence, f) and not _is_copy(evidence, f) and not _is_taught(evidence, f)]
+    excuses = (_is_meant, _is_copy, _is_taught, _is_target)
+    frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
     if frozen:
         first = frozen[0]
         message = (
@@ -136,6 +139,26 @@ def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
     chain = [node for node in graph.layers() if node.index in before or own & graph.ancestors(node.index)]
     kept = [evidence.parameters[node.weight] for node in chain if node.weight in evidence.parameters]
     return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
+
+
+def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a frozen layer stands on one side of a comparison, and all that learns on the other."""
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    learning = {name for name, f in evidence.parameters.items() if f.requires_grad}
+    stack = [node.index for node in graph.layers() if node.weight == frozen.name]
+    seen, compared = set(stack), False
+    while stack:
+        node = graph.nodes[stack.pop()]
+        behind = {graph.nodes[i].weight for i in graph.ancestors(node.index)} | {node.weight}
+        if learning.isdisjoint(behind):
+            new = set(readers[node.index]) - seen
+            seen |= new
+            stack += new
+        elif node.op == "sub" or node.op in LOSSES:
+            compared = True
+        else:
+            return False
+    return compared
 
 
 @rule(explains=["slow_convergence", "lr_too_low"])

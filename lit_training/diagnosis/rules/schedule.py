@@ -26,16 +26,17 @@ def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
     longer run; integer division; `ReduceLROnPlateau(mode="max")` on a loss.
 
     How it is measured: a copy of the scheduler runs ahead over all planned updates before the first one, so that the rate
-    of each is known. `OneCycleLR`: its number of steps and highest rate. `ReduceLROnPlateau`: whether its `mode` fits the
-    name of what it monitors.
+    of each is known; where groups of parameters have rates of their own, the highest counts. `OneCycleLR`: its number of steps
+    and highest rate. `ReduceLROnPlateau`: whether its `mode` fits the name of what it monitors.
 
     Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than half of the updates; it never
     gets to a tenth of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its highest;
     it ends at more than 10 times both that rate and its own median. In all runs: `OneCycleLR` has fewer steps than it is to
     take, since it raises then.
 
-    Not an alarm: cosine, linear, step and one-cycle schedules over the whole run, warm restarts, a decay by 10 three times;
-    schedules that are longer than the run but already past their peak.
+    Not an alarm: a rate that fades out where `EarlyStopping` ends the run; a function that gives the rate itself, for an
+    optimiser made with a rate of 1 (Noam); cosine, linear, step and one-cycle schedules over the whole run, warm restarts, a
+    decay by 10 three times; schedules that are longer than the run but already past their peak.
 
     What to do: `{"scheduler": s, "interval": "step"}` for a schedule in updates, `"epoch"` for one in epochs; take its
     length from `trainer.estimated_stepping_batches`.
@@ -55,11 +56,12 @@ def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
     named, n = evidence.plan.peak, len(rates)
     peak = max(rates) / named
     idle = sum(rate < IDLE * max(rates) for rate in rates)
-    if peak < (STARTED if named == 1 else STARTED_NAMED) and rates[-1] >= 0.99 * max(rates):
+    itself = named == 1 and all(f.made_with in (0.0, 1.0) for f in evidence.parameters.values())
+    if not itself and peak < (STARTED if named == 1 else STARTED_NAMED) and rates[-1] >= 0.99 * max(rates):
         own = "the optimiser's own" if named == 1 else "max_lr"
         message = f"In all {n} planned updates the rate stays below {peak:.2g} times {own}: the warm-up is too long."
         yield Finding("lr_schedule", "error", "", evidence.step, message, advice, {"peak": peak})
-    elif idle > MOST_IDLE * n:
+    elif idle > MOST_IDLE * n and not evidence.plan.open_end:
         message = f"The rate is below 1 % of its peak in {idle} of the {n} planned updates: the schedule is over too early."
         yield Finding("lr_schedule", "error", "", evidence.step, message, advice, {"idle": idle / n})
     elif rates[-1] > GROWS * max(named, median(rates)):

@@ -10,8 +10,9 @@ from lit_training.diagnosis.samples import Part
 
 __all__ = ["train_val_mismatch"]
 
-SHIFT, STRETCH, FAR_OFF = 1.0, 3.0, 10.0
-HEAVY, LIKE = 2.5, 2.0
+SHIFT, STRETCH, IN_TIME = 1.0, 3.0, 10.0
+HEAVY, CORE_STRETCH = 2.5, 2.0
+NUMBERS = 32
 
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
@@ -28,14 +29,15 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     At the end of a run (`LossMonitor`): what was learned in the first epoch, from samples that were new then, never held in
     validation, whose loss stays at that of a guess.
 
-    Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
-    what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
+    Threshold: a mean that differs by more than a std (the larger of the two), or a std that differs by a factor of more than 3,
+    where the width of the middle 68 % does by 2: outliers alone are no scale; 8 samples and 32 numbers or more each. Of what
+    networks are given, where a call may hold one task or one episode, two stds and 16 samples. A validation batch whose neighbours
+    are alike (windows of a series one after the other, rows of a picture, samples sorted by what is told) is a part of the data,
+    no sample of them: it has to be ten times as far away, and may be as narrow as it likes.
 
-    A batch whose neighbours are alike (windows of a series one after the other, rows of a picture, samples sorted by what is
-    told) is a part of the data, no sample of them: it may lie 10 stds away, and be as narrow as it likes. Where a few large
-    values make the std (2.5 times half the width of the middle 68 %), the middles have to differ by a factor of 2.
-
-    Not an alarm: other augmentation, other sizes of pictures, another share of ones among zeros and ones.
+    Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
+    often in training, or negatives are drawn; time stamps; training samples that follow each other in time; means that a few
+    large values make (a std of 2.5 times half the width of the middle 68 %).
 
     What to do: normalise both with the training data's statistics.
     """
@@ -59,8 +61,9 @@ def _apart(
     train: Sequence[Part | None], val: Sequence[Part | None], *, shift_of: float = SHIFT, samples: int = 8
 ) -> tuple[int, Part, Part, dict[str, float]] | None:
     """Return the first tensor whose scale differs, its place, and by how much."""
-    if len(train) != len(val):
+    if len(train) != len(val) or _in_order(train):
         return None
+    in_time = _in_order(val)
     for place, (ours, theirs) in enumerate(zip(train, val, strict=True)):
         if (
             ours is None
@@ -69,21 +72,33 @@ def _apart(
             or min(ours.samples, theirs.samples) < samples
         ):
             continue
-        if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
-            continue
-        shift, stretch = abs(ours.mean - theirs.mean) / ours.std, max(ours.std / theirs.std, theirs.std / ours.std)
-        if ours.ordered or theirs.ordered:
-            differs = max(ours.std, theirs.std) * FAR_OFF < abs(ours.mean - theirs.mean) or _is_wider(ours, theirs)
-        else:
-            differs = shift > shift_of or stretch > STRETCH
-        if differs and not _only_tails(ours, theirs) and not (_is_yes_or_no(ours) and _is_yes_or_no(theirs)):
-            return place, ours, theirs, {"shift": shift, "stretch": stretch}
+        numbers = _differences(ours, theirs, shift_of, in_time=in_time)
+        if numbers is not None:
+            return place, ours, theirs, numbers
     return None
 
 
-def _is_wider(ours: Part, theirs: Part) -> bool:
-    """Tell whether the batch that neighbours make narrow scatters further than the other."""
-    return (theirs.ordered and theirs.std > STRETCH * ours.std) or (ours.ordered and ours.std > STRETCH * theirs.std)
+def _in_order(batch: Sequence[Part | None]) -> bool:
+    """Tell whether some tensor of a batch shows that its samples follow each other."""
+    return any(part is not None and part.ordered for part in batch)
+
+
+def _differences(ours: Part, theirs: Part, shift_of: float, *, in_time: bool) -> dict[str, float] | None:
+    """Return by how much two tensors differ in offset and scale, `None` if that is little, or says nothing of their units."""
+    if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
+        return None
+    if min(math.prod(part.shape) * part.samples for part in (ours, theirs)) < NUMBERS:
+        return None
+    if _is_yes_or_no(ours) and _is_yes_or_no(theirs):
+        return None
+    shift, stretch = abs(ours.mean - theirs.mean) / max(ours.std, theirs.std), _factor(ours.std, theirs.std)
+    if in_time:
+        differs = shift > IN_TIME * shift_of or theirs.std > IN_TIME * ours.std
+    elif _core_differs(ours, theirs):
+        differs = shift > shift_of or stretch > STRETCH
+    else:
+        differs = shift > shift_of and not _is_heavy(ours) and not _is_heavy(theirs)
+    return {"shift": shift, "stretch": stretch} if differs else None
 
 
 def _is_yes_or_no(part: Part) -> bool:
@@ -93,9 +108,15 @@ def _is_yes_or_no(part: Part) -> bool:
     return 0 < part.mean < 1 and math.isclose(part.std**2, variance, rel_tol=1e-3)
 
 
-def _only_tails(ours: Part, theirs: Part) -> bool:
-    """Tell whether a few large values make means and deviations, and the middle two thirds scatter alike."""
-    if min(ours.core, theirs.core) <= 0:
-        return False
-    heavy = max(ours.std / ours.core, theirs.std / theirs.core) > HEAVY
-    return heavy and max(ours.core / theirs.core, theirs.core / ours.core) < LIKE
+def _core_differs(ours: Part, theirs: Part) -> bool:
+    """Tell whether the middle of two tensors differs in width, too, as far as they have a middle."""
+    return min(ours.core, theirs.core) <= 0 or _factor(ours.core, theirs.core) > CORE_STRETCH
+
+
+def _is_heavy(part: Part) -> bool:
+    """Tell whether a few large values make the mean and the deviation."""
+    return part.core <= 0 or part.std > HEAVY * part.core
+
+
+def _factor(a: float, b: float) -> float:
+    return max(a / b, b / a)

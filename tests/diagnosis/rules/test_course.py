@@ -26,8 +26,15 @@ def test_targets_that_hardly_follow_from_the_inputs_are_no_broken_labels() -> No
     assert rules(training=clicks, validation=(1.3, 0.88 * LN4)) == []
     assert rules(training=clicks, validation=(1.39, 1.39)) == ["labels_broken"]
     assert rules(training=clicks, validation=(1.3, 0.97 * LN4), sampled=True) == []
+    assert rules(training=clicks, validation=(1.38, 0.97 * LN4)) == []  # bases of DNA
     assert rules(training=(1.42, *[0.9 * LN4] * 30), validation=()) == []
     assert rules(training=AT_CHANCE, validation=()) == ["labels_broken"]
+
+
+def test_a_loss_of_numbers_that_fell_since_the_first_epoch_learned_although_the_first_targets_cost_less() -> None:
+    few_large_ones = {"training": (1.8, *[1.3] * 30), "validation": (1.5, 1.45), "sampled": True}
+    assert rules(**few_large_ones, first_pass=1.7) == []
+    assert rules(**few_large_ones, first_pass=1.35) == ["labels_broken"]
 
 
 def test_a_loss_that_was_lower_after_the_first_epoch_was_thrown_back() -> None:
@@ -84,6 +91,12 @@ def test_validation_by_another_formula_or_that_learns_is_left_alone(fields: dict
     assert rules(training=LEARNED, first_pass=0.7, **fields) == []
 
 
+@pytest.mark.parametrize(("before", "rule"), [(79_000.0, []), (None, []), (5000.0, ["train_val_mismatch"])])
+def test_a_validation_loss_in_units_of_its_own_is_compared_with_its_own_start(before: float | None, rule: list[str]) -> None:
+    worth = (32_000.0, 9000.0, 5000.0) if rule == [] else (5000.0, 5200.0, 5000.0)
+    assert rules(training=(1.0, 0.3, *[0.03] * 30), validation=worth, before=before) == rule
+
+
 def test_dropout_that_leaves_too_little_to_learn_with_is_named() -> None:
     held = {"training": (1.40, *[1.15] * 30), "validation": (1.2, 0.95)}
     assert rules(**held, dropout=0.8) == ["dropout_too_high"]
@@ -108,3 +121,17 @@ def test_a_loss_that_rises_without_end_is_a_rate_and_one_that_breaks_while_falli
     assert [f.rule for f in diverged(Course((1.0, 5.0, math.nan), broken=17))] == ["lr_too_high"]
     assert [f.rule for f in diverged(Course((1.0, 0.5, math.nan), broken=17))] == ["nan_loss"]
     assert diverged(Course((1.0, 0.5, 0.4))) == []
+
+
+@pytest.mark.parametrize(
+    ("training", "moved", "cause"),
+    [
+        ((1.0, 3.0, 9.0, 9.0, 9.0), 20.0, ["lr_too_high"]),
+        ((1.0, 3.0, 9.0, 9.0, 9.0), 0.4, []),  # a harder task: longer rollouts
+        ((0.03, 0.6, 1.1, 0.02, 1.3), 20.0, []),  # batches of one
+    ],
+)
+def test_a_loss_that_ends_high_is_a_rate_if_it_stayed_there_and_weights_were_thrown(
+    training: tuple[float, ...], moved: float, cause: list[str]
+) -> None:
+    assert [f.rule for f in diverged(Course(training, moved=moved))] == cause

@@ -126,6 +126,23 @@ def test_frozen_copies_and_heads_of_trained_teachers_are_silent(guide: nn.Module
     assert alarms(Guided(guide)) == []
 
 
+class Novelty(nn.Module):
+    """How far a network is from a random one, or the sum of both."""
+
+    def __init__(self, compares: bool) -> None:
+        super().__init__()
+        self.net, self.other, self.compares = mlp(16, 32, 4), mlp(16, 32, 4, seed=1).requires_grad_(False), compares
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) - self.other(x) if self.compares else self.net(x) + self.other(x)
+
+
+@pytest.mark.parametrize(("compares", "said"), [(True, []), (False, ["frozen_by_accident"])])
+def test_a_random_network_may_be_the_target(compares: bool, said: list[str]) -> None:
+    found = findings(Novelty(compares), loss=lambda output, target: output.square().mean())
+    assert [f.rule for f in found if f.severity == "error" and f.rule == "frozen_by_accident"] == said
+
+
 def test_a_frozen_teacher_that_was_never_trained_is_found() -> None:
     assert alarms(Guided(mlp(16, 64, 64, 4, seed=1))) == ["frozen_by_accident"]
 

@@ -182,3 +182,26 @@ def test_clipping_by_the_users_own_code_counts(most: float, rules: list[str]) ->
                          enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
     trainer.fit(Clips(mlp(8, 32, 2), lr=0.05, metrics=[]), data)
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+
+
+def test_weights_that_are_small_on_purpose_may_be_overwritten() -> None:
+    def said(std: float, lr: float) -> bool:
+        net = mlp(16, 32, 32, 4)
+        for layer in (net[0], net[2]):
+            nn.init.normal_(layer.weight, std=std)
+        return "lr_too_high" in alarms(net, optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=lr))
+
+    assert [said(1e-3, 5e-3), said(1e-3, 0.5), said(0.1, 0.5)] == [False, True, True]
+
+
+def test_the_first_step_of_adagrad_is_no_measure_in_front_of_a_normalisation() -> None:
+    def said(norm: bool, optimizer: type[torch.optim.Optimizer]) -> bool:
+        layers = [
+            layer for _ in range(2) for layer in (nn.Linear(16, 16), nn.LayerNorm(16) if norm else nn.Identity(), nn.ReLU())
+        ]
+        net = nn.Sequential(*layers, nn.Linear(16, 4))
+        return "lr_too_high" in alarms(net, optimizer=lambda m: optimizer(m.parameters(), lr=0.5))
+
+    assert said(norm=False, optimizer=torch.optim.Adagrad)
+    assert said(norm=True, optimizer=torch.optim.Adam)
+    assert not said(norm=True, optimizer=torch.optim.Adagrad)

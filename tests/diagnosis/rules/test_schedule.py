@@ -84,6 +84,50 @@ def test_a_schedule_that_does_not_fit_the_run_is_named(name: str) -> None:
     assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}, steps=50) == []  # too short to be judged
 
 
+def test_a_rate_that_fades_out_is_silent_where_early_stopping_ends_the_run() -> None:
+    faded = {"rates": tuple(0.9**i for i in range(500)), "scheduled": True}
+    said = [len(list(lr_schedule(evidence(torch.optim.Adam, **faded, open_end=open_end)))) for open_end in (False, True)]
+    assert said == [1, 0]
+
+
+@pytest.mark.parametrize(("lr", "said"), [(1.0, 0), (0.1, 1)])
+def test_a_function_may_give_the_rate_itself_to_an_optimiser_made_with_one(lr: float, said: int) -> None:
+    seen = evidence(lambda p: torch.optim.Adam(p, lr=lr), rates=(0.005,) * 500, scheduled=True)
+    assert len(list(lr_schedule(seen))) == said
+
+
+@pytest.mark.parametrize(("penalty", "said"), [(0.0, 0), (1.0, 1)])
+def test_the_gradient_of_a_linear_model_may_point_along_its_weights(penalty: float, said: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2048, 128, generator=g), 0.1 * torch.randn(2048, 1, generator=g)
+    net = nn.Linear(128, 1)
+    with Probe(net, len(x), (x, y)) as probe:
+        value = F.mse_loss(net(x), y) + (penalty * net.weight.square().sum() if penalty else 0.0)
+        probe.differentiate(value)
+        value.backward()
+    held = torch.optim.SGD(net.parameters(), lr=0.01)
+    seen = collect(probe, optimizers=[held], loss=value, stepping=held, plan=Plan(500))
+    assert len(list(weight_decay_too_strong(seen))) == said
+
+
+def test_the_usual_decay_is_not_too_strong_for_a_network_that_is_good_already() -> None:
+    net, (x, y) = mlp(16, 32, 32, 4), vectors()
+    adam = torch.optim.Adam(net.parameters(), lr=1e-2)
+
+    def said() -> int:
+        seen = evidence(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=0.3), net=net, updates=5000)
+        net.zero_grad()
+        return len(list(weight_decay_too_strong(seen)))
+
+    assert said() == 1
+    for _ in range(300):
+        adam.zero_grad()
+        F.cross_entropy(net(x), y).backward()
+        adam.step()
+    adam.zero_grad()
+    assert said() == 0
+
+
 @pytest.mark.parametrize(("steps", "rules"), [(40, []), (41, ["lr_schedule"])])
 def test_one_cycle_that_will_raise_is_named_before_it_does(steps: int, rules: list[str]) -> None:
     assert scheduled(lambda o: {"scheduler": schedules.OneCycleLR(o, 0.5, total_steps=40)}, steps) == rules

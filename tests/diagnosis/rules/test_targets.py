@@ -160,6 +160,29 @@ def test_validation_that_is_scaled_otherwise_is_named(data) -> None:
     assert found(x, y, val=(1.3 * x[:64] + 0.3, y[:64])) == []
 
 
+def test_validation_in_the_order_of_time_need_not_look_like_all_of_training(data) -> None:
+    _, y = data
+    season = 2 * torch.linspace(0, 12, 512).sin()[:, None] + 0.1 * torch.randn(512, 6)
+    later = season[100:164]  # one slope of the wave
+    assert found(season, y, val=(later + 3, y[:64])) == []
+    assert found(season, y, val=(later[torch.randperm(64)] + 3, y[:64])) == ["train_val_mismatch"]
+    assert found(season, y, val=(255 * later + 1000, y[:64])) == ["train_val_mismatch"]
+
+
+def test_other_shares_of_yes_and_no_are_no_other_scale(data) -> None:
+    x, _ = data
+    train, val = (torch.arange(n) % every == 0 for n, every in ((512, 2), (64, 32)))
+    assert found(x, train.float(), val=(x[:64], val.float()), loss="mse", outputs=1) == []
+    assert found(x, train.float(), val=(x[:64], 50 * val.float()), loss="mse", outputs=1) == ["train_val_mismatch"]
+
+
+def test_outliers_alone_are_no_other_scale(data) -> None:
+    x, y = data
+    amounts = x.clone()
+    amounts[:64:16] *= 50
+    assert found(x, y, val=(amounts[:64], y[:64])) == []
+
+
 def test_outliers_that_only_training_has_are_bad_data(data) -> None:
     x, y = data
     glitches = torch.where(torch.rand(x.shape) < 0.03, 500.0, x)
