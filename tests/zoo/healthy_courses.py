@@ -196,9 +196,10 @@ def h_tiny_adapters(seed: int) -> Case:
     for i in (0, 2, 4):
         model[i] = Adapter(model[i])  # type: ignore[index, operator, arg-type]
     model[6] = nn.Linear(64, 4)  # type: ignore[index, operator]
+    frozen = [f"model.{i}.layer.{name}" for i in (0, 2, 4) for name in ("weight", "bias")]
     return Case(
         seed=seed, model=model, data=data.blobs(seed), optimizer=trainable(torch.optim.Adam, lr=5e-3),
-        frozen=[f"model.{i}.layer.{name}" for i in (0, 2, 4) for name in ("weight", "bias")], trainer={"max_epochs": 15}, max_steps=-1, **CE,
+        frozen=frozen, trainer={"max_epochs": 15}, max_steps=-1, **CE,
     )  # fmt: skip
 
 
