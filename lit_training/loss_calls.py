@@ -8,7 +8,17 @@ from torch import Tensor
 
 from lit_training.graph import LOSSES, Graph, Node
 
-__all__ = ["RESHAPED", "LossCall", "difference", "difference_loss", "from_loader", "labelled_blank", "loss_call", "rebuilds"]
+__all__ = [
+    "RESHAPED",
+    "LossCall",
+    "difference",
+    "difference_loss",
+    "from_loader",
+    "labelled_blank",
+    "loss_call",
+    "rebuilds",
+    "weights_differ",
+]
 
 _SUM = 2.0
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
@@ -27,7 +37,8 @@ class LossCall:
     Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
     the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
     commonest class among the pixels of a picture's labels, `None` for other targets; `seen` whether a language model gets at each
-    place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is a label.
+    place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is a label;
+    `weighted` whether weights tell classes or elements apart.
     """
 
     op: str
@@ -44,6 +55,7 @@ class LossCall:
     background: float | None = None
     seen: bool = False
     blank: int | None = None
+    weighted: bool = False
 
     @property
     def constant(self) -> float | None:
@@ -67,6 +79,13 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         _off_simplex(target),
         _background(node.op, target),
     )
+
+
+def weights_differ(node: Node, weights: Sequence[Tensor]) -> bool:
+    """Tell whether the weights that a loss was given make a difference: of `nll_loss` all may be the same, of others 1."""
+    if "nll" in node.op:
+        return any(bool((weight != weight.flatten()[:1]).any()) for weight in weights)
+    return any(bool((weight != 1).any()) for weight in weights)
 
 
 def labelled_blank(node: Node, operands: Sequence[Tensor]) -> int | None:

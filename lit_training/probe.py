@@ -18,7 +18,7 @@ from lit_training.comparisons import Comparisons
 from lit_training.direction import agreement, only_at_label, silent_label
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
-from lit_training.loss_calls import LossCall, labelled_blank, loss_call, rebuilds
+from lit_training.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
 from lit_training.shift import equal_tokens, sees_its_target
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
@@ -188,7 +188,8 @@ class Probe:
         shown = [embedding for embedding, tokens in self._tokens if equal_tokens(tokens, target)]
         seen = any(sees_its_target(self.graph, embedding, node.parents[0], self._one_way) for embedding in shown)
         blank = labelled_blank(node, operands) if "ctc" in node.op else None
-        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen, blank=blank))
+        weighted = "ctc" not in node.op and weights_differ(node, operands[2:])
+        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen, blank=blank, weighted=weighted))
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""

@@ -196,9 +196,8 @@ def _growing(layers: Sequence[Layer]) -> list[str]:
 def _is_bare(graph: Graph, losses: Sequence[LossCall], value: float | None) -> bool:
     if value is None or len(losses) != 1 or losses[0].value is None:
         return False
-    weighted = losses[0].node >= 0 and len(graph.nodes[losses[0].node].parents) > 2
     learnt = any(graph.nodes[i].weight for i in graph.ancestors(losses[0].target))
-    return not weighted and not learnt and math.isclose(value, losses[0].value, rel_tol=_SAME)
+    return not losses[0].weighted and not learnt and math.isclose(value, losses[0].value, rel_tol=_SAME)
 
 
 def _in_words(broken: Node | None) -> str:

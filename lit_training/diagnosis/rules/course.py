@@ -24,6 +24,7 @@ FEW_PASSES, MANY_PASSES = 12, 30
 HARDLY, GAIN, APART = 0.7, 0.95, 0.8
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
 SLIGHT = 0.6
+FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
 
 
 @dataclass(frozen=True)
@@ -127,8 +128,10 @@ def learned_nothing(course: Course) -> list[Finding]:
     340 healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to
     .97, so that `labels_broken` takes validation losses above .98, or for numbers 1, and 2 % more of the training loss where
     there are none); changes of less than 3 %, and of more than 4 times the weights; a first epoch that ends below .9 of the
-    run's end. A loss of numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost: they
-    may lack the few large ones. A loss above 10 times a guess's that still falls is another fault.
+    run's end. A loss of numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost:
+    they may lack the few large ones, or hold too many: weights that moved by 30 %, while training gained less than 7 % since
+    the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
+    falls is another fault.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -141,25 +144,41 @@ def learned_nothing(course: Course) -> list[Finding]:
         return []
     falling = course.end > ABOVE * guess and course.end < start[0] / 2
     fell = course.sampled and course.first_pass is not None and course.end < FELL * course.first_pass
-    if min((course.end, *course.validation)) < NOTHING * guess or falling or fell:
+    nothing = min((course.end, *course.validation)) >= NOTHING * guess
+    if falling or fell or not (nothing or _is_flat(course)):
         return []
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
     lost = course.first_pass is not None and course.first_pass < LOST * course.end
     severity: Severity = "error"
-    if course.moved < STILL:
+    if course.moved < STILL and nothing:
         rule, advice = (
             "lr_too_low",
             f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
         )
-    elif course.moved > FAR or lost:
+    elif (course.moved > FAR or lost) and nothing:
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif min(course.validation, default=course.end * HARD) < (1.0 if course.sampled else HARD) * guess:
+    elif not _is_flat(course) and min(course.validation, default=course.end * HARD) < _hard(course) * guess:
         return []
     else:
         rule, severity = "labels_broken", "warning"
         advice = "Print a few targets next to their inputs: are they of the same sample, of the same time?"
     return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
+
+
+def _hard(course: Course) -> float:
+    """Return the share of a guess's cost below which targets are taken to follow from the inputs, if only just."""
+    return 1.0 if course.sampled else HARD
+
+
+def _is_flat(course: Course) -> bool:
+    """Tell whether weights moved far enough to learn, and neither loss fell at all from about what a guess is known to cost."""
+    guess, before, first_pass, moved = course.guess, course.before, course.first_pass, course.moved
+    if guess is None or before is None or first_pass is None or moved is None or not course.validation:
+        return False
+    if not course.sampled or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
+        return False
+    return course.end > FLAT_TRAINED * first_pass and min(course.validation) > FLAT * before
 
 
 def held_back(course: Course) -> list[Finding]:

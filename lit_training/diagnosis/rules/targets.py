@@ -181,9 +181,9 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     labels' entropy) is below .45 of them. For pixels 97 %: a background of 77 to 90 % is learnt well without weights,
     neighbours help; lesions of 2 % are not.
 
-    Not an alarm: `weight=`, `pos_weight=`, other losses such as focal loss, a Dice loss beside, samplers that balance the batches;
-    the next word, letter or item, where five classes or more are the rows of an embedding that the network reads with: they
-    are as common as they are.
+    Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice loss beside,
+    samplers that balance the batches; the next word, letter or item, where five classes or more are the rows of an embedding
+    that the network reads with: they are as common as they are.
 
     What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
     """
@@ -244,10 +244,8 @@ def _classes(evidence: Evidence) -> int:
 
 
 def _is_weighted(evidence: Evidence) -> bool:
-    """Tell whether a loss got weights besides prediction and target; a weighting after an unreduced loss counts too."""
-    return any(
-        len(evidence.graph.nodes[c.node].parents) > 2 or c.value is None for c in evidence.losses if _is_classification(c)
-    )
+    """Tell whether a loss got weights that differ; a weighting after an unreduced loss counts too."""
+    return any(call.weighted or call.value is None for call in evidence.losses if _is_classification(call))
 
 
 def _is_classification(call: LossCall) -> bool:

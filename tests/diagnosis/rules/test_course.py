@@ -37,6 +37,15 @@ def test_a_loss_of_numbers_that_fell_since_the_first_epoch_learned_although_the_
     assert rules(**few_large_ones, first_pass=1.35) == ["labels_broken"]
 
 
+def test_losses_of_numbers_that_never_fell_are_told_although_the_first_targets_cost_more() -> None:
+    heavy = {"training": (1.05, *[0.98] * 30), "validation": (1.0, 0.97), "before": 1.0, "guess": 1.4, "sampled": True}
+    assert rules(**heavy, first_pass=1.0) == ["labels_broken"]
+    assert rules(**heavy | {"validation": (1.0, 0.93)}, first_pass=1.0) == []  # R2 of .07
+    assert rules(**heavy, first_pass=1.1) == []  # training learned something
+    assert rules(**heavy, first_pass=1.0, moved=0.1) == []  # a trained net that goes on
+    assert rules(**heavy | {"guess": 2.5}, first_pass=1.0) == []  # it was far better than a guess before
+
+
 def test_a_loss_that_was_lower_after_the_first_epoch_was_thrown_back() -> None:
     assert rules(training=AT_CHANCE, validation=(1.39, 1.39), first_pass=1.1) == ["lr_too_high"]
 

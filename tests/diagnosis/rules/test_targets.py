@@ -36,6 +36,14 @@ def data() -> tuple[Tensor, Tensor]:
     return torch.randn(512, 6) + y[:, None], y
 
 
+@pytest.mark.parametrize(("weight", "said"), [([1.0, 1.0], ["class_imbalance"]), ([1.0, 30.0], [])])
+def test_weights_that_are_all_alike_are_none(weight: list[float], said: list[str]) -> None:
+    torch.manual_seed(1)
+    y = (torch.rand(512) < 0.04).long()
+    loss = nn.CrossEntropyLoss(torch.tensor(weight))
+    assert found(torch.randn(512, 6) + y[:, None], y, loss=loss, outputs=2) == said
+
+
 def test_healthy_labels_are_silent(data) -> None:
     x, y = data
     assert found(x, y, val=(x[:64], y[:64])) == []
