@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import PackedSequence
 from lit_training.attention import Attention, attention
 from lit_training.comparisons import Comparisons
 from lit_training.direction import agreement, only_at_label, silent_label
+from lit_training.fading import Fading
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, loss_call, rebuilds
@@ -84,6 +85,7 @@ class Probe:
     label_sums: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
+    fading: Fading = field(default_factory=Fading)
 
     def __post_init__(self) -> None:
         recurrent = {name: part for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
@@ -131,6 +133,8 @@ class Probe:
             self.inputs[node.index] = self._measure(node.index, tensor)
 
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        if node.weight:
+            self.fading.note(node)
         if node.scope in self._recurrent:
             return
         if node.op in LOSSES and len(operands) > 1:
@@ -235,6 +239,7 @@ class Probe:
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
         if self.comparisons.wants(node):
             self.comparisons.on_gradient(self.graph, node, gradient.detach())
+        self.fading.on_gradient(node, gradient)
         if node.index in self._by_node:
             layer = self._by_node[node.index]
             if layer.gradient is None and not self.graph.reaches_layer(node.index):

@@ -39,6 +39,7 @@ class Evidence:
         one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
         directions: which way a step takes differences from targets, and similarities between samples.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
+        fading: of each weight with many calls, what the way back from one call to the one before leaves of a gradient.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -68,6 +69,7 @@ class Evidence:
     one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
     directions: tuple[Direction, ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
+    fading: Mapping[str, float] = field(default_factory=dict)
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -149,6 +151,7 @@ def collect(
         losses=losses,
         directions=tuple(probe.comparisons.directions),
         label_sums=tuple(probe.label_sums),
+        fading=probe.fading.left(),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
