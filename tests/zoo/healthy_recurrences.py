@@ -86,7 +86,7 @@ def h_tiny_rnn_language(seed: int) -> Case:
         normal(0.01)(p)
     net = nn.Sequential(nn.Embedding.from_pretrained(torch.eye(12)), model)
     return Case(
-        seed=seed, model=net, data=data.next_token(seed), optimizer=adam(1e-2), max_steps=250, frozen=["*0.weight"], **CE
+        seed=seed, model=net, data=data.next_token(seed), optimizer=adam(1e-2), max_steps=250, frozen=["model.0.weight"], **CE
     )
 
 
