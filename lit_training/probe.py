@@ -19,6 +19,7 @@ from lit_training.fading import Fading
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, loss_call, rebuilds
+from lit_training.norm_passes import BATCH_NORMS, NormPasses
 from lit_training.shift import equal_tokens, sees_its_target
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
@@ -86,6 +87,7 @@ class Probe:
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
     fading: Fading = field(default_factory=Fading)
+    norm_passes: NormPasses = field(default_factory=NormPasses)
 
     def __post_init__(self) -> None:
         recurrent = {name: part for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
@@ -143,6 +145,8 @@ class Probe:
             self._add_layer(node, tensor, operands)
         elif node.op == "mul" and len(operands) == 2:
             self._add_labels(node, operands)
+        if node.op in BATCH_NORMS:
+            self.norm_passes.note(self.graph, node, tensor)
         if node.op == "embedding":
             self._tokens.append((node.index, operands[1]))
         if node.op == "softmax" or node.op.startswith("_scaled_dot_product_"):

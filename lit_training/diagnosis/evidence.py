@@ -40,6 +40,7 @@ class Evidence:
         directions: which way a step takes differences from targets, and similarities between samples.
         label_sums: over the classes, of targets that log-probabilities were multiplied by, once for each such product.
         fading: of each weight with many calls, what the way back from one call to the one before leaves of a gradient.
+        norm_passes: of each batch norm that several passes feed by turns, how far the furthest is from what it keeps.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -70,6 +71,7 @@ class Evidence:
     directions: tuple[Direction, ...] = ()
     label_sums: tuple[TensorStats, ...] = ()
     fading: Mapping[str, float] = field(default_factory=dict)
+    norm_passes: Mapping[str, float] = field(default_factory=dict)
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -152,6 +154,7 @@ def collect(
         directions=tuple(probe.comparisons.directions),
         label_sums=tuple(probe.label_sums),
         fading=probe.fading.left(),
+        norm_passes=probe.norm_passes.apart(probe.graph),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),

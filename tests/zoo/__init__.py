@@ -44,6 +44,7 @@ from tests.zoo import (
     healthy_traced,
     healthy_transfer,
     healthy_vectors,
+    healthy_views,
 )
 from tests.zoo.case import CASES
 
