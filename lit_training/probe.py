@@ -16,10 +16,12 @@ from torch.nn.utils.rnn import PackedSequence
 from lit_training.attention import Attention, attention
 from lit_training.comparisons import Comparisons
 from lit_training.direction import agreement, only_at_label, silent_label
+from lit_training.fading import Fading
 from lit_training.gates import stuck_gates
 from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
-from lit_training.shift import equal_tokens, sees_its_target
+from lit_training.norm_passes import BATCH_NORMS, NormPasses
+from lit_training.shift import equal_tokens, reads_others, sees_its_target
 from lit_training.tensor_stats import TensorStats, measure
 from lit_training.trace import Tracer
 
@@ -85,6 +87,8 @@ class Probe:
     label_rows: list[TensorStats] = field(default_factory=list)
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
+    fading: Fading = field(default_factory=Fading)
+    norm_passes: NormPasses = field(default_factory=NormPasses)
 
     def __post_init__(self) -> None:
         recurrent = {name: part for name, part in self.module.named_modules() if isinstance(part, nn.RNNBase)}
@@ -132,6 +136,8 @@ class Probe:
             self.inputs[node.index] = self._measure(node.index, tensor)
 
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
+        if node.weight:
+            self.fading.note(node)
         if node.scope in self._recurrent:
             return
         if node.op in LOSSES and len(operands) > 1:
@@ -140,6 +146,8 @@ class Probe:
             self._add_layer(node, tensor, operands)
         elif node.op == "mul" and len(operands) == 2:
             self._add_labels(node, operands)
+        if node.op in BATCH_NORMS:
+            self.norm_passes.note(self.graph, node, tensor)
         if node.op == "embedding":
             self._tokens.append((node.index, operands[1]))
         if node.op == "softmax" or node.op.startswith("_scaled_dot_product_"):
@@ -186,10 +194,13 @@ class Probe:
             return  # a second output of the same operation
         prediction, target = operands[0].detach(), operands[1].detach()
         shown = [embedding for embedding, tokens in self._tokens if equal_tokens(tokens, target)]
-        seen = any(sees_its_target(self.graph, embedding, node.parents[0], self._one_way) for embedding in shown)
+        alone = shown and not reads_others(self.graph, self._tokens, target, node.parents[0])
+        seen = alone and any(sees_its_target(self.graph, i, node.parents[0], self._one_way) for i in shown)
         blank = labelled_blank(node, operands) if "ctc" in node.op else None
         weighted = "ctc" not in node.op and weights_differ(node, operands[2:])
-        self.losses.append(replace(loss_call(node, tensor, prediction, target), seen=seen, blank=blank, weighted=weighted))
+        self.losses.append(
+            replace(loss_call(node, tensor, prediction, target), seen=bool(seen), blank=blank, weighted=weighted)
+        )
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:
         """Measure the targets of a cross-entropy with class probabilities, which is a product with log-probabilities."""
@@ -241,6 +252,7 @@ class Probe:
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
         if self.comparisons.wants(node):
             self.comparisons.on_gradient(self.graph, node, gradient.detach())
+        self.fading.on_gradient(node, gradient)
         if node.index in self._by_node:
             layer = self._by_node[node.index]
             if layer.gradient is None and not self.graph.reaches_layer(node.index):

@@ -1,12 +1,13 @@
 """Does a language model see, at each place, the token that it is to predict there?"""
 
 import math
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from lit_training.graph import Graph, Node
 
-__all__ = ["equal_tokens", "sees_its_target"]
+__all__ = ["equal_tokens", "reads_others", "sees_its_target"]
 
 _ENOUGH = 16
 
@@ -29,6 +30,20 @@ def equal_tokens(tokens: Tensor, target: Tensor) -> bool:
         return False
     flat, known = target.flatten(), target.flatten() >= 0
     return bool(known.any()) and bool((~known | (flat == tokens.flatten())).all())
+
+
+def reads_others(graph: Graph, looked_up: Sequence[tuple[int, Tensor]], target: Tensor, prediction: int) -> bool:
+    """Tell whether a prediction follows from other tokens, too, as a translation does; positions are the same in all samples.
+
+    Args:
+        graph: of the forward.
+        looked_up: nodes of embeddings, and the tokens of each.
+        target: class numbers.
+        prediction: node of the logits.
+    """
+    before = graph.ancestors(prediction)
+    others = [tokens for i, tokens in looked_up if i in before and tokens.ndim == 2 and not equal_tokens(tokens, target)]
+    return any(bool((tokens != tokens[:1]).any()) for tokens in others)
 
 
 def sees_its_target(graph: Graph, embedding: int, prediction: int, recurrent: frozenset[str]) -> bool:

@@ -99,3 +99,23 @@ def test_what_may_rebuild_its_input_is_silent(body) -> None:
 def test_tokens_that_are_all_one_or_few_tell_nothing() -> None:
     assert not equal_tokens(torch.zeros(4, 8, dtype=torch.long), torch.zeros(32, dtype=torch.long))
     assert not equal_tokens(torch.arange(8).view(2, 4), torch.arange(8))
+
+
+class Translation(nn.Module):
+    """A decoder that reads another sentence, too, and gets its own words unshifted, as Lightning's demo transformer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(VOCABULARY, WIDTH), nn.Linear(WIDTH, VOCABULARY)
+        self.body = nn.Transformer(WIDTH, 2, 1, 1, 16, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = causal(x.shape[1])
+        return self.head(self.body(self.embed(x.roll(1, 1)), self.embed(x), tgt_mask=mask))
+
+
+def test_a_translation_is_left_alone() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (8, 12))
+    loss = lambda logits, y: F.cross_entropy(logits.flatten(0, 1), y.flatten())  # noqa: E731
+    assert audit(Translation(), (tokens, tokens), loss).alarms == []

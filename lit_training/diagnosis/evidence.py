@@ -41,6 +41,8 @@ class Evidence:
         one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
         directions: which way a step takes differences from targets, and similarities between samples.
         label_rows: of targets that log-probabilities were multiplied by, over the classes: `[sum, largest]`, once for each product.
+        fading: of each weight with many calls, what the way back from one call to the one before leaves of a gradient.
+        norm_passes: of each batch norm that several passes feed by turns, how far the furthest is from what it keeps.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -71,6 +73,8 @@ class Evidence:
     one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
     directions: tuple[Direction, ...] = ()
     label_rows: tuple[TensorStats, ...] = ()
+    fading: Mapping[str, float] = field(default_factory=dict)
+    norm_passes: Mapping[str, float] = field(default_factory=dict)
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -161,6 +165,8 @@ def collect(
         losses=losses,
         directions=tuple(probe.comparisons.directions),
         label_rows=tuple(probe.label_rows),
+        fading=probe.fading.left(),
+        norm_passes=probe.norm_passes.apart(probe.graph),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),

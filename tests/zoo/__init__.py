@@ -16,6 +16,7 @@ from tests.zoo import (
     faulty_objectives,
     faulty_optimiser,
     faulty_rates,
+    faulty_recurrences,
     faulty_regularisation,
     faulty_tables,
     faulty_traced,
@@ -32,6 +33,7 @@ from tests.zoo import (
     healthy_objectives,
     healthy_passes,
     healthy_pictures,
+    healthy_recurrences,
     healthy_routes,
     healthy_sentences,
     healthy_sequences,
@@ -46,6 +48,7 @@ from tests.zoo import (
     healthy_traced,
     healthy_transfer,
     healthy_vectors,
+    healthy_views,
 )
 from tests.zoo.case import CASES
 

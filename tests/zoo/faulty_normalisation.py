@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_steps import Looking
+from tests.zoo.healthy_views import Views
 from tests.zoo.nets import mlp, plain_deep, weighted
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -101,6 +102,22 @@ class FedTwice(Supervised):
 @faulty("bn_stats", twin="h_conv_bn", source="another kind of batch through the same batch norm in training mode")
 def f_norm_fed_twice(case: Case) -> None:
     case.module = FedTwice
+
+
+class BrightView(Views):
+    """Its augmented view is brighter by two standard deviations."""
+
+    brightness = 2.5
+
+
+@faulty(
+    "bn_stats",
+    "train_val_mismatch",
+    twin="h_mild_view_apart",
+    source="Xie et al. 2020: clean and strongly augmented pictures pass the same norms one after the other",
+)
+def f_bright_view_apart(case: Case) -> None:
+    case.module = BrightView
 
 
 # ------------------------------------------------------------------------------------------ dropout in evaluation

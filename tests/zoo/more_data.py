@@ -189,3 +189,12 @@ def clouds(seed: int, n: int = 900, points: int = 20) -> Split:
         0.3 * z + z[:, :, :1].sign() * torch.tensor([1.2, 0.0, 0.0]),
     ]
     return split(torch.stack(kinds)[y, torch.arange(n)] + 0.15 * torch.randn(n, points, 3, generator=g), y)
+
+
+def openings(seed: int, n: int = 1536, length: int = 12) -> Split:
+    """Signals `[n, length, 2]` that begin up or down, which is the class; what follows is noise."""
+    g = rng(237, seed)
+    y = torch.randint(2, (n,), generator=g)
+    x = 0.4 * torch.randn(n, length, 2, generator=g)
+    x[:, 0, 0] += 4.0 * y - 2.0
+    return split(x, y)

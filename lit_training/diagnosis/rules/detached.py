@@ -11,6 +11,7 @@ from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import flat_behind
+from lit_training.diagnosis.unrolled import forgotten
 from lit_training.graph import Node
 
 __all__ = ["detached_subgraph"]
@@ -43,16 +44,19 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     network and that an operation of the loss takes is such a way. If the loss itself has no parameter behind it, the whole
     network is cut off. Besides, a normal sample whose mean or spread layers gave and that other layers read: no gradient comes
     back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`). And a
-    layer whose gradient is exactly zero because its output is rounded.
+    layer whose gradient is exactly zero because its output is rounded. And a recurrence (a weight that is called step after step,
+    on the state of the step before and on another part of the batch) whose last call alone gets a gradient, because the state is
+    detached before each: nothing learns what to remember. Truncation (Williams and Peng 1990) goes back several steps.
 
-    Threshold: none. What the first step cannot tell from a teacher or from a codebook that is moved by hand waits for the first
-    few steps: it is told if it has neither moved nor got a gradient by then.
+    Threshold: none; four steps for recurrences. What the first step cannot tell from a teacher or from a codebook that is moved by
+    hand waits for the first few steps: it is told if it has neither moved nor got a gradient by then.
 
     Not an alarm: layers whose outputs the loss does not use (stochastic depth, unused heads, experts without samples); teachers
     and target networks (a trained twin of the same names and shapes exists that is equal at the start, reads the same input,
     or is called a teacher, target and the like); weights that look trained, as a frozen encoder under `no_grad` has; the other
     network's turn in GAN-like loops; weights that also have a way without the cut; samples that the loss compares with their own
-    distribution (REINFORCE) or that go back into the layers they come from (contrastive divergence, wake-sleep).
+    distribution (REINFORCE) or that go back into the layers they come from (contrastive divergence, wake-sleep); truncation
+    every k > 1 steps, a loss at each step, recycling on the same input, steps under `no_grad`, rollouts from a given state.
 
     What to do: remove the cut; freeze openly with `requires_grad_(False)` where it was meant; make discrete choices
     differentiable (straight-through, softmax, Gumbel-softmax).
@@ -81,7 +85,15 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         advice = "Pass the gradient straight through: x + (x.round() - x).detach()."
         yield Finding("detached_subgraph", "error", rounded[0], evidence.step, message, advice)
         return
-    lost = _lost(evidence, used, reached_by_gradient(graph, losses))
+    reached = reached_by_gradient(graph, losses)
+    cut_off = forgotten(graph, used, reached)
+    if cut_off is not None:
+        name = cut_off.weight.removesuffix(".weight")
+        message = f"The state is cut off at every step: of {cut_off.steps} uses of {name} only the last one learns."
+        advice = "Detach the state between batches, not between the steps of one forward."
+        yield Finding("detached_subgraph", "error", name, evidence.step, message, advice, {"steps": cut_off.steps})
+        return
+    lost = _lost(evidence, used, reached)
     for part in lost:
         cut = cut_after(graph, part.node, used)
         if cut is None or not _matters(evidence, lost, deliberate=_deliberate(cut[0])):

@@ -1,4 +1,4 @@
-"""The rule about gains that no vanishing or exploding signal shows: of SELU layers, and of recurrent weights."""
+"""The rule about gains that no vanishing or exploding signal of a layer shows: of SELU layers, and of recurrent weights."""
 
 import math
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden
+from lit_training.diagnosis.unrolled import recurrence
 from lit_training.following import residual_branch_ends
 from lit_training.graph import NORMALISATIONS
 
@@ -14,11 +15,12 @@ __all__ = ["bad_gain"]
 
 LEAST_DEPTH = 8
 RECURRENT, UNROLLED = 3.0, 4
+FORGETFUL = 0.1
 
 
 @rule(explains=["lr_too_high", "vanishing_gradient", "slow_convergence", "lr_too_low"])
 def bad_gain(evidence: Evidence) -> Iterator[Finding]:
-    """SELU layers are drawn with another gain than the one that makes them normalise themselves; recurrent weights with too much.
+    """SELU layers are drawn with another gain than normalises them; recurrent weights with far too much or too little.
 
     What it means: SELU keeps mean 0 and variance 1 from layer to layer only if its weights have variance 1/fan_in (Klambauer
     et al. 2017, "Self-Normalizing Neural Networks", theorem 1). torch's default for linear layers has a third of that, He's
@@ -27,14 +29,19 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: the gains (root mean square of the output over that of the input) of hidden layers that SELU follows,
     in nets without normalisation and skip connections; their geometric mean. Of recurrent weights, those of torch's layers and
     cells, and square ones that a forward uses four times or more in front of a tanh or sigmoid: the root mean square of their
-    rows' norms, which is the gain of one step, while they look freshly drawn.
+    rows' norms, which is the gain of one step, while they look freshly drawn. Of a small one, also what is left of the gradient
+    from the last step to the first of eight or more, each of which reads another part of the batch: gates, skip connections and a
+    loss at every step keep it.
 
     Threshold: a recurrent gain above 3 (torch draws .6, an orthogonal matrix has 1): the state saturates, whatever comes in
-    (Pascanu et al. 2013). For SELU 8 layers or more, with a mean gain below 3/4 or above 4/3. Measured with default
-    initialisation (gain 0.6 to 0.7) on 16 layers, 250 steps: 45 % right instead of 97 % under SGD, 55 % under Adam; with 4
-    layers 92 %. Gains of other activations are judged where they do harm: init_vanishing, init_exploding.
+    (Pascanu et al. 2013). Or one below .1, with less than .2 left of the gradient at each step, since a random matrix stretches
+    nothing by more than twice its gain: what was read eight steps ago is below float32's rounding. For SELU 8 layers or more, with
+    a mean gain below 3/4 or above 4/3. Measured with default initialisation (gain 0.6 to 0.7) on 16 layers, 250 steps: 45 % right
+    instead of 97 % under SGD, 55 % under Adam; with 4 layers 92 %. Gains of other activations are judged where they do harm:
+    init_vanishing, init_exploding.
 
-    Not an alarm: shallow SELU nets; SELU behind a normalisation.
+    Not an alarm: shallow SELU nets; SELU behind a normalisation; N(0, .01) at width 100 and more, and in a language model; layers
+    applied again and again to the same input. Steps inside a fused kernel are not seen.
 
     What to do: `torch.nn.init.kaiming_normal_(w, nonlinearity="linear")` and zero biases, or `lit_training.initialize_(model,
     "he")`, which reads off what follows.
@@ -45,6 +52,13 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
             advice = f"torch.nn.init.orthogonal_ on {name}, or torch's default."
             yield Finding("bad_gain", "error", name, evidence.step, message, advice, {"gain": each})
             return
+    for name, each in _forgetful(evidence).items():
+        message = (
+            f"Each step leaves {each:.2g} of the state and of its gradient, where 1 keeps them: early steps teach nothing."
+        )
+        advice = f"torch.nn.init.orthogonal_ on {name}, or torch's default."
+        yield Finding("bad_gain", "error", name, evidence.step, message, advice, {"gain": each})
+        return
     layers = [layer for layer in hidden(evidence) if layer.nonlinearity == "selu"]
     layers = [layer for layer in layers if layer.source is not None and layer.source.rms > 0]
     normalises = any(node.op in NORMALISATIONS for node in evidence.graph.nodes)
@@ -67,3 +81,17 @@ def _recurrent_gains(evidence: Evidence) -> dict[str, float]:
     facts = (f for f in evidence.parameters.values() if f.requires_grad and f.fresh and len(f.shape) == 2)
     recurrent = (f for f in facts if "weight_hh" in f.name or (f.name in unrolled and f.shape[0] == f.shape[1]))
     return {f.name: f.norm / math.sqrt(f.shape[0]) for f in recurrent}
+
+
+def _forgetful(evidence: Evidence) -> dict[str, float]:
+    """Return the gain of a step through each fresh recurrent weight that lets the state and its gradient vanish."""
+    gains = {}
+    for name, left in evidence.fading.items():
+        facts = evidence.parameters.get(name)
+        if facts is None or not (facts.requires_grad and facts.fresh) or left >= 2 * FORGETFUL:
+            continue
+        each = facts.norm / math.sqrt(min(facts.shape))
+        calls = [node.index for node in evidence.graph.layers() if node.weight == name]
+        if each < FORGETFUL and recurrence(evidence.graph, calls) is not None:
+            gains[name] = each
+    return gains

@@ -62,7 +62,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
     place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
     loss that has other parts; rare amounts, such as rain, that differ from each other; an autoencoder of sequences, which goes
-    through one vector.
+    through one vector; a translation, which reads other tokens, too.
 
     What to do: print `batch[1]` next to the data it belongs to.
     """

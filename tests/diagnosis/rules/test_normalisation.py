@@ -3,7 +3,7 @@
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
@@ -57,3 +57,23 @@ def test_a_net_that_stays_in_eval_mode_after_the_first_step_is_found(back: bool,
     data = DataLoader(TensorDataset(torch.randn(16 * batches, 8), torch.randint(4, (16 * batches,))), 16)
     pl.Trainer(max_steps=8, barebones=True, accelerator="cpu", callbacks=[watch]).fit(module, data)
     assert [finding.where for finding in watch.findings] == ([] if back or batches == 2 else ["network.1"])
+
+
+class TwoPasses(nn.Module):
+    """Clean and shifted samples, one pass after the other or in one batch."""
+
+    def __init__(self, shift: float, joined: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(16, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 4))
+        self.shift, self.joined = shift, joined
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.joined:
+            return self.net(torch.cat([x, x + self.shift])).unflatten(0, (2, -1)).mean(0)
+        return (self.net(x) + self.net(x + self.shift)) / 2
+
+
+@pytest.mark.parametrize(("shift", "joined", "told"), [(4.0, False, True), (4.0, True, False), (0.3, False, False)])
+def test_two_kinds_of_data_in_passes_of_their_own_fit_no_statistics(shift: float, joined: bool, told: bool) -> None:
+    assert ("bn_stats" in alarms(TwoPasses(shift, joined))) == told
