@@ -16,6 +16,7 @@ __all__ = ["bad_gain"]
 LEAST_DEPTH = 8
 RECURRENT, UNROLLED = 3.0, 4
 FORGETFUL = 0.1
+BOUNDED = frozenset(["tanh", "sigmoid"])
 
 
 @rule(explains=["lr_too_high", "vanishing_gradient", "slow_convergence", "lr_too_low"])
@@ -76,8 +77,10 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
 
 def _recurrent_gains(evidence: Evidence) -> dict[str, float]:
     """Return the gain of a step through each recurrent weight that is trained and looks freshly drawn."""
-    bounded = (layer for layer in evidence.layers if layer.nonlinearity in ("tanh", "sigmoid"))
-    unrolled = {layer.weight for layer in bounded if layer.calls >= UNROLLED}
+    repeated = [layer for layer in evidence.layers if layer.calls >= UNROLLED and layer.node is not None]
+    readers = evidence.graph.consumers() if repeated else []
+    acts = {layer.weight: evidence.graph.follows(layer.node, readers) for layer in repeated if layer.node is not None}
+    unrolled = {weight for weight, follows in acts.items() if not BOUNDED.isdisjoint(follows)}
     facts = (f for f in evidence.parameters.values() if f.requires_grad and f.fresh and len(f.shape) == 2)
     recurrent = (f for f in facts if "weight_hh" in f.name or (f.name in unrolled and f.shape[0] == f.shape[1]))
     return {f.name: f.norm / math.sqrt(f.shape[0]) for f in recurrent}

@@ -158,26 +158,31 @@ def test_factors_that_start_equal_stay_equal(fill: Callable[[Tensor], object], r
 
 
 class Unrolled(nn.Module):
-    """A recurrent net, called step by step: a cell of torch's, or one of plain layers."""
+    """A recurrent net, called step by step: a cell of torch's, one of plain layers, or one of bare matrices."""
 
-    def __init__(self, gain: float, *, by_hand: bool) -> None:
+    def __init__(self, gain: float, *, by_hand: str) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.cell, self.read, self.step = nn.RNNCell(2, 32), nn.Linear(2, 32), nn.Linear(32, 32, bias=False)
         self.head, self.by_hand = nn.Linear(32, 4), by_hand
-        for weight in (self.cell.weight_hh, self.step.weight):
-            nn.init.orthogonal_(weight, gain)
+        if by_hand:
+            self.read, self.step = nn.Linear(2, 32), nn.Linear(32, 32, bias=False)
+        else:
+            self.cell = nn.RNNCell(2, 32)
+        nn.init.orthogonal_(self.step.weight if by_hand else self.cell.weight_hh, gain)
 
     def forward(self, x: Tensor) -> Tensor:
         state = x.new_zeros(len(x), 32)
         for part in x.view(len(x), 8, 2).unbind(1):
-            state = (self.read(part) + self.step(state)).tanh() if self.by_hand else self.cell(part, state)
+            if self.by_hand == "matrices":
+                state = torch.tanh(part @ self.read.weight.t() + state @ self.step.weight + self.read.bias)
+            else:
+                state = (self.read(part) + self.step(state)).tanh() if self.by_hand else self.cell(part, state)
         return self.head(state)
 
 
-@pytest.mark.parametrize("by_hand", [False, True])
+@pytest.mark.parametrize("by_hand", ["", "layers", "matrices"])
 @pytest.mark.parametrize(("gain", "rules"), [(6.0, ["bad_gain"]), (1.0, [])])
-def test_a_recurrent_gain_that_saturates_the_state_is_found(gain: float, rules: list[str], by_hand: bool) -> None:
+def test_a_recurrent_gain_that_saturates_the_state_is_found(gain: float, rules: list[str], by_hand: str) -> None:
     assert [rule for rule in alarms(Unrolled(gain, by_hand=by_hand)) if rule == "bad_gain"] == rules
 
 
