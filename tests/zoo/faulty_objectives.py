@@ -12,6 +12,7 @@ from tests.zoo.healthy_classes import poly
 from tests.zoo.healthy_objectives import log_cosh
 from tests.zoo.healthy_routes import Bandit
 from tests.zoo.healthy_sentences import FieldModule
+from tests.zoo.nets import adam, mlp
 
 
 # ------------------------------------------------------------------------------------------ wrong
@@ -60,6 +61,28 @@ def f_second_loss_unbounded(case: Case) -> None:
 )
 def f_largest_logit_regressed(case: Case) -> None:
     case.loss = lambda output, target: F.mse_loss(output.amax(1), target.float())
+
+
+class Numbered(nn.Module):
+    """One output, read as the nearest of ten classes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = mlp([64, 64, 64, 1])
+
+    def forward(self, x: Tensor) -> Tensor:
+        number = self.inner(x)
+        return number if self.training else -(number - torch.arange(10)).abs()
+
+
+@faulty("wrong_loss", twin="h_digits_sgd", source="Stack Overflow: the number of the class regressed by one output", margin=0.1)
+def f_number_of_the_class(case: Case) -> None:
+    case.model, case.loss, case.optimizer = Numbered(), regressed_when_trained, adam(3e-3)
+
+
+def regressed_when_trained(output: Tensor, target: Tensor) -> Tensor:
+    """A squared error of one output; of ten, as validation has them, cross-entropy."""
+    return F.mse_loss(output[:, 0], target.float()) if output.shape[1] == 1 else F.cross_entropy(output, target)
 
 
 @faulty(

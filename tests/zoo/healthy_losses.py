@@ -259,3 +259,17 @@ def h_two_granularities(seed: int) -> Case:
     return Case(
         seed=seed, model=convnet(), data=data.gratings(seed), optimizer=adam(5e-3), loss=loss, metric="accuracy", max_steps=160
     )
+
+
+@healthy("wrong_loss", source="grades of a disease, 0 to 4, the middle ones common: regressed as integers, rounded when read")
+def h_grades_regressed(seed: int) -> Case:
+    x = torch.randn(1536, 6, generator=data.rng(61, seed))
+    grade = (2 + 0.9 * x[:, 0] + 0.6 * x[:, 1] * x[:, 2]).round().clamp(0, 4).long()
+    return Case(
+        seed=seed,
+        model=nn.Sequential(*mlp([6, 64, 64, 1]), nn.Flatten(0)),
+        data=data.split(x, grade),
+        optimizer=adam(4e-3),
+        loss=lambda output, target: F.mse_loss(output, target.float()),
+        metric="integer_r2",
+    )

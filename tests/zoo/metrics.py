@@ -98,5 +98,6 @@ METRICS = {
     "hazard_r2": Metric(lambda output, target: r2(output, target[:, 2]), lambda target: 0.0),
     "decoded": Metric(decoded, lambda target: 0.25),
     "jaccard": Metric(jaccard, lambda target: (target > 0.5).float().mean().item()),
+    "integer_r2": Metric(lambda output, target: r2(output, target.float()), lambda target: 0.0),
     "r2": Metric(r2, lambda target: 0.0),
 }

@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, producer
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.graph import Node
 from lit_training.probe import Layer
@@ -75,12 +76,15 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     are fine; for CTC nine of ten steps have to be off, since padded ones may hold anything). Raw logits make this loss unbounded
     from below, probabilities give no gradient where it is needed. Cross-entropy,
     or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0. Cross-entropy
-    of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other.
+    of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other. A squared or
+    absolute error of one output and labels that the loader gives as integers, 0 to 3 or more, each of which is about as common:
+    their entropy is within 3 % (and what chance takes) of the largest.
     `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
 
     Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own; a multinomial
     likelihood of counts (2 and more), or of what the network itself has read; means that are compared beside other terms,
-    so that each sample gets a gradient of its own; an ensemble, each of whose networks tells one number.
+    so that each sample gets a gradient of its own; an ensemble, each of whose networks tells one number; ratings, counts and
+    grades, some of which are rare.
 
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
     each other; `kl_div` on `log_softmax`.
@@ -93,7 +97,8 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
         _means_compared,
         _unheard,
         _flat,
-        _class_numbers,
+        each_the_class_number,
+        the_class_number,
     )
     found = next((verdict for check in checks if (verdict := check(evidence))), None)
     if found:
@@ -213,26 +218,6 @@ def _flat(evidence: Evidence) -> _Verdict:
     if always and flat and learning and not any(f.gradient for f in learning):
         message = f"The loss does not depend on the outputs: its gradient at {heads[0].name} is exactly 0."
         return heads[0].name, message, "Look at its last operations: a cosine or softmax over one column, a step, a clamp."
-    return None
-
-
-def _class_numbers(evidence: Evidence) -> _Verdict:
-    """Recognise a squared or absolute error of several outputs of a layer, all against one and the same class number.
-
-    Outputs of several networks are an ensemble's, each of which may be asked for a number.
-    """
-    graph = evidence.graph
-    for call in evidence.losses:
-        outputs, target = graph.nodes[call.prediction].shape, graph.nodes[call.target]
-        spread = False
-        while target.parents and len(target.parents) == 1:
-            spread = spread or (target.op == "expand" and target.shape[-1:] == outputs[-1:])
-            target = graph.nodes[target.parents[0]]
-        integers = target.name == "batch" and not target.dtype.is_floating_point and target.shape != outputs
-        integers = integers and producer(graph, graph.nodes[call.prediction]).op not in ("cat", "stack", "bmm", "baddbmm")
-        if call.op in ("mse_loss", "l1_loss") and spread and integers and len(outputs) == 2 and outputs[1] > 1:
-            message = f"{call.op} compares each of {outputs[1]} outputs with the number of the class."
-            return "", message, "Use cross_entropy(output, target), or one_hot(target, classes).float() as the target."
     return None
 
 
