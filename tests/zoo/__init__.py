@@ -6,6 +6,7 @@
 # ruff: noqa: F401 - the families register their cases
 from tests.zoo import (
     faulty_activation,
+    faulty_courses,
     faulty_data,
     faulty_flow,
     faulty_gradient_flow,
@@ -21,6 +22,7 @@ from tests.zoo import (
     faulty_traced,
     faulty_weights,
     healthy_classes,
+    healthy_courses,
     healthy_generative,
     healthy_likelihoods,
     healthy_loops,

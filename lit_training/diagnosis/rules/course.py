@@ -17,6 +17,9 @@ NEVER_AS_GOOD = 1.5
 NOTHING, HARD, HARDER = 0.85, 0.92, 0.97
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
+OFF, SPENT = 5.0, 0.25
+OTHER = 3.0
+MASTERED, HARDENED = 0.25, 0.75
 SEEN_THROUGH = 0.85
 USUAL_DROPOUT, HALF, HELD_BACK = 0.5, 0.5, 1.1
 ALIKE = 1.7
@@ -37,6 +40,7 @@ class Course:
         broken: first step whose training loss was not finite, `None` if all were.
         guess: what it costs to say the same for every sample, `None` if that is not known.
         before: the validation loss before training (sanity check), `None` if there was none.
+        first: the training loss of the first step, `None` if that is not known.
         first_pass: mean training loss at the end of the first epoch, when every sample was new; `None` if there was no such end.
         passes: epochs done.
         moved: median change of the weights relative to their start, `None` if not known.
@@ -51,6 +55,7 @@ class Course:
     broken: int | None = None
     guess: float | None = None
     before: float | None = None
+    first: float | None = None
     first_pass: float | None = None
     passes: int = 0
     moved: float | None = None
@@ -71,6 +76,20 @@ class Course:
         return self.before is not None and self.training[0] > 0 and 1 / ALIKE < self.before / self.training[0] < ALIKE
 
     @property
+    def other_formula(self) -> bool:
+        """Whether the validation loss before training, or one that learns without it, is of another size than training's."""
+        if self.before is None:
+            best = min(self.validation)
+            return best > NEVER_AS_GOOD * self.training[0] and best < HALF * self.validation[0]
+        starts = [loss for loss in (self.first, self.training[0]) if loss and loss > 0]
+        return not any(1 / OTHER < self.before / start < OTHER for start in starts)
+
+    @property
+    def learned(self) -> bool:
+        """Whether training and validation ended far below a guess's cost."""
+        return self.known and max(self.end, self.validation[-1]) < MASTERED * (self.guess or 0.0)
+
+    @property
     def end(self) -> float:
         """Mean training loss of the last tenth of the run."""
         last = self.training[-max(1, len(self.training) // 10) :]
@@ -86,6 +105,8 @@ def judge_course(course: Course) -> list[Finding]:
 def diverged(course: Course) -> list[Finding]:
     """Say so if the training loss became NaN or ended far above its start: `lr_too_high` if it rose, else `nan_loss`.
 
+    One that ends below three quarters of a guess's cost all the same may come from harder data, or noise.
+
     >>> [finding.rule for finding in diverged(Course((1.0, 5.0, math.nan), broken=17))]
     ['lr_too_high']
     >>> [finding.rule for finding in diverged(Course((1.0, 0.5, math.nan), broken=17))]
@@ -93,7 +114,8 @@ def diverged(course: Course) -> list[Finding]:
     """
     finite = [loss for loss in course.training if math.isfinite(loss)]
     rose = bool(finite) and finite[0] > 0 and finite[-1] > ROSE * finite[0]
-    if rose:
+    hardened = course.broken is None and bool(finite) and finite[-1] < HARDENED * (course.guess or 0.0)
+    if rose and not hardened:
         end = f"and became NaN at step {course.broken}" if course.broken is not None else "and stayed there"
         message = f"The training loss rose from {finite[0]:.3g} to {finite[-1]:.3g} {end}."
         advice = "Lower lr by a factor of 3 to 10, warm up, or clip gradients."
@@ -110,13 +132,15 @@ def learned_nothing(course: Course) -> list[Finding]:
 
     Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn, or a
     first epoch that ended lower than the run: `lr_too_high`. If they moved as they do in training, and nothing else is wrong, the
-    inputs tell nothing about the targets: `labels_broken`.
+    inputs tell nothing about the targets: `labels_broken`. Of numbers that lie so far from where the outputs begin that a good part
+    of the run went into coming near them, it is their offset: `unnormalised_target`.
 
     Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
     340 healthy set-ups the slowest was at .62; clicks and prices that hardly follow from anything come to .8 to .95, so that
     `labels_broken` takes validation losses above .92, or for numbers 1, and 3 % more of the training loss where there are
     none); changes of less than 3 %, and of more than 4 times the weights; a first epoch that ends below .9 of the run's end. A
-    loss above 10 times a guess's that still falls is another fault.
+    loss above 10 times a guess's that still falls is another fault. Offset: a first loss above 5 times a guess's that did not
+    rise, and a quarter of the run above twice that cost.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -133,20 +157,32 @@ def learned_nothing(course: Course) -> list[Finding]:
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
     lost = course.first_pass is not None and course.first_pass < LOST * course.end
+    best = min(course.validation, default=course.end * HARDER)
     severity: Severity = "error"
     if course.moved < STILL:
         rule, advice = (
             "lr_too_low",
             f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
         )
+    elif _came_down(course) and (course.moved > FAR or best >= HARD * guess):
+        rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
+        advice = "Standardise the targets with the training data's mean and std; scale predictions back."
     elif course.moved > FAR or lost:
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif min(course.validation, default=course.end * HARDER) < (1.0 if course.sampled else HARD) * guess:
+    elif best < (1.0 if course.sampled else HARD) * guess:
         return []
     else:
         rule, severity = "labels_broken", "warning"
         advice = "Print a few targets next to their inputs: are they of the same sample, of the same time?"
     return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
+
+
+def _came_down(course: Course) -> bool:
+    """Tell whether the loss of a regression began far above a guess's, and took a good part of the run to come down to it."""
+    first, guess = course.first, course.guess or 0.0
+    if not course.sampled or first is None or first < OFF * guess or max(course.training) > ALIKE * first:
+        return False
+    return sum(loss > 2 * guess for loss in course.training) > SPENT * len(course.training)
 
 
 def held_back(course: Course) -> list[Finding]:
@@ -227,7 +263,8 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     .01 of that, the validation loss above .45 of it and 60 times the training loss, and never below .25 (of 400 healthy
     set-ups the nearest ended at .38 and 42 times).
 
-    Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides.
+    Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides; a validation loss of another
+    size than training's, by a factor of 3, before anything is learned: another formula, or in other units.
 
     What to do: stop at the minimum (`EarlyStopping`), `weight_decay`, dropout, augmentation, more data, a smaller network.
 
@@ -235,7 +272,7 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     'overfit_no_regularisation'
     """
     training, validation = course.training, course.validation
-    if not course.known or min(training[0], training[-1], min(validation)) <= 0:
+    if not course.known or min(training[0], training[-1], min(validation)) <= 0 or course.other_formula:
         return []
     gap, worse = validation[-1] / training[-1], validation[-1] / min(validation)
     risen = gap >= GAP and (gap >= HUGE or worse >= WORSE) and validation[-1] >= SUBSTANTIAL * training[0]

@@ -30,7 +30,7 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     Threshold: a mean that differs by more than a std, or a std that differs by a factor of more than 3; 8 samples or more each. Of
     what networks are given, where a call may hold one task or one episode, two stds and 16 samples.
 
-    Not an alarm: other augmentation, other sizes of pictures.
+    Not an alarm: other augmentation, other sizes of pictures, a validation loss by another formula or in other units.
 
     What to do: normalise both with the training data's statistics.
     """
