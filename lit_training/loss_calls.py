@@ -21,6 +21,7 @@ __all__ = [
 ]
 
 _SUM = 2.0
+_FEW_COLUMNS, _ENOUGH_ROWS = 8, 16
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
 RESHAPED = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
@@ -36,9 +37,10 @@ class LossCall:
     output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square, mean size and mean
     Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
     the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
-    commonest class among the pixels of a picture's labels, `None` for other targets; `seen` whether a language model gets at each
-    place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is a label;
-    `weighted` whether weights tell classes or elements apart.
+    commonest class among the pixels of a picture's labels, `None` for other targets; `unequal` the largest standard deviation of
+    the targets' columns over the smallest, `None` where they are not a few columns of numbers; `seen` whether a language model gets
+    at each place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is
+    a label; `weighted` whether weights tell classes or elements apart.
     """
 
     op: str
@@ -53,6 +55,7 @@ class LossCall:
     spread: tuple[float, float, float] | None = None
     off_simplex: float | None = None
     background: float | None = None
+    unequal: float | None = None
     seen: bool = False
     blank: int | None = None
     weighted: bool = False
@@ -78,6 +81,7 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         spread(target, node),
         _off_simplex(target),
         _background(node.op, target),
+        _unequal(target),
     )
 
 
@@ -113,7 +117,16 @@ def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> Los
     for (made, given), (prediction, target) in pairs:
         if from_loader(graph, graph.nodes[given]) and any(graph.nodes[i].weight for i in graph.ancestors(made)):
             return LossCall(
-                "", made, given, _range(prediction), _range(target), 0.0, None, -1, False, spread(target), _off_simplex(target)
+                op="",
+                prediction=made,
+                target=given,
+                prediction_range=_range(prediction),
+                target_range=_range(target),
+                scale=0.0,
+                value=None,
+                spread=spread(target),
+                off_simplex=_off_simplex(target),
+                unequal=_unequal(target),
             )
     return None
 
@@ -181,6 +194,17 @@ def _background(op: str, target: Tensor) -> float | None:
         return None
     known = counts[values >= 0]
     return float(known.max()) / float(known.sum())
+
+
+def _unequal(target: Tensor) -> float | None:
+    """Return how many times the columns' standard deviations differ; labels, and numbers that seldom change, have none."""
+    few = target.ndim == 2 and 2 <= target.shape[1] <= _FEW_COLUMNS and len(target) >= _ENOUGH_ROWS
+    if not target.is_floating_point() or not few:
+        return None
+    if any(2 * len(torch.unique(column)) < len(target) for column in target.detach().T):
+        return None
+    deviations = target.detach().float().std(0)
+    return float(deviations.max() / deviations.min())
 
 
 def _range(values: Tensor) -> tuple[float, float]:

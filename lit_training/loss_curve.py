@@ -14,16 +14,17 @@ _MOST = 64
 class LossCurve:
     """Means of the loss over equal stretches of a run: at first a step each, twice as long whenever there are 64.
 
-    Of a step its loss is held; 64 of them are taken in at once. Nothing waits for the device before `means` or `first_broken`.
+    Of a step its loss is held; 64 of them are taken in at once. Nothing waits for the device before it is asked for a number.
 
     >>> curve = LossCurve()
     >>> for loss in (4.0, 2.0, 1.0):
     ...     curve.note(torch.tensor(loss))
-    >>> curve.means(), curve.first_broken()
-    ([4.0, 2.0, 1.0], None)
+    >>> curve.first(), curve.means(), curve.first_broken()
+    (4.0, [4.0, 2.0, 1.0], None)
     """
 
     steps: int = 0
+    _first: Tensor | None = None
     _stretch: int = 1
     _sums: list[Tensor] = field(default_factory=list)
     _pending: list[Tensor] = field(default_factory=list)
@@ -31,10 +32,16 @@ class LossCurve:
 
     def note(self, loss: Tensor) -> None:
         """Add the loss of the next step: one number, without a graph, which nobody changes afterwards."""
+        if self._first is None:
+            self._first = loss
         self._pending.append(loss)
         self.steps += 1
         if len(self._pending) == _MOST:
             self._take_in()
+
+    def first(self) -> float | None:
+        """Return the loss of the first step."""
+        return None if self._first is None else float(self._first)
 
     def means(self) -> list[float]:
         """Return the mean of each stretch; the last one may be shorter."""

@@ -24,6 +24,7 @@ def test_means_of_equal_stretches_whenever_one_looks(steps: int, looks: list[int
         stretch *= 2
     expected = [float(part.mean()) for part in losses.split(stretch)]
     assert curve.means() == pytest.approx(expected, rel=1e-4)
+    assert curve.first() == float(losses[0])
     assert curve.first_broken() is None
 
 

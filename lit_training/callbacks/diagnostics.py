@@ -15,6 +15,7 @@ from lit_training.callbacks.thaw_monitor import ThawMonitor
 from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import Check, in_causal_order
 from lit_training.diagnosis.rules import MONITORED
+from lit_training.diagnosis.rules.targets import learned_anyway
 from lit_training.showing.console import show, verdict_view
 
 __all__ = ["Diagnostics", "diagnostics"]
@@ -125,7 +126,8 @@ class Diagnostics(Callback):
     @property
     def findings(self) -> list[Finding]:
         """What all parts found, in causal order."""
-        found = in_causal_order([*self.auditor.findings, *self._monitored], (*self.auditor.rules, *MONITORED))
+        audited = learned_anyway(self.auditor.findings) if self.losses.learned else self.auditor.findings
+        found = in_causal_order([*audited, *self._monitored], (*self.auditor.rules, *MONITORED))
         cause = next(filter(is_alarm, found), None)
         course = [finding for finding in self.losses.compared if self.auditor.wanted.wants(finding)]
         return [*found, *(finding.as_symptom_of(cause) for finding in course)] if cause else [*course, *found]

@@ -8,7 +8,9 @@ from torch import Tensor
 from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.modules import dropouts
-from lit_training.diagnosis.rules.course import Course, diverged, judge_course
+from lit_training.diagnosis.course import Course
+from lit_training.diagnosis.rules.course import diverged, judge_course
+from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.loss_curve import LossCurve
 from lit_training.movement import Movement
@@ -26,7 +28,8 @@ class LossMonitor(Callback):
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
         compared: what the training loss beside the validation loss (logged under a name with `val` and `loss`) and beside a guess's
-            tells (`rules.course.judge_course`). Anything else that is wrong explains it.
+            tells (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
+        learned: whether training and validation loss ended far below a guess's.
         findings: both.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
 
@@ -41,6 +44,7 @@ class LossMonitor(Callback):
     def __init__(self) -> None:
         self.diverged: list[Finding] = []
         self.compared: list[Finding] = []
+        self.learned = False
         self.guess: Guess | None = None
         self._reset()
 
@@ -60,7 +64,7 @@ class LossMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
-        self.diverged, self.compared, self.guess = [], [], None
+        self.diverged, self.compared, self.learned, self.guess = [], [], False, None
         self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -84,11 +88,11 @@ class LossMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge on rank 0, and tell all ranks."""
-        self.diverged, self.compared = trainer.strategy.broadcast(self._judge(trainer) or ([], []))
+        self.diverged, self.compared, self.learned = trainer.strategy.broadcast(self._judge(trainer) or ([], [], False))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Judge what there is, on this rank."""
-        self.diverged, self.compared = self._judge(trainer) or ([], [])
+        self.diverged, self.compared, self.learned = self._judge(trainer) or ([], [], False)
 
     @harmless
     def _note(self, loss: Tensor, divided_by: int) -> None:
@@ -114,9 +118,9 @@ class LossMonitor(Callback):
             self._validation.append(float(next(iter(logged.values()))))
 
     @harmless
-    def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding]]:
+    def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
         course = self._course(trainer)
-        return diverged(course), judge_course(course)
+        return diverged(course), forgot(course) or judge_course(course), course.learned
 
     def _course(self, trainer: Trainer) -> Course:
         return Course(
@@ -126,6 +130,7 @@ class LossMonitor(Callback):
             self._curve.first_broken(),
             guess=None if self.guess is None else self.guess.cost,
             before=self._before,
+            first=self._curve.first(),
             first_pass=self._first_pass,
             passes=self._passes,
             moved=None if self._movement is None else self._movement.median(),

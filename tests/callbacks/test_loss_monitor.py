@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics, LossMonitor
-from lit_training.diagnosis.rules.course import Course, diverged, overfit_no_regularisation
+from lit_training.diagnosis.course import Course
+from lit_training.diagnosis.rules.course import diverged, overfit_no_regularisation
 from lit_training.loss_curve import LossCurve
 
 

@@ -6,6 +6,7 @@
 # ruff: noqa: F401 - the families register their cases
 from tests.zoo import (
     faulty_activation,
+    faulty_courses,
     faulty_data,
     faulty_flow,
     faulty_gradient_flow,
@@ -35,6 +36,7 @@ from tests.zoo import (
     healthy_pictures,
     healthy_recurrences,
     healthy_routes,
+    healthy_runs,
     healthy_sentences,
     healthy_sequences,
     healthy_sets,

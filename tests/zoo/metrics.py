@@ -67,6 +67,11 @@ def r2(output: Tensor, target: Tensor) -> Tensor:
     return (1 - (output - target).square().mean() / spread).clamp_min(-1)
 
 
+def each_r2(output: Tensor, target: Tensor) -> Tensor:
+    """Mean over the columns of the explained share of each, clipped from below at -1."""
+    return torch.stack([r2(output[:, i], target[:, i]) for i in range(target.shape[1])]).mean()
+
+
 def decoded(output: Tensor, target: Tensor) -> Tensor:
     """Share of symbols that a greedy CTC decoding (repeats merged, blank 0 dropped) puts in their place."""
     hits = 0
@@ -100,4 +105,5 @@ METRICS = {
     "jaccard": Metric(jaccard, lambda target: (target > 0.5).float().mean().item()),
     "integer_r2": Metric(lambda output, target: r2(output, target.float()), lambda target: 0.0),
     "r2": Metric(r2, lambda target: 0.0),
+    "each_r2": Metric(each_r2, lambda target: 0.0),
 }

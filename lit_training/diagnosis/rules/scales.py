@@ -8,13 +8,14 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import guesses, overshoots
 from lit_training.diagnosis.updates import promised
-from lit_training.loss_calls import LossCall
+from lit_training.loss_calls import LossCall, from_loader
 
 __all__ = ["unnormalised_target"]
 
 OUT_OF_REACH = 100.0
 FAR = 50.0
 LARGE, USUAL, LONG, HARDLY = 100.0, 5e-4, 100, 0.1
+UNEQUAL, PLAIN = 50.0, 1e-3
 _REGRESSION = ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss")
 
 
@@ -49,11 +50,23 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
     reaches, so that the first loss is 30 times that of the targets' mean or more, where the targets' std is further from 1, as a
     factor, than that of the outputs (else init_exploding).
 
-    Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam.
+    Unequal ones: a squared error of 2 to 8 columns of numbers, or a plain sum of squared errors, is all of the loss, and the
+    targets' standard deviations differ by more than 50 times. The smaller then has a 2500th of the loss, and nothing pulls at it
+    before the larger is explained to as much: with Adam and SGD, columns of 1 and 30 left the smaller at an R2 of .08 or less in
+    350 steps, where it has .88 if both are 1.
 
-    What to do: standardise the targets, and scale predictions back.
+    At the end of a run (`LossMonitor`): the first loss was above 5 times that of the targets' mean, a quarter of the run went into
+    coming down to that, and it came no further.
+
+    Not an alarm: large targets that a low enough or a high enough rate can reach, as in physical units under Adam; columns of
+    different size under an absolute error, under weights, or scaled on the way to the loss.
+
+    What to do: standardise the targets, each column for itself, and scale predictions back.
     """
-    yield from _tiny(evidence)
+    yield from [*_tiny(evidence), *_out_of_reach(evidence)] or _unequal(evidence)
+
+
+def _out_of_reach(evidence: Evidence) -> Iterator[Finding]:
     for call in evidence.losses:
         if call.op not in _REGRESSION:
             continue
@@ -95,6 +108,28 @@ def _tiny(evidence: Evidence) -> Iterator[Finding]:
         message = f"The targets have std {std:.2g}, the outputs start with {head.output.signal:.2g}."
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
         yield Finding("unnormalised_target", "error", "", evidence.step, message, advice, {"std": std})
+
+
+def _unequal(evidence: Evidence) -> Iterator[Finding]:
+    """Say so if of several targets one has next to nothing of a loss that is their squared errors and nothing else."""
+    times = _times_apart(evidence)
+    if times > UNEQUAL:
+        share = f"the smaller has {times**-2:.1g} of the loss"
+        message = f"Under one squared error the targets' std differ by {times:.3g} times: {share}."
+        advice = "Standardise each target with the training data's mean and std; scale predictions back."
+        yield Finding("unnormalised_target", "warning", "", evidence.step, message, advice, {"times": times})
+
+
+def _times_apart(evidence: Evidence) -> float:
+    """Return how many times the standard deviations of the targets differ, 0 where the loss weighs them, or has other parts."""
+    calls = [call for call in evidence.losses if from_loader(evidence.graph, evidence.graph.nodes[call.target])]
+    if len(calls) < len(evidence.losses) or any(call.op != "mse_loss" or call.summed for call in calls):
+        return 0.0
+    if len(calls) == 1:
+        return calls[0].unequal or 0.0 if evidence.bare else 0.0
+    variances, values = [call.constant or 0.0 for call in calls], [call.value or 0.0 for call in calls]
+    plain = evidence.loss is not None and math.isclose(sum(values), evidence.loss, rel_tol=PLAIN)
+    return math.sqrt(max(variances) / min(variances)) if plain and min(variances, default=0.0) > 0 else 0.0
 
 
 def _hardly_falls(evidence: Evidence) -> bool:

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_of
 from lit_training.loss_calls import LossCall
 
-__all__ = ["class_imbalance", "data_not_shuffled", "labels_broken"]
+__all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "learned_anyway"]
 
 ENOUGH = 48
 ONE_VALUE = 0.95
@@ -174,7 +175,9 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights; of labels
     for each pixel of pictures, those of the first batch, if that is all the loss.
 
-    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it.
+    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it. If
+    training and validation end below a quarter of what naming the labels by their frequency costs, the alarm becomes a note: the
+    rare ones are learnt.
 
     Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
     that 84 % are hardly taken for it), or, with five classes and more, the effective number of classes (the exponential of the
@@ -215,6 +218,19 @@ def _are_words(evidence: Evidence, classes: int) -> bool:
     """Tell whether classes are the words of the vocabulary that the network reads."""
     tables = (facts for facts in evidence.parameters.values() if facts.kind == "embedding")
     return classes >= 5 and any(facts.shape[0] == classes for facts in tables)
+
+
+def learned_anyway(findings: Sequence[Finding]) -> list[Finding]:
+    """Make notes of `class_imbalance`, for a run whose losses ended far below what naming the labels by their frequency costs.
+
+    >>> uneven = Finding("class_imbalance", "warning", message="95% have one label.")
+    >>> [f.severity for f in learned_anyway([uneven])]
+    ['note']
+    """
+    told = "The losses end far below what naming them by their frequency costs: the rare ones are learnt."
+    meant = {id(f) for f in findings if f.rule == "class_imbalance" and is_alarm(f)}
+    notes = [replace(f, severity="note", message=f"{f.message} {told}") if id(f) in meant else f for f in findings]
+    return sorted(notes, key=lambda f: not is_alarm(f))
 
 
 def _background(evidence: Evidence) -> float:

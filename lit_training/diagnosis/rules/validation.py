@@ -37,7 +37,8 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
     often in training, or negatives are drawn; time stamps; training samples that follow each other in time; means that a few
-    large values make (a std of 2.5 times half the width of the middle 68 %).
+    large values make (a std of 2.5 times half the width of the middle 68 %); a validation loss by another formula or in other
+    units.
 
     What to do: normalise both with the training data's statistics.
     """

@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from lit_training.diagnosis.rules.course import Course, diverged, judge_course
+from lit_training.diagnosis.course import Course
+from lit_training.diagnosis.rules.course import diverged, judge_course
 
 LN4 = math.log(4)
 AT_CHANCE = (1.42, 1.40, *[1.39] * 30)
@@ -48,6 +49,16 @@ def test_losses_of_numbers_that_never_fell_are_told_although_the_first_targets_c
 
 def test_a_loss_that_was_lower_after_the_first_epoch_was_thrown_back() -> None:
     assert rules(training=AT_CHANCE, validation=(1.39, 1.39), first_pass=1.1) == ["lr_too_high"]
+
+
+def test_an_offset_that_the_run_was_spent_on_is_one_of_the_targets() -> None:
+    spent = {"training": (*[20.0] * 12, *[1.1] * 20), "validation": (18.0, 1.05), "guess": 1.0, "first": 21.0, "sampled": True}
+    assert rules(**spent) == rules(**spent, moved=9.0) == ["unnormalised_target"]
+    assert rules(**spent, moved=0.01) == ["lr_too_low"]
+    assert rules(**spent | {"validation": (18.0, 0.9)}) == []
+    quick = (20.0, *[1.1] * 31)
+    assert rules(**spent | {"training": quick}) == ["labels_broken"]
+    assert rules(**spent | {"first": 1.3}, moved=9.0) == ["lr_too_high"]  # thrown up by its own steps
 
 
 def test_a_loss_far_above_a_guess_that_falls_is_left_to_other_rules() -> None:
@@ -106,6 +117,14 @@ def test_a_validation_loss_in_units_of_its_own_is_compared_with_its_own_start(be
     assert rules(training=(1.0, 0.3, *[0.03] * 30), validation=worth, before=before) == rule
 
 
+def test_a_validation_loss_in_other_units_says_nothing_of_the_data() -> None:
+    euros: dict[str, object] = {"training": (0.36, *[0.01] * 30), "validation": (43e3, 14e3), "guess": None}
+    assert rules(**euros, before=66e3) == rules(**euros, before=None) == []
+    assert rules(**euros | {"validation": (43e3, 42e3)}, before=None) == ["train_val_mismatch"]
+    apart = {"training": (1.4, 0.4, 0.001), "validation": (7.0, 9.0, 16.0), "guess": None}
+    assert rules(**apart, before=1.5) == ["train_val_mismatch"]
+
+
 def test_dropout_that_leaves_too_little_to_learn_with_is_named() -> None:
     held = {"training": (1.40, *[1.15] * 30), "validation": (1.2, 0.95)}
     assert rules(**held, dropout=0.8) == ["dropout_too_high"]
@@ -144,3 +163,13 @@ def test_a_loss_that_ends_high_is_a_rate_if_it_stayed_there_and_weights_were_thr
     training: tuple[float, ...], moved: float, cause: list[str]
 ) -> None:
     assert [f.rule for f in diverged(Course(training, moved=moved))] == cause
+
+
+def test_a_trained_network_given_harder_data_has_not_diverged() -> None:
+    assert diverged(Course((0.05, 0.4, 0.6), guess=LN4)) == []
+    assert [f.rule for f in diverged(Course((0.05, 0.9, 1.2), guess=LN4))] == ["lr_too_high"]
+
+
+@pytest.mark.parametrize(("validation", "learned"), [((0.9, 0.3), True), ((0.9, 0.5), False), ((), False)])
+def test_what_is_learned_shows_in_both_losses(validation: tuple[float, ...], learned: bool) -> None:
+    assert Course(LEARNED, validation, guess=LN4).learned is learned

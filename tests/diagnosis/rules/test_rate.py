@@ -55,6 +55,17 @@ def test_an_update_larger_than_the_weights_is_too_high(optimizer, lr: float) -> 
 
 
 @pytest.mark.parametrize(
+    ("act", "lr", "rules"),
+    [(nn.ReLU, 0.065, ["lr_too_high"]), (nn.GELU, 0.065, []), (nn.ReLU, 0.02, [])],  # with GELU the loss falls all the same
+)
+def test_many_layers_half_overwritten_are_too_much_where_the_loss_rises(act, lr: float, rules: list[str]) -> None:
+    def rate(model: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.Adam(model.parameters(), lr=lr)
+
+    assert alarms(mlp(16, *[32] * 7, 4, act=act), optimizer=rate) == rules
+
+
+@pytest.mark.parametrize(
     ("optimizer", "lr"),
     [
         (torch.optim.SGD, 1e-6),

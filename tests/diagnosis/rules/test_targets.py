@@ -3,11 +3,14 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rules.targets import learned_anyway
 
 RULES = ["labels_broken", "data_not_shuffled", "class_imbalance", "unnormalised_target", "train_val_mismatch", "bad_data"]
 
@@ -159,6 +162,42 @@ def test_a_size_that_a_usual_rate_hardly_moves_and_one_that_it_cannot_tell_apart
     assert found(x, 700 * x[:, 0], lr=1e-1, steps=250, **adam) == []
     assert found(x, 0.001 * x[:, 0], lr=4e-3, steps=250, **adam) == ["unnormalised_target"]
     assert found(x, 0.1 * x[:, 0], lr=4e-3, steps=250, **adam) == []
+
+
+TWO = {
+    "mse": ("mse", True),
+    "by hand": (lambda output, target: ((output - target) ** 2).mean(), True),
+    "a sum of two": (lambda o, t: F.mse_loss(o[:, 0], t[:, 0]) + F.mse_loss(o[:, 1], t[:, 1]), True),
+    "absolute": ("l1", False),
+    "weighted": (lambda output, target: ((output - target) ** 2 * torch.tensor([1.0, 1e-4])).mean(), False),
+    "a weighted sum": (lambda o, t: F.mse_loss(o[:, 0], t[:, 0]) + 1e-4 * F.mse_loss(o[:, 1], t[:, 1]), False),
+    "scaled": (lambda output, target: F.mse_loss(output, target / torch.tensor([1.0, 90.0])), False),
+}
+
+
+@pytest.mark.parametrize("way", TWO)
+def test_a_target_that_has_next_to_nothing_of_a_squared_error_is_named(data, way: str) -> None:
+    x, _ = data
+    loss, named = TWO[way]
+    metres_and_grams = x[:, :2] * torch.tensor([1.0, 90.0])
+    steps = {"optimizer": torch.optim.Adam, "lr": 1e-2, "steps": 250}
+    assert found(x, metres_and_grams, loss=loss, outputs=2, **steps) == (["unnormalised_target"] if named else [])
+    assert found(x, x[:, :2] * torch.tensor([1.0, 9.0]), loss=loss, outputs=2, **steps) == []
+
+
+def test_a_seldom_number_beside_a_large_one_is_left_alone(data) -> None:
+    x, y = data
+    seldom = torch.stack([0.5 * (y == 0), 90 * x[:, 0]], 1)
+    assert found(x, seldom, loss="mse", outputs=2, optimizer=torch.optim.Adam, lr=1e-2, steps=250) == []
+
+
+def test_rare_labels_that_are_learnt_all_the_same_are_a_note() -> None:
+    found = [Finding("bad_data", "error"), Finding("class_imbalance", "warning"), Finding("labels_broken", "note")]
+    assert [(f.rule, f.severity) for f in learned_anyway(found)] == [
+        ("bad_data", "error"),
+        ("class_imbalance", "note"),
+        ("labels_broken", "note"),
+    ]
 
 
 def test_validation_that_is_scaled_otherwise_is_named(data) -> None:

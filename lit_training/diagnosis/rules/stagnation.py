@@ -1,0 +1,92 @@
+"""What the losses of a whole run tell that learned nothing: a rate, an offset, or targets that do not belong to their inputs."""
+
+import math
+
+from lit_training.diagnosis.course import ALIKE, Course
+from lit_training.diagnosis.finding import Finding, Severity
+
+__all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "learned_nothing"]
+
+NOTHING, HARD, FELL = 0.85, 0.98, 0.85
+ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
+STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
+OFF, SPENT = 5.0, 0.25
+FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
+
+
+def learned_nothing(course: Course) -> list[Finding]:
+    """Say so if the training loss stays at what saying the same for every sample costs, and name what that leaves.
+
+    Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn, or a
+    first epoch that ended lower than the run: `lr_too_high`. If they moved as they do in training, and nothing else is wrong, the
+    inputs tell nothing about the targets: `labels_broken`. Of numbers that lie so far from where the outputs begin that a good part
+    of the run went into coming near them, it is their offset: `unnormalised_target`.
+
+    Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
+    340 healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to
+    .97, so that `labels_broken` takes validation losses above .98, or for numbers 1, and 2 % more of the training loss where
+    there are none); changes of less than 3 %, and of more than 4 times the weights; a first epoch that ends below .9 of the
+    run's end. A loss of numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost:
+    they may lack the few large ones, or hold too many: weights that moved by 30 %, while training gained less than 7 % since
+    the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
+    falls is another fault. Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above
+    twice that cost.
+
+    >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
+    >>> learned_nothing(at_chance)[0].rule
+    'labels_broken'
+    """
+    guess, start = course.guess, course.training[:1]
+    if not guess or course.moved is None or course.passes < ENOUGH_PASSES or course.updates < ENOUGH_UPDATES or not start:
+        return []
+    if not all(map(math.isfinite, (*course.training, *course.validation))):
+        return []
+    falling = course.end > ABOVE * guess and course.end < start[0] / 2
+    fell = course.sampled and course.first_pass is not None and course.end < FELL * course.first_pass
+    nothing = min((course.end, *course.validation)) >= NOTHING * guess
+    if falling or (fell and not _came_down(course)) or not (nothing or _is_flat(course)):
+        return []
+    message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
+    numbers = {"end": course.end, "guess": guess, "moved": course.moved}
+    lost = course.first_pass is not None and course.first_pass < LOST * course.end
+    best = min(course.validation, default=course.end * HARD)
+    severity: Severity = "error"
+    if course.moved < STILL and nothing:
+        rule, advice = (
+            "lr_too_low",
+            f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
+        )
+    elif _came_down(course) and nothing and (course.moved > FAR or best >= HARD * guess):
+        rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
+        advice = "Standardise the targets with the training data's mean and std; scale predictions back."
+    elif (course.moved > FAR or lost) and nothing:
+        rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
+    elif not _is_flat(course) and best < _hard(course) * guess:
+        return []
+    else:
+        rule, severity = "labels_broken", "warning"
+        advice = "Print a few targets next to their inputs: are they of the same sample, of the same time?"
+    return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
+
+
+def _hard(course: Course) -> float:
+    """Return the share of a guess's cost below which targets are taken to follow from the inputs, if only just."""
+    return 1.0 if course.sampled else HARD
+
+
+def _is_flat(course: Course) -> bool:
+    """Tell whether weights moved far enough to learn, and neither loss fell at all from about what a guess is known to cost."""
+    guess, before, first_pass, moved = course.guess, course.before, course.first_pass, course.moved
+    if guess is None or before is None or first_pass is None or moved is None or not course.validation:
+        return False
+    if not course.sampled or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
+        return False
+    return course.end > FLAT_TRAINED * first_pass and min(course.validation) > FLAT * before
+
+
+def _came_down(course: Course) -> bool:
+    """Tell whether the loss of a regression began far above a guess's, and took a good part of the run to come down to it."""
+    first, guess = course.first, course.guess or 0.0
+    if not course.sampled or first is None or first < OFF * guess or max(course.training) > ALIKE * first:
+        return False
+    return sum(loss > 2 * guess for loss in course.training) > SPENT * len(course.training)

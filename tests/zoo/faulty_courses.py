@@ -1,0 +1,33 @@
+"""Faulty, what only the losses of a whole run tell, or two targets beside each other."""
+
+import torch
+
+from tests.zoo import data
+from tests.zoo.case import Case, faulty
+from tests.zoo.nets import adam, adamw, sgd
+
+
+@faulty(
+    "unnormalised_target",
+    "loss_reduction",
+    twin="h_length_and_mass",
+    source="metres beside grams around 0 under one squared error",
+)
+def f_metres_beside_grams(case: Case) -> None:
+    case.data = data.replace(case.data, 1, lambda y: y * torch.tensor([1.0, 90.0]))
+
+
+@faulty("unnormalised_target", "lr_too_low", twin="h_ages", source="masses, 400 +- 50 grams, at a rate for standard units")
+def f_masses_from_zero(case: Case) -> None:
+    case.data = data.replace(case.data, 1, lambda y: 400 + 50 * (y - 40) / 12)
+    case.optimizer = adam(2e-3)
+
+
+@faulty("lr_too_high", twin="h_trained_on", source="trained on at SGD's rate for training from scratch: it forgets")
+def f_trained_on_at_full_rate(case: Case) -> None:
+    case.optimizer = sgd(0.3)
+
+
+@faulty("lr_too_high", twin="h_words_post_norm", source="AdamW at 1e-3 times the batch size of 64, the rule for SGD misread")
+def f_rate_by_batch_size(case: Case) -> None:
+    case.optimizer = adamw(0.064)
