@@ -10,7 +10,7 @@ __all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "learned_nothing"]
 NOTHING, HARD, FELL = 0.85, 0.98, 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
-OFF, SPENT = 5.0, 0.25
+OFF, SPENT, NO_MORE = 5.0, 0.25, 0.92
 FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
 
 
@@ -56,7 +56,7 @@ def learned_nothing(course: Course) -> list[Finding]:
             "lr_too_low",
             f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
         )
-    elif _came_down(course) and nothing and (course.moved > FAR or best >= HARD * guess):
+    elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE * guess):
         rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
     elif (course.moved > FAR or lost) and nothing:

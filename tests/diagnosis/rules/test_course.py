@@ -57,8 +57,8 @@ def test_an_offset_that_the_run_was_spent_on_is_one_of_the_targets() -> None:
     assert rules(**spent, moved=0.01) == ["lr_too_low"]
     assert rules(**spent | {"validation": (18.0, 0.9)}) == []
     quick = (20.0, *[1.1] * 31)
-    assert rules(**spent | {"training": quick}) == ["labels_broken"]
-    assert rules(**spent | {"first": 1.3}, moved=9.0) == ["lr_too_high"]  # thrown up by its own steps
+    assert rules(**spent | {"training": quick}, first_pass=1.12) == ["labels_broken"]
+    assert rules(**spent | {"first": 1.3}, moved=9.0, first_pass=1.12) == ["lr_too_high"]  # thrown up by its own steps
 
 
 def test_a_loss_far_above_a_guess_that_falls_is_left_to_other_rules() -> None:
