@@ -15,7 +15,7 @@ from lit_training.callbacks.thaw_monitor import ThawMonitor
 from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import Check, in_causal_order
 from lit_training.diagnosis.rules import MONITORED
-from lit_training.diagnosis.rules.targets import learned_anyway
+from lit_training.diagnosis.rules.imbalance import learned_anyway
 from lit_training.showing.console import show, verdict_view
 
 __all__ = ["Diagnostics", "diagnostics"]

@@ -10,16 +10,19 @@ from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, rank
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
 from lit_training.diagnosis.rules.finite import nan_loss
 from lit_training.diagnosis.rules.gain import bad_gain
-from lit_training.diagnosis.rules.initialisation import init_exploding, init_symmetry, init_vanishing
+from lit_training.diagnosis.rules.imbalance import class_imbalance
+from lit_training.diagnosis.rules.initialisation import init_exploding, init_vanishing
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
+from lit_training.diagnosis.rules.order import data_not_shuffled
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
 from lit_training.diagnosis.rules.scales import unnormalised_target
 from lit_training.diagnosis.rules.schedule import lr_schedule
+from lit_training.diagnosis.rules.symmetry import init_symmetry
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
-from lit_training.diagnosis.rules.targets import class_imbalance, data_not_shuffled, labels_broken
+from lit_training.diagnosis.rules.targets import labels_broken
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
 from lit_training.diagnosis.rules.validation import train_val_mismatch
 

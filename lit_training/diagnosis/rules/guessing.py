@@ -13,6 +13,7 @@ from lit_training.probe import Layer
 __all__ = [
     "Guess",
     "classes_of",
+    "classes_told",
     "cost_of_guessing",
     "flat_behind",
     "guess",
@@ -169,3 +170,8 @@ def classes_of(evidence: Evidence, call: LossCall) -> int:
     if "nll" in call.op and len(shape) > 1:
         return shape[1]
     return 2 if "binary_cross_entropy" in call.op else 0
+
+
+def classes_told(evidence: Evidence) -> int:
+    """Return how many classes the first loss that is a classification tells apart, 0 where there is none."""
+    return next((n for call in evidence.losses if (n := classes_of(evidence, call))), 0)

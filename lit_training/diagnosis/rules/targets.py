@@ -1,31 +1,23 @@
-"""Rules about labels: what they are, how often, and in which order."""
+"""The rule about targets that cannot be what was meant."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.finding import Finding, is_alarm
+from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import classes_of
-from lit_training.loss_calls import LossCall
+from lit_training.diagnosis.rules.guessing import classes_told
 
-__all__ = ["class_imbalance", "data_not_shuffled", "labels_broken", "learned_anyway"]
+__all__ = ["ENOUGH", "commonest", "diversity", "labels_broken"]
 
 ENOUGH = 48
 ONE_VALUE = 0.95
 IGNORED = 0.9
-MAJORITY = 0.86
-FEW_CLASSES = 0.45
-BACKGROUND = 0.97
-SORTED = 5.0
-BY_CHANCE, BY_CHANCE_IN_ORDER = math.log(1e6), math.log(50)
 FEW_VALUES = 10
-SEVERAL, NEARLY_ALL = 4.0, 0.8
 
 
 @rule(
@@ -94,152 +86,20 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
             return
     targets, samples = evidence.samples.targets, evidence.samples
-    if targets is None or len(targets) < ENOUGH or _classes(evidence) == 1 or not evidence.losses:
+    if targets is None or len(targets) < ENOUGH or classes_told(evidence) == 1 or not evidence.losses:
         return
-    value, share = _commonest(targets)
+    value, share = commonest(targets)
     if samples.labels and value < 0 and share >= IGNORED and _only_takes_labels(evidence):
         message = f"{share:.0%} of the first {len(targets)} labels are {value:g}, which the loss ignores."
         advice = "See why they were not read or were masked: the network learns from the rest only."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
     elif (
-        share >= (1.0 if samples.labels or _classes(evidence) or _varies(targets[targets != value]) else ONE_VALUE)
+        share >= (1.0 if samples.labels or classes_told(evidence) or _varies(targets[targets != value]) else ONE_VALUE)
         and not samples.in_order
     ):
         message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
         advice = "Look at how targets are read: the right column, no cast to integers before scaling."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
-
-
-@rule(
-    explains=[
-        "overfit_no_regularisation",
-        "class_imbalance",
-        "train_val_mismatch",
-        "oscillating_loss",
-        "constant_output",
-        "bad_initial_loss",
-    ]
-)
-def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
-    """The samples come sorted by their target.
-
-    What it means: each batch shows one class or one range of the targets, and the network learns and forgets them in turn; with
-    batch norm its statistics are those of one class (Bengio 2012, "Practical recommendations", section 3.1).
-
-    How it is measured: the targets of the first four batches in the order in which they came. Labels: the number of times that
-    the label changes from one sample to the next, against what chance gives (the runs test of Wald and Wolfowitz 1940).
-    Numbers: the correlation of the ranks of neighbours.
-
-    Threshold: 48 or more targets; fewer changes than chance by 5 standard deviations, and less than half of them, or all
-    samples of each label in one block, which chance does less than once in a million (in fifty, where the loader is known
-    to read in order); a correlation above .9. If all labels are one and the same: a loader that is known to read its data
-    set in order.
-
-    Not an alarm: balanced or stratified batches, which change more often than chance, or hold one label after the other: four
-    or more of them each, or nearly as many as all batches together (effective numbers); batches that are sorted and span
-    what the others do; tokens of a text, one target a sequence of a shuffled set.
-
-    What to do: `DataLoader(..., shuffle=True)`, or shuffle a stream's buffer.
-    """
-    samples, targets = evidence.samples, evidence.samples.targets
-    if targets is None or len(targets) < ENOUGH or samples.in_order is False:
-        return
-    advice = "DataLoader(..., shuffle=True)."
-    if samples.labels or len(torch.unique(targets)) <= 2:
-        changes, expected, deviation = _changes(targets)
-        if expected == 0 and samples.in_order and _classes(evidence) > 1 and float(targets[0]) >= 0:
-            message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif not _are_mixed(targets, samples.sizes) and (
-            (changes < expected / 2 and changes < expected - SORTED * deviation)
-            or _in_blocks(targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE)
-        ):
-            order = f"in random order about {expected:.0f} times"
-            message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
-        else:
-            return
-        yield Finding(
-            "data_not_shuffled", "error", "", evidence.step, message, advice, {"changes": changes, "expected": expected}
-        )
-    elif (correlation := _neighbours(targets)) > 0.9 and not _spread_alike(targets, samples.sizes):
-        message = f"Neighbouring samples have neighbouring targets: their ranks correlate by {correlation:.2f}, not 0."
-        yield Finding("data_not_shuffled", "error", "", evidence.step, message, advice, {"correlation": correlation})
-
-
-@rule(explains=["overfit_no_regularisation", "constant_output", "dead_relu"])
-def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
-    """A few classes make up nearly all of the samples, and the loss does not make up for it.
-
-    What it means: always naming the common class is nearly as good, so that the rare ones are learned late or never (Buda
-    et al. 2018). Accuracy does not show it.
-
-    How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights; of labels
-    for each pixel of pictures, those of the first batch, if that is all the loss.
-
-    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it. If
-    training and validation end below a quarter of what naming the labels by their frequency costs, the alarm becomes a note: the
-    rare ones are learnt.
-
-    Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
-    that 84 % are hardly taken for it), or, with five classes and more, the effective number of classes (the exponential of the
-    labels' entropy) is below .45 of them. For pixels 97 %: a background of 77 to 90 % is learnt well without weights,
-    neighbours help; lesions of 2 % are not.
-
-    Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice loss beside,
-    samplers that balance the batches; the next word, letter or item, where five classes or more are the rows of an embedding
-    that the network reads with: they are as common as they are.
-
-    What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
-    """
-    targets, classes = evidence.samples.targets, _classes(evidence)
-    advice = "weight= (or pos_weight=) in the loss, or a WeightedRandomSampler; judge by balanced accuracy or F1."
-    if (background := _background(evidence)) >= BACKGROUND:
-        message = f"{background:.1%} of the pixels have one label, and the loss does not make up for it."
-        advice = "pos_weight= or weight= in the loss, or a Dice loss beside it; judge by the overlap."
-        yield Finding("class_imbalance", "warning", "", evidence.step, message, advice, {"share": background})
-        return
-    if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
-        return
-    known = targets[targets >= 0] if evidence.samples.labels else targets
-    if len(known) < ENOUGH or len(torch.unique(known)) < 2 or _are_words(evidence, classes):
-        return
-    _, share = _commonest(known)
-    effective = _diversity(known)
-    if share >= MAJORITY + math.sqrt(MAJORITY * (1 - MAJORITY) / len(known)) or (
-        classes >= 5 and effective < FEW_CLASSES * classes and len(known) > 8 * classes
-    ):
-        spread = f"they are as diverse as {effective:.1f} of {classes} classes, equally common"
-        message = f"Of the first {len(known)} samples {share:.0%} have one label; {spread}."
-        yield Finding(
-            "class_imbalance", "warning", "", evidence.step, message, advice, {"share": share, "effective": effective}
-        )
-
-
-def _are_words(evidence: Evidence, classes: int) -> bool:
-    """Tell whether classes are the words of the vocabulary that the network reads."""
-    tables = (facts for facts in evidence.parameters.values() if facts.kind == "embedding")
-    return classes >= 5 and any(facts.shape[0] == classes for facts in tables)
-
-
-def learned_anyway(findings: Sequence[Finding]) -> list[Finding]:
-    """Make notes of `class_imbalance`, for a run whose losses ended far below what naming the labels by their frequency costs.
-
-    >>> uneven = Finding("class_imbalance", "warning", message="95% have one label.")
-    >>> [f.severity for f in learned_anyway([uneven])]
-    ['note']
-    """
-    told = "The losses end far below what naming them by their frequency costs: the rare ones are learnt."
-    meant = {id(f) for f in findings if f.rule == "class_imbalance" and is_alarm(f)}
-    notes = [replace(f, severity="note", message=f"{f.message} {told}") if id(f) in meant else f for f in findings]
-    return sorted(notes, key=lambda f: not is_alarm(f))
-
-
-def _background(evidence: Evidence) -> float:
-    """Return the share of the commonest label among pixels, 0 unless their unweighted loss is all that is minimised."""
-    if len(evidence.losses) != 1 or _is_weighted(evidence) or evidence.loss is None:
-        return 0.0
-    call = evidence.losses[0]
-    alone = call.value is not None and math.isclose(call.value, evidence.loss, rel_tol=1e-3)
-    return call.background or 0.0 if alone else 0.0
 
 
 def _only_takes_labels(evidence: Evidence) -> bool:
@@ -254,63 +114,13 @@ def _varies(others: Tensor) -> bool:
     return len(others) >= 3 and len(torch.unique(others)) == len(others)
 
 
-def _classes(evidence: Evidence) -> int:
-    """Return how many classes the first loss that is a classification tells apart, 0 where there is none."""
-    return next((n for call in evidence.losses if (n := classes_of(evidence, call))), 0)
-
-
-def _is_weighted(evidence: Evidence) -> bool:
-    """Tell whether a loss got weights that differ; a weighting after an unreduced loss counts too."""
-    return any(call.weighted or call.value is None for call in evidence.losses if _is_classification(call))
-
-
-def _is_classification(call: LossCall) -> bool:
-    return "nll" in call.op or "binary_cross_entropy" in call.op
-
-
-def _commonest(values: Tensor) -> tuple[float, float]:
+def commonest(values: Tensor) -> tuple[float, float]:
     """Return the commonest value and its share."""
     unique, counts = torch.unique(values, return_counts=True)
     return float(unique[counts.argmax()]), float(counts.max()) / len(values)
 
 
-def _changes(labels: Tensor) -> tuple[int, float, float]:
-    """Return how often neighbours differ, and mean and standard deviation of that in random order."""
-    n, counts = len(labels), torch.unique(labels, return_counts=True)[1].double()
-    squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
-    variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
-    return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
-
-
-def _are_mixed(labels: Tensor, sizes: Sequence[int]) -> bool:
-    """Tell whether each batch for itself shows several labels, in whatever order: a sampler has put it together."""
-    if len(sizes) < 2 or sum(sizes) != len(labels):
-        return False
-    each = min(_diversity(batch) for batch in labels.split(list(sizes)))
-    return each >= min(SEVERAL, NEARLY_ALL * _diversity(labels)) and each > 1
-
-
-def _spread_alike(values: Tensor, sizes: Sequence[int]) -> bool:
-    """Tell whether the numbers of each batch scatter nearly as far as all of them."""
-    if len(sizes) < 2 or sum(sizes) != len(values) or min(sizes) < 2:
-        return False
-    return min(float(batch.double().std()) for batch in values.split(list(sizes))) > NEARLY_ALL * float(values.double().std())
-
-
-def _diversity(labels: Tensor) -> float:
+def diversity(labels: Tensor) -> float:
     """Return the exponential of the labels' entropy: of how many, equally common, they are as diverse."""
     shares = torch.unique(labels, return_counts=True)[1].double() / len(labels)
     return math.exp(-float((shares * shares.log()).sum()))
-
-
-def _in_blocks(labels: Tensor, changes: int, by_chance: float) -> bool:
-    """Tell whether all samples of a label lie together, which chance would do less than once in e^by_chance times."""
-    counts = torch.unique(labels, return_counts=True)[1].tolist()
-    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
-    return 0 < changes == len(counts) - 1 and orders - math.lgamma(len(counts) + 1) > by_chance
-
-
-def _neighbours(values: Tensor) -> float:
-    """Return the correlation between the ranks of neighbours."""
-    ranks = values.double().argsort().argsort().double()
-    return float(torch.corrcoef(torch.stack([ranks[1:], ranks[:-1]]))[0, 1])

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset, WeightedRandomSampler
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.rules.targets import learned_anyway
+from lit_training.diagnosis.rules.imbalance import learned_anyway
 
 RULES = ["labels_broken", "data_not_shuffled", "class_imbalance", "unnormalised_target", "train_val_mismatch", "bad_data"]
 

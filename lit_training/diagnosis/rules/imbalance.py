@@ -1,0 +1,106 @@
+"""The rule about classes of which some are rare."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding, is_alarm
+from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.guessing import classes_told
+from lit_training.diagnosis.rules.targets import ENOUGH, commonest, diversity
+from lit_training.loss_calls import LossCall
+
+__all__ = ["class_imbalance", "learned_anyway"]
+
+MAJORITY = 0.86
+FEW_CLASSES = 0.45
+BACKGROUND = 0.97
+
+
+@rule(explains=["overfit_no_regularisation", "constant_output", "dead_relu"])
+def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
+    """A few classes make up nearly all of the samples, and the loss does not make up for it.
+
+    What it means: always naming the common class is nearly as good, so that the rare ones are learned late or never (Buda
+    et al. 2018). Accuracy does not show it.
+
+    How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights; of labels
+    for each pixel of pictures, those of the first batch, if that is all the loss.
+
+    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it. If
+    training and validation end below a quarter of what naming the labels by their frequency costs, the alarm becomes a note: the
+    rare ones are learnt.
+
+    Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
+    that 84 % are hardly taken for it), or, with five classes and more, the effective number of classes (the exponential of the
+    labels' entropy) is below .45 of them. For pixels 97 %: a background of 77 to 90 % is learnt well without weights,
+    neighbours help; lesions of 2 % are not.
+
+    Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice loss beside,
+    samplers that balance the batches; the next word, letter or item, where five classes or more are the rows of an embedding
+    that the network reads with: they are as common as they are.
+
+    What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
+    """
+    targets, classes = evidence.samples.targets, classes_told(evidence)
+    advice = "weight= (or pos_weight=) in the loss, or a WeightedRandomSampler; judge by balanced accuracy or F1."
+    if (background := _background(evidence)) >= BACKGROUND:
+        message = f"{background:.1%} of the pixels have one label, and the loss does not make up for it."
+        advice = "pos_weight= or weight= in the loss, or a Dice loss beside it; judge by the overlap."
+        yield Finding("class_imbalance", "warning", "", evidence.step, message, advice, {"share": background})
+        return
+    if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
+        return
+    known = targets[targets >= 0] if evidence.samples.labels else targets
+    if len(known) < ENOUGH or len(torch.unique(known)) < 2 or _are_words(evidence, classes):
+        return
+    _, share = commonest(known)
+    effective = diversity(known)
+    if share >= MAJORITY + math.sqrt(MAJORITY * (1 - MAJORITY) / len(known)) or (
+        classes >= 5 and effective < FEW_CLASSES * classes and len(known) > 8 * classes
+    ):
+        spread = f"they are as diverse as {effective:.1f} of {classes} classes, equally common"
+        message = f"Of the first {len(known)} samples {share:.0%} have one label; {spread}."
+        yield Finding(
+            "class_imbalance", "warning", "", evidence.step, message, advice, {"share": share, "effective": effective}
+        )
+
+
+def learned_anyway(findings: Sequence[Finding]) -> list[Finding]:
+    """Make notes of `class_imbalance`, for a run whose losses ended far below what naming the labels by their frequency costs.
+
+    >>> uneven = Finding("class_imbalance", "warning", message="95% have one label.")
+    >>> [f.severity for f in learned_anyway([uneven])]
+    ['note']
+    """
+    told = "The losses end far below what naming them by their frequency costs: the rare ones are learnt."
+    meant = {id(f) for f in findings if f.rule == "class_imbalance" and is_alarm(f)}
+    notes = [replace(f, severity="note", message=f"{f.message} {told}") if id(f) in meant else f for f in findings]
+    return sorted(notes, key=lambda f: not is_alarm(f))
+
+
+def _are_words(evidence: Evidence, classes: int) -> bool:
+    """Tell whether classes are the words of the vocabulary that the network reads."""
+    tables = (facts for facts in evidence.parameters.values() if facts.kind == "embedding")
+    return classes >= 5 and any(facts.shape[0] == classes for facts in tables)
+
+
+def _background(evidence: Evidence) -> float:
+    """Return the share of the commonest label among pixels, 0 unless their unweighted loss is all that is minimised."""
+    if len(evidence.losses) != 1 or _is_weighted(evidence) or evidence.loss is None:
+        return 0.0
+    call = evidence.losses[0]
+    alone = call.value is not None and math.isclose(call.value, evidence.loss, rel_tol=1e-3)
+    return call.background or 0.0 if alone else 0.0
+
+
+def _is_weighted(evidence: Evidence) -> bool:
+    """Tell whether a loss got weights that differ; a weighting after an unreduced loss counts too."""
+    return any(call.weighted or call.value is None for call in evidence.losses if _is_classification(call))
+
+
+def _is_classification(call: LossCall) -> bool:
+    return "nll" in call.op or "binary_cross_entropy" in call.op
