@@ -67,8 +67,8 @@ class Course:
 
     @property
     def learned(self) -> bool:
-        """Whether training and validation ended far below a guess's cost."""
-        return self.known and max(self.end, self.validation[-1]) < MASTERED * (self.guess or 0.0)
+        """Whether training and validation ended far below what naming uneven labels by their frequency costs."""
+        return self.known and self.uneven and max(self.end, self.validation[-1]) < MASTERED * (self.guess or 0.0)
 
     @property
     def end(self) -> float:

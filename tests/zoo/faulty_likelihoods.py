@@ -97,6 +97,30 @@ def f_divergence_summed(case: Case) -> None:
     case.loss = partial(bound, 1.0, 1.0)
 
 
+def bound_of_a_code(output: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
+    made, mean, log_variance = output
+    divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance)
+    return F.mse_loss(made, target) + divergence.sum(1).mean()
+
+
+@faulty(
+    "loss_reduction", twin="h_variational", source="F.mse_loss, a mean over pixels, beside a divergence summed over the code"
+)
+def f_divergence_of_a_code(case: Case) -> None:
+    case.loss = bound_of_a_code
+
+
+def drowned(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[:, :10], target[:, 0].long()) + 0.5 * F.mse_loss(
+        output[:, 10:], target[:, 1:], reduction="sum"
+    )
+
+
+@faulty("loss_reduction", twin="h_digit_and_picture", source="a picture summed beside a label averaged; only clipping holds it")
+def f_digit_and_picture_sum(case: Case) -> None:
+    case.loss = drowned
+
+
 @faulty("class_imbalance", twin="h_specks", source="specks of 1.6 % of the pixels under plain BCE", margin=0.05)
 def f_specks_unweighted(case: Case) -> None:
     case.loss = F.binary_cross_entropy_with_logits

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, healthy
@@ -272,4 +273,26 @@ def h_grades_regressed(seed: int) -> Case:
         optimizer=adam(4e-3),
         loss=lambda output, target: F.mse_loss(output, target.float()),
         metric="integer_r2",
+    )
+
+
+def label_and_picture(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[:, :10], target[:, 0].long()) + 0.5 * F.mse_loss(output[:, 10:], target[:, 1:])
+
+
+@healthy("loss_reduction", "clip_too_small", source="a digit told and painted again, both averaged, gradients clipped at 1")
+def h_digit_and_picture(seed: int) -> Case:
+    train, val = (
+        TensorDataset(part.tensors[0], torch.cat([part.tensors[1][:, None].float(), part.tensors[0]], 1))
+        for part in data.digits(seed)
+    )
+    return Case(
+        seed=seed,
+        model=mlp([64, 64, 64, 74]),
+        data=(train, val),
+        optimizer=sgd(0.1),
+        loss=label_and_picture,
+        metric="first_column_accuracy",
+        trainer={"gradient_clip_val": 1.0},
+        max_steps=300,
     )

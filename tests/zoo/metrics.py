@@ -103,6 +103,9 @@ METRICS = {
     "hazard_r2": Metric(lambda output, target: r2(output, target[:, 2]), lambda target: 0.0),
     "decoded": Metric(decoded, lambda target: 0.25),
     "jaccard": Metric(jaccard, lambda target: (target > 0.5).float().mean().item()),
+    "first_column_accuracy": Metric(
+        lambda output, target: accuracy(output[:, :10], target[:, 0].long()), lambda target: majority(target[:, 0].long())
+    ),
     "integer_r2": Metric(lambda output, target: r2(output, target.float()), lambda target: 0.0),
     "r2": Metric(r2, lambda target: 0.0),
     "each_r2": Metric(each_r2, lambda target: 0.0),

@@ -4,7 +4,7 @@ import math
 
 from lit_training.diagnosis.course import Course
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.rules.stagnation import ENOUGH_PASSES, FAR, NOTHING, learned_nothing
+from lit_training.diagnosis.rules.stagnation import ENOUGH_PASSES, FAR, NOTHING, collapsed, learned_nothing
 
 __all__ = ["diverged", "judge_course", "overfit_no_regularisation", "validated_apart"]
 
@@ -20,8 +20,8 @@ SLIGHT = 0.6
 
 
 def judge_course(course: Course) -> list[Finding]:
-    """Return what the first finds of `learned_nothing`, `held_back`, `validated_apart` and `overfit_no_regularisation`."""
-    checks = (learned_nothing, held_back, validated_apart, overfit_no_regularisation)
+    """Return what the first finds of the checks of a whole run."""
+    checks = (learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
     return next((found for check in checks if (found := check(course))), [])
 
 

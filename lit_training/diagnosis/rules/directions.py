@@ -9,7 +9,7 @@ from lit_training.diagnosis.reading import producer, summands, terms
 from lit_training.graph import LOSSES, Graph
 from lit_training.loss_calls import RESHAPED, from_loader
 
-__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "is_open", "lowers_errors", "summed_divergence"]
+__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "heavy_divergence", "is_open", "lowers_errors"]
 
 _COMPARING, _SORTING = frozenset("lt gt le ge".split()), frozenset("argsort sort sign".split())
 
@@ -93,8 +93,8 @@ def concave_divergence(evidence: Evidence) -> str | None:
     return None
 
 
-def summed_divergence(evidence: Evidence) -> float | None:
-    """Return by how much a Gaussian's divergence outweighs the error beside it, if it is summed over samples, the error averaged.
+def heavy_divergence(evidence: Evidence) -> tuple[float, bool] | None:
+    """Return by how much a Gaussian's divergence outweighs an averaged error beside it, and whether it is summed over samples.
 
     A code of k numbers that holds anything costs about k times the divergence's weight; what it can gain is the variance of a
     sample's targets, times the weight of a squared error. Above 1 a code that holds nothing is the cheapest.
@@ -102,12 +102,13 @@ def summed_divergence(evidence: Evidence) -> float | None:
     for loss in evidence.differentiated:
         gains = list(_gains(evidence, loss))
         costs = [
-            2 * factor * math.prod(evidence.graph.nodes[node].shape) / evidence.batch_size
+            (2 * factor * math.prod(evidence.graph.nodes[node].shape) / evidence.batch_size, _summed(evidence, loss, node))
             for _, factor, node in _divergences(evidence, loss)
-            if factor > 0 and _summed(evidence, loss, node)
+            if factor > 0
         ]
         if costs and gains:
-            return max(costs) / max(gains)
+            cost, summed = max(costs)
+            return cost / max(gains), summed
     return None
 
 

@@ -11,9 +11,9 @@ from lit_training.diagnosis.rules.directions import (
     away_from_partners,
     away_from_targets,
     concave_divergence,
+    heavy_divergence,
     is_open,
     lowers_errors,
-    summed_divergence,
 )
 from lit_training.diagnosis.updates import kept
 from lit_training.graph import LOSSES, Graph, Node
@@ -22,7 +22,9 @@ __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 
 LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
-HEAVY = 1.5
+CHOOSING = frozenset(["gather", "index", "index_select", "take_along_dim"])
+HEAVY, HEAVY_BY_CODE = 1.5, 3.0
+LEAST_ROWS, DROWNS = 8, 100.0
 
 
 @rule(explains=["lr_too_high", "loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
@@ -118,11 +120,13 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A
     mean that is divided by exactly the batch size (4 or more) is one under SGD. A Gaussian's divergence that is summed over
     the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the
-    posterior then collapses, and every sample is rebuilt alike.
+    posterior then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the samples and
+    100 times as large as those of torch's that are averaged and added to it.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
     rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
-    times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below.
+    times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below. 3
+    times where the divergence is averaged over the batch, and the error over the elements of a sample, too (healthy ones: 1.7).
 
     Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
     and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as many batches
@@ -130,11 +134,11 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
-    found = _summed_or_twice_averaged(evidence)
-    if found is None and (weight := summed_divergence(evidence) or 0.0) > HEAVY:
-        message = (
-            f"The divergence is summed over the batch, the error averaged: it weighs {weight:.3g} times what a bound gives it."
-        )
+    found = _summed_or_twice_averaged(evidence) or _sum_beside_mean(evidence)
+    weight, over_samples = heavy_divergence(evidence) or (0.0, False)
+    if found is None and weight > (HEAVY if over_samples else HEAVY_BY_CODE):
+        over = "the batch" if over_samples else "a code"
+        message = f"The divergence is summed over {over}, the error averaged: it weighs {weight:.3g} times what it can gain."
         found = message, "Sum each over a sample's elements, then take the mean of both over the batch.", {"weight": weight}
     if found is not None:
         message, advice, figures = found
@@ -173,6 +177,21 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
     return None
 
 
+def _sum_beside_mean(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
+    """Return a loss of torch's that is summed over the batch, if it drowns those that are averaged and added to it."""
+    values = {call.node: call.value for call in evidence.losses if call.value is not None and call.value > 0}
+    rows = evidence.batch_size
+    for loss in evidence.differentiated if rows >= LEAST_ROWS else ():
+        known = [term for term in terms(evidence.graph, loss) if term.node.index in values and term.divisor > 0]
+        parts = [(term.summed(evidence.graph, rows), values[term.node.index] / term.divisor) for term in known]
+        largest = max((value for summed, value in parts if summed), default=0.0)
+        averaged = sum(value for summed, value in parts if not summed)
+        if averaged > 0 and largest > DROWNS * averaged:
+            message = f"A loss summed over {rows} samples is {largest / averaged:.3g} times the averaged one it is added to."
+            return message, "Use reduction='mean' in both, and weigh them.", {"times": largest / averaged}
+    return None
+
+
 @rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "constant_output"])
 def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     """Outputs and targets of different shapes are broadcast against each other, so every sample is compared with every target.
@@ -192,7 +211,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
     graph = evidence.graph
-    made = graph.made_by_layers()
+    made = _made_by_value(graph)
     for call in evidence.losses:
         prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
@@ -206,6 +225,15 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
+
+
+def _made_by_value(graph: Graph) -> set[int]:
+    """Return the nodes that some layer's output went into, not just chose from, as a sampled action chooses its reward."""
+    made: set[int] = set()
+    for node in graph.nodes:
+        if node.weight or not made.isdisjoint(node.parents[:1] if node.op in CHOOSING else node.parents):
+            made.add(node.index)
+    return made
 
 
 def _unexpanded(graph: Graph, node: Node) -> Node:

@@ -5,11 +5,12 @@ import math
 from lit_training.diagnosis.course import ALIKE, Course
 from lit_training.diagnosis.finding import Finding, Severity
 
-__all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "learned_nothing"]
+__all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "collapsed", "learned_nothing"]
 
 NOTHING, HARD, FELL = 0.85, 0.98, 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
+CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
 OFF, SPENT, NO_MORE = 5.0, 0.25, 0.92
 FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
 
@@ -67,6 +68,33 @@ def learned_nothing(course: Course) -> list[Finding]:
         rule, severity = "labels_broken", "warning"
         advice = "Print a few targets next to their inputs: are they of the same sample, of the same time?"
     return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
+
+
+def collapsed(course: Course) -> list[Finding]:
+    """Say so if a run that had learned something fell back to the cost of a guess and stayed there: `lr_too_high`.
+
+    Threshold: a stretch of the first half of the run is below .8 of a guess's cost, all of the last quarter and the last validation
+    loss between .9 and 1.5 of it; weights moved by more than 30 %.
+
+    >>> fell = Course((2.5, 1.9, 1.8, 1.9, *[2.35] * 20), (1.9, 2.35), 240, guess=2.48, passes=16, moved=2.0)
+    >>> collapsed(fell)[0].rule
+    'lr_too_high'
+    """
+    guess, training = course.guess, course.training
+    if not guess or course.moved is None or course.passes < ENOUGH_PASSES or course.updates < ENOUGH_UPDATES:
+        return []
+    quarter = max(1, len(training) // 4)
+    best, ends = min(training[: 2 * quarter], default=math.inf), (*training[-quarter:], *course.validation[-1:])
+    back = len(training) > 4 and all(BACK * guess < loss < BEYOND * guess for loss in ends)
+    if not back or best > CAME_TO * guess or course.moved < FLAT_MOVED:
+        return []
+    message = (
+        f"The loss had come to {best:.3g}, and is back at {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
+    )
+    advice = "Lower lr by a factor of 3 to 10, warm up, or clip gradients: single steps threw away what was learned."
+    return [
+        Finding("lr_too_high", "error", "", course.updates, message, advice, {"best": best, "end": course.end, "guess": guess})
+    ]
 
 
 def _hard(course: Course) -> float:

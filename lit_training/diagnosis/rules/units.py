@@ -11,6 +11,7 @@ from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, regression, times_guessing
 from lit_training.graph import NORMALISATIONS, Graph
 from lit_training.probe import Layer
+from lit_training.tensor_stats import TensorStats
 
 __all__ = ["bad_bias_init", "dead_relu", "saturation"]
 
@@ -25,6 +26,7 @@ ALONE = 3.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
 LARGE, FAR_OUT = 8.0, 20.0
+LARGE_ON_AVERAGE, EVENLY = 4.0, 0.95
 
 
 @rule(
@@ -54,7 +56,8 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     times the std that its samples give it (2 times for batch norm, whose std is 1);
     heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
     mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); under any loss a bias
-    above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples;
+    above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples, or above 4 where it pulls
+    the bias back nearly alike everywhere (its mean is .95 of its root mean square);
     LSTMs and GRUs: the biases of the gates that keep the memory average below -1.5, so that sigmoid(-1.5) = 18 % of it survives
     a step, and .03 % five (Jozefowicz, Zaremba and Sutskever 2015 want an LSTM's at +1).
 
@@ -264,9 +267,16 @@ def _pushed_back(evidence: Evidence) -> tuple[str, float] | None:
             continue
         largest = max(abs(facts.low), abs(facts.high))
         one_way = bool(((layer.gradient.low > 0) | (layer.gradient.high < 0)).all())
-        if one_way and largest > max(LARGE, FAR_OUT * layer.output.signal):
+        least = LARGE if one_way else LARGE_ON_AVERAGE if _points_back(facts, layer.gradient) else math.inf
+        if largest > max(least, FAR_OUT * layer.output.signal):
             return facts.name, largest
     return None
+
+
+def _points_back(bias: ParameterFacts, gradient: TensorStats) -> bool:
+    """Tell whether a bias of one sign is pulled to zero by nearly the same gradient everywhere."""
+    sign = 1 if bias.low > 0 else -1 if bias.high < 0 else 0
+    return sign * gradient.mean > EVENLY * gradient.rms
 
 
 def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:

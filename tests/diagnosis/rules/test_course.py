@@ -172,4 +172,5 @@ def test_a_trained_network_given_harder_data_has_not_diverged() -> None:
 
 @pytest.mark.parametrize(("validation", "learned"), [((0.9, 0.3), True), ((0.9, 0.5), False), ((), False)])
 def test_what_is_learned_shows_in_both_losses(validation: tuple[float, ...], learned: bool) -> None:
-    assert Course(LEARNED, validation, guess=LN4).learned is learned
+    assert Course(LEARNED, validation, guess=LN4, uneven=True).learned is learned
+    assert not Course(LEARNED, validation, guess=LN4).learned  # pixels, of which the shares are not known

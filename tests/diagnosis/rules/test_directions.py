@@ -131,7 +131,7 @@ class Variational(nn.Module):
 
 
 @pytest.mark.parametrize("part", [divergence, of_distributions])
-@pytest.mark.parametrize("weight", [0.01, 1.0])
+@pytest.mark.parametrize("weight", [0.01, 0.5])
 def test_a_divergence_falls_or_it_has_the_wrong_sign(part: Loss, weight: float) -> None:
     x, _ = numbers()
     for sign in (1, -1):
@@ -190,8 +190,9 @@ def test_velocities_of_a_diffusion_point_away_from_the_pictures_and_are_no_alarm
         (lambda kl: kl.sum(), ["loss_reduction"]),
         (lambda kl: 0.03 * kl.sum(), ["loss_reduction"]),
         (lambda kl: 0.001 * kl.sum(), []),
-        (lambda kl: kl.sum() / 32, []),
-        (lambda kl: kl.sum(1).mean(), []),
+        (lambda kl: kl.sum() / 32, ["loss_reduction"]),  # a code of 4 numbers, an error averaged over 16
+        (lambda kl: kl.sum(1).mean(), ["loss_reduction"]),
+        (lambda kl: 0.4 * kl.sum(1).mean(), []),
         (lambda kl: kl.sum() / (32 * 16), []),
     ],
 )

@@ -223,6 +223,22 @@ def test_a_mean_in_the_bias_in_front_of_an_exponential_is_found(bias: float, rul
     assert [f.rule for f in found if f.severity != "note"][:1] == rules
 
 
+@pytest.mark.parametrize(("bias", "said"), [(4.6, ["bad_bias_init"]), (-4.6, []), (1.0, [])])
+def test_a_prior_with_its_sign_turned_is_found(bias: float, said: list[str]) -> None:
+    """Focal loss of rare positives, as detectors have it."""
+    torch.manual_seed(0)
+    x, y = torch.randn(32, 16), (torch.rand(32, 40) < 0.03).float()
+    model = mlp(16, 64, 40)
+    nn.init.normal_(model[-1].weight, std=0.01)
+    nn.init.constant_(model[-1].bias, bias)
+
+    def focal(output: Tensor, target: Tensor) -> Tensor:
+        p = output.sigmoid().clamp(1e-6, 1 - 1e-6)
+        return -(target * (1 - p) ** 2 * p.log() + (1 - target) * p**2 * (1 - p).log()).mean()
+
+    assert [rule for rule in alarms(model, (x, y), focal, optimizer=adam) if rule == "bad_bias_init"] == said
+
+
 def test_a_prior_in_the_bias_is_silent() -> None:
     x, _ = vectors()
     y = (torch.arange(32) == 0).long()

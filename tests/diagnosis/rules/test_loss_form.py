@@ -139,6 +139,43 @@ def test_a_map_of_one_pixel_against_a_column_is_found() -> None:
     assert alarms(model, numbers(), lambda z, y: (z - y).square().mean(), steps=1) == ["shape_broadcast"]
 
 
+class Bandit(nn.Module):
+    """What a sampled action earned, less what a critic expected."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.actor, self.critic = mlp(16, 32, 4), mlp(16, 32, 1, seed=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.actor(x), self.critic(x)[:, 0]
+
+
+@pytest.mark.parametrize(("squeezed", "said"), [(False, True), (True, False)])
+def test_a_reward_that_was_picked_by_an_action_is_a_target(squeezed: bool, said: bool) -> None:
+    def loss(output: tuple[Tensor, Tensor], rewards: Tensor) -> Tensor:
+        logits, value = output
+        action = torch.distributions.Categorical(logits=logits)
+        taken = action.sample()
+        earned = rewards.gather(1, taken[:, None])
+        earned = earned.squeeze(1) if squeezed else earned
+        return -(action.log_prob(taken) * (earned - value.detach())).mean() + (earned - value).pow(2).mean()
+
+    x, _ = numbers()
+    assert ("shape_broadcast" in alarms(Bandit(), (x, x[:, :4].sigmoid()), loss, steps=1)) == said  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("reduction", "weight", "said"), [("sum", 0.5, ["loss_reduction"]), ("mean", 0.5, []), ("sum", 1e-4, [])]
+)
+def test_a_sum_that_drowns_a_mean_beside_it_is_found(reduction: str, weight: float, said: list[str]) -> None:
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        again = F.mse_loss(output[:, 4:], x, reduction=reduction)
+        return F.cross_entropy(output[:, :4], labels) + weight * again
+
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 20), (x, y), loss, optimizer=adam, steps=1) == said
+
+
 def pairwise(output: Tensor, target: Tensor) -> Tensor:
     apart = (output - output.T).square()
     return ((apart - (target - target.T).square()) ** 2).mean()
