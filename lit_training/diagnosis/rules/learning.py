@@ -9,11 +9,12 @@ from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.graph import LOSSES
+from lit_training.loss_calls import from_loader
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
 CARRIED = 2
-MEANT = frozenset("target teacher momentum ema prior random fixed frozen anchor reference".split())
+MEANT = frozenset("target prior random fixed".split())
 
 
 @rule(explains=["no_update", "slow_convergence", "lr_too_low", "frozen_by_accident", "vanishing_gradient"])
@@ -142,15 +143,20 @@ def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
 
 
 def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:
-    """Tell whether a frozen layer stands on one side of a comparison, and all that learns on the other."""
+    """Tell whether a frozen layer stands on one side of a comparison of numbers, and all that learns on the other.
+
+    Probabilities are those of a teacher, as is what is compared beside given targets.
+    """
     graph, readers = evidence.graph, evidence.graph.consumers()
+    if any(from_loader(graph, graph.nodes[call.target]) for call in evidence.losses):
+        return False
     learning = {name for name, f in evidence.parameters.items() if f.requires_grad}
     stack = [node.index for node in graph.layers() if node.weight == frozen.name]
     seen, compared = set(stack), False
     while stack:
         node = graph.nodes[stack.pop()]
         behind = {graph.nodes[i].weight for i in graph.ancestors(node.index)} | {node.weight}
-        if learning.isdisjoint(behind):
+        if learning.isdisjoint(behind) and node.op not in ("softmax", "log_softmax"):
             new = set(readers[node.index]) - seen
             seen |= new
             stack += new

@@ -147,6 +147,32 @@ def test_a_frozen_teacher_that_was_never_trained_is_found() -> None:
     assert alarms(Guided(mlp(16, 64, 64, 4, seed=1))) == ["frozen_by_accident"]
 
 
+class Distilled(nn.Module):
+    """Logits of a student, and of a network that is to teach it and was never loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = mlp(16, 32, 4), mlp(16, 64, 64, 4, seed=1).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.student(x), self.teacher(x)
+
+
+def of_probabilities(output: tuple[Tensor, Tensor], _: Tensor) -> Tensor:
+    student, teacher = output
+    return F.kl_div(student.log_softmax(1), teacher.softmax(1), reduction="batchmean")
+
+
+def beside_labels(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    student, teacher = output
+    return F.cross_entropy(student, target) + 0.1 * F.mse_loss(student, teacher)
+
+
+@pytest.mark.parametrize("loss", [of_probabilities, beside_labels])
+def test_a_teacher_that_was_never_loaded_is_no_random_target(loss) -> None:
+    assert alarms(Distilled(), loss=loss) == ["frozen_by_accident"]
+
+
 # ------------------------------------------------------------------------------------------ no update, piling up
 def test_a_rate_of_zero_moves_nothing() -> None:
     found = findings(mlp(16, 32, 4), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=0.0))
