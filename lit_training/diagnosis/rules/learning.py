@@ -1,5 +1,6 @@
 """Rules about which parameters learn: forgotten, frozen, never stepped, and gradients that pile up."""
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from lit_training.loss_calls import from_loader
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 
 CARRIED = 2
+ROUNDING = 1e-5
 MEANT = frozenset("target prior random fixed".split())
 
 
@@ -126,9 +128,10 @@ def _is_meant(evidence: Evidence, frozen: ParameterFacts) -> bool:
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:
-    """Tell whether a weight equals one that learns."""
+    """Tell whether a weight equals one that learns, up to the rounding of a running average."""
     learning = [f for f in evidence.parameters.values() if f.requires_grad and f.shape == frozen.shape]
-    return any((f.norm, f.low, f.high) == (frozen.norm, frozen.low, frozen.high) for f in learning)
+    pairs = (((f.norm, frozen.norm), (f.low, frozen.low), (f.high, frozen.high)) for f in learning)
+    return any(all(math.isclose(a, b, rel_tol=ROUNDING) for a, b in each) for each in pairs)
 
 
 def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:

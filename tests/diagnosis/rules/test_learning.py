@@ -168,6 +168,15 @@ def beside_labels(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     return F.cross_entropy(student, target) + 0.1 * F.mse_loss(student, teacher)
 
 
+def test_an_average_of_the_weights_that_rounding_has_moved_is_a_copy() -> None:
+    model = Distilled()
+    model.teacher = copy.deepcopy(model.student).requires_grad_(False)
+    with torch.no_grad():
+        for mean, weight in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
+            mean.mul_(0.99).add_(0.01 * weight)
+    assert alarms(model, loss=of_probabilities) == []
+
+
 @pytest.mark.parametrize("loss", [of_probabilities, beside_labels])
 def test_a_teacher_that_was_never_loaded_is_no_random_target(loss) -> None:
     assert alarms(Distilled(), loss=loss) == ["frozen_by_accident"]
