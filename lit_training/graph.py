@@ -37,6 +37,7 @@ _TRANSPARENT = NORMALISATIONS | frozenset(
     "max_pool3d_with_indices avg_pool2d avg_pool3d _adaptive_avg_pool2d _adaptive_avg_pool3d mean sum amax max "
     "upsample_nearest2d upsample_bilinear2d pixel_shuffle roll flip index index_select gather masked_fill".split()
 )
+_CHOOSING = frozenset("gather index index_select take_along_dim".split())
 
 
 @dataclass(eq=False)
@@ -100,11 +101,12 @@ class Graph:
             stack.extend(new)
         return seen
 
-    def made_by_layers(self) -> set[int]:
-        """Return the nodes that some layer's output went into."""
+    def made_by_layers(self, *, chosen: bool = True) -> set[int]:
+        """Return the nodes that some layer's output went into, or only chose from, as a sampled action chooses its reward."""
         made: set[int] = set()
         for node in self.nodes:
-            if node.weight or not made.isdisjoint(node.parents):
+            values = node.parents if chosen or node.op not in _CHOOSING else node.parents[:1]
+            if node.weight or not made.isdisjoint(values):
                 made.add(node.index)
         return made
 

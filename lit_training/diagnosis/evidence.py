@@ -21,10 +21,12 @@ from lit_training.loss_calls import LossCall
 from lit_training.probe import Layer, Probe
 from lit_training.tensor_stats import TensorStats
 
-__all__ = ["Evidence", "ParameterFacts", "collect"]
+__all__ = ["GROWN", "Evidence", "ParameterFacts", "collect"]
+
+GROWN = 10.0
+"""How many times larger than the first layer's output values may become on the way to a last layer."""
 
 _SAME = 1e-3  # relative
-_GROWN = 10
 _MANY = 0.5  # of an activation's values at its bounds
 
 
@@ -195,7 +197,7 @@ def collect(
 def _growing(layers: Sequence[Layer]) -> list[str]:
     """Return the weights of all layers if values grow on their way, which trained weights may do and drawn ones should not."""
     first = next((layer.output.rms for layer in layers if layer.op != "embedding" and layer.output.rms > 0), 0.0)
-    grow = first > 0 and any(layer.source is not None and layer.source.rms > _GROWN * first for layer in layers)
+    grow = first > 0 and any(layer.source is not None and layer.source.rms > GROWN * first for layer in layers)
     return [layer.weight for layer in layers] if grow else []
 
 

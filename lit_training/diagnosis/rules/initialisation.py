@@ -3,8 +3,9 @@
 import math
 from collections.abc import Iterator, Sequence
 
-from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
@@ -17,8 +18,6 @@ VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
 STEEP_RECTIFIED = 6.5
-GROWN = 10.0
-JUDGED = 48
 WRONG = 5.0
 SIGMOID = 4.0
 SUMS = frozenset(["sum", "index_add", "scatter_add"])
@@ -209,7 +208,7 @@ def _is_kept(evidence: Evidence, layer: Layer) -> bool:
 def _is_trained(evidence: Evidence, layer: Layer) -> bool:
     """Tell whether the weight of a layer is large enough to be judged, and not as it was drawn."""
     facts = evidence.parameters.get(layer.weight)
-    return facts is not None and math.prod(facts.shape) >= JUDGED and not facts.fresh
+    return facts is not None and can_tell(facts.shape) and not facts.fresh
 
 
 def _summed(graph: Graph, index: int) -> float:

@@ -22,7 +22,6 @@ __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 
 LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
-CHOOSING = frozenset(["gather", "index", "index_select", "take_along_dim"])
 HEAVY, HEAVY_BY_CODE = 1.5, 3.0
 LEAST_ROWS, DROWNS = 8, 100.0
 
@@ -128,9 +127,9 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     times what meeting all targets instead of their mean gains; a sum whose small factor makes up for the batch stays below. 3
     times where the divergence is averaged over the batch, and the error over the elements of a sample, too (healthy ones: 1.7).
 
-    Not an alarm: a sum with a rate that was lowered to match; a sum over features with a mean over samples; a sum under Adam
-    and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as many batches
-    as make an update, or by as many terms as are added up, though a batch has that many samples too.
+    Not an alarm: a sum with a rate that was lowered to match; an error summed over features and averaged over samples; a sum
+    under Adam and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as
+    many batches as make an update, or by as many terms as are added up, though a batch has that many samples too.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -211,7 +210,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
     graph = evidence.graph
-    made = _made_by_value(graph)
+    made = graph.made_by_layers(chosen=False)
     for call in evidence.losses:
         prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
         size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
@@ -225,15 +224,6 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
-
-
-def _made_by_value(graph: Graph) -> set[int]:
-    """Return the nodes that some layer's output went into, not just chose from, as a sampled action chooses its reward."""
-    made: set[int] = set()
-    for node in graph.nodes:
-        if node.weight or not made.isdisjoint(node.parents[:1] if node.op in CHOOSING else node.parents):
-            made.add(node.index)
-    return made
 
 
 def _unexpanded(graph: Graph, node: Node) -> Node:

@@ -61,6 +61,27 @@ def test_an_offset_that_the_run_was_spent_on_is_one_of_the_targets() -> None:
     assert rules(**spent | {"first": 1.3}, moved=9.0, first_pass=1.12) == ["lr_too_high"]  # thrown up by its own steps
 
 
+FELL_BACK = {"training": (1.4, 1.0, 0.9, *[1.35] * 30), "validation": (0.95, 1.36), "moved": 2.0}
+
+
+def test_a_run_that_had_learned_something_and_fell_back_to_a_guess_had_too_high_a_rate() -> None:
+    assert rules(**FELL_BACK) == ["lr_too_high"]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"training": (1.4, 1.0, 0.9, *[1.35] * 20, *[0.9] * 4)},  # it came back
+        {"training": (1.4, 1.3, 1.2, *[1.35] * 30)},  # it had learned next to nothing
+        {"validation": (0.95, 0.9)},
+        {"moved": 0.1},
+        {"guess": None},
+    ],
+)
+def test_a_loss_that_is_only_now_and_then_at_a_guess_is_silent(changed: dict[str, object]) -> None:
+    assert "lr_too_high" not in rules(**FELL_BACK | changed)
+
+
 def test_a_loss_far_above_a_guess_that_falls_is_left_to_other_rules() -> None:
     falling = tuple(5000 * 0.9**i for i in range(30))
     assert rules(training=falling, validation=(800.0, 300.0), first_pass=4000.0) == []
