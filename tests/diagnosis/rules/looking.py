@@ -45,6 +45,16 @@ def mlp(*sizes: int, act: Callable[[], nn.Module] = nn.ReLU, seed: int = 0) -> n
     return nn.Sequential(*layers)
 
 
+def fill(model: nn.Module, draw: Callable[[Tensor], object]) -> nn.Module:
+    """Draw the weights of linear and convolution layers, with biases of zero."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+    return model
+
+
 def findings(
     model: nn.Module,
     batch: tuple[Tensor, Tensor] | None = None,
