@@ -165,7 +165,7 @@ def test_a_reward_that_was_picked_by_an_action_is_a_target(squeezed: bool, said:
 
 
 @pytest.mark.parametrize(
-    ("reduction", "weight", "said"), [("sum", 0.5, ["loss_reduction"]), ("mean", 0.5, []), ("sum", 1e-4, [])]
+    ("reduction", "weight", "said"), [("sum", 0.5, ["loss_reduction"]), ("mean", 0.5, []), ("sum", 0.1, []), ("sum", 1e-4, [])]
 )
 def test_a_sum_that_drowns_a_mean_beside_it_is_found(reduction: str, weight: float, said: list[str]) -> None:
     def loss(output: Tensor, labels: Tensor) -> Tensor:

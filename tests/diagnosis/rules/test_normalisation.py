@@ -8,6 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.later import FirstSteps
 from tests.diagnosis.rules.looking import alarms
 
 
@@ -77,3 +78,11 @@ class TwoPasses(nn.Module):
 @pytest.mark.parametrize(("shift", "joined", "told"), [(4.0, False, True), (4.0, True, False), (0.3, False, False)])
 def test_two_kinds_of_data_in_passes_of_their_own_fit_no_statistics(shift: float, joined: bool, told: bool) -> None:
     assert ("bn_stats" in alarms(TwoPasses(shift, joined))) == told
+
+
+@pytest.mark.parametrize(("training", "resting"), [(True, ()), (False, ("1",))])
+def test_a_norm_that_is_only_not_called_does_not_rest(training: bool, resting: tuple[str, ...]) -> None:
+    net = nn.Sequential(nn.Linear(4, 2), nn.BatchNorm1d(2))
+    first = FirstSteps(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
+    net[1].train(training)
+    assert first.conclude().resting == resting
