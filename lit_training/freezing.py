@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from lit_training.selection import ParameterInfo, classify, clean_names, match
+from lit_training.selection import ParameterInfo, classify, clean_names, match, names_of
 
 __all__ = ["freeze", "frozen_tree", "release", "thaw", "train_only", "trained_by"]
 
@@ -204,7 +204,7 @@ def _named(
     patterns: str | Sequence[str], infos: Sequence[ParameterInfo], layers: Sequence[_ModeLayer], argument: str
 ) -> set[str]:
     """Return the parameters and layers that the patterns match; a layer without parameters is matched by its own name."""
-    names = {info.name: (info.name, *info.aliases) for info in infos}
+    names = names_of(infos)
     return set(match(patterns, names | {layer.name: (layer.name, f"{layer.name}.training") for layer in layers}, argument))
 
 

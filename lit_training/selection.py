@@ -16,7 +16,7 @@ from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "clean_names", "match", "select"]
+__all__ = ["Choice", "Kind", "ParameterInfo", "choose", "classify", "clean_names", "match", "names_of", "select"]
 
 Kind = Literal["weight", "bias", "norm", "embedding"]
 Patterns = str | Sequence[str] | None
@@ -114,7 +114,7 @@ def choose(
     ["weight: 'weight' of Linear", "bias: 'bias' of Linear"]
     """
     infos = classify(module)
-    names = {info.name: (info.name, *info.aliases) for info in infos}
+    names = names_of(infos)
     included = None if include is None else match(include, names, "include")
     excluded = {} if exclude is None else match(exclude, names, "exclude")
     wanted = {"weight": True, "bias": biases, "norm": norms, "embedding": embeddings}
@@ -141,6 +141,16 @@ def classify(module: nn.Module) -> list[ParameterInfo]:
         aliases = tuple(name for name, _, _ in uses[1:])
         infos.append(ParameterInfo(uses[0][0], parameter, kind, reason, aliases))
     return infos
+
+
+def names_of(infos: Iterable[ParameterInfo]) -> dict[str, tuple[str, ...]]:
+    """Map the name of each parameter to all names it is known under, as `match` takes them.
+
+    >>> layer = nn.Linear(2, 2, bias=False)
+    >>> names_of(classify(nn.Sequential(layer, layer)))
+    {'0.weight': ('0.weight', '1.weight')}
+    """
+    return {info.name: (info.name, *info.aliases) for info in infos}
 
 
 def match(patterns: str | Sequence[str], names: Mapping[str, Sequence[str]] | Iterable[str], argument: str) -> dict[str, str]:

@@ -9,7 +9,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lit_training.selection import Kind, ParameterInfo, Patterns, classify, match
+from lit_training.selection import Kind, ParameterInfo, Patterns, classify, match, names_of
 
 __all__ = ["UnitWeight", "unit_weights"]
 
@@ -66,10 +66,10 @@ def unit_weights(
     owners = _owners(module)
     infos = classify(module)
     candidates = {info.name: info for info in infos if _has_units(info.kind, info.parameter, owners)}
-    names = {name: (name, *info.aliases) for name, info in candidates.items()}
+    names = names_of(candidates.values())
     chosen = set(candidates) if include is None else set(match(include, names, "include, among weights of layers"))
     if exclude is not None:
-        chosen -= set(match(exclude, {info.name: (info.name, *info.aliases) for info in infos}, "exclude"))
+        chosen -= set(match(exclude, names_of(infos), "exclude"))
     return [_unit_weight(info, owners[info.parameter], per) for name, info in candidates.items() if name in chosen]
 
 

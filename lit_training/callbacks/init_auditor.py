@@ -26,7 +26,7 @@ from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
-from lit_training.selection import classify
+from lit_training.selection import classify, match, names_of
 from lit_training.showing.console import audit_view, show, verdict_view
 
 __all__ = ["InitAuditor"]
@@ -61,7 +61,8 @@ class InitAuditor(Callback):
         guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
 
     Raises:
-        ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`.
+        ValueError: in `__init__` for a pattern that matches no rule (the nearest are listed), or an unknown `stop_on`; when `fit`
+            starts, for a pattern of `expect_frozen` that matches no parameter.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -110,7 +111,8 @@ class InitAuditor(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin anew, also when the same trainer fits twice."""
+        """Begin anew, also when the same trainer fits twice; refuse a pattern of `expect_frozen` without a match."""
+        match(self.expect_frozen, names_of(classify(pl_module)), "expect_frozen")
         self.release()
         self.findings, self.report, self.guess, self._done = [], None, None, False
         self._updates = self._batches = 0

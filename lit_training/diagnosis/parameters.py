@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.freshness import looks_fresh
-from lit_training.selection import Kind, ParameterInfo, classify, match
+from lit_training.selection import Kind, ParameterInfo, classify, match, names_of
 from lit_training.trace import Tracer
 
 __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
@@ -99,13 +99,14 @@ def parameter_facts(
         stepping: the optimiser that is about to step; `None` for all.
         judged: names of weights of which to tell, too, whether they are fresh.
     """
-    infos = [info for info in classify(module) if not nn.parameter.is_lazy(info.parameter)]
+    registered = classify(module)
+    infos = [info for info in registered if not nn.parameter.is_lazy(info.parameter)]
     held = None if optimizers is None else _held(optimizers)
     moving = None if stepping is None else _held([stepping])
     descents = _rates(optimizers or (), _PLAIN)
     fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad, torch.optim.Adadelta))
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
-    expected = match(expect_frozen, [info.name for info in infos], "expect_frozen") if expect_frozen else {}
+    expected = match(expect_frozen, names_of(registered), "expect_frozen")
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
     gradients = iter(
