@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 from torch import nn
 
 from lit_training.fans import fans
-from lit_training.following import Following
-from lit_training.graph import Graph
 from lit_training.init_report import InitReport, LayerInit
 from lit_training.layers import Layer, Weight, find_layers, looks_fresh
 from lit_training.running import Runner
 from lit_training.schemes import USES_GAIN
 from lit_training.selection import choose
-from lit_training.symbolic import symbolic_graph
-from lit_training.trace import Tracer
+from lit_training.tracing.following import Following
+from lit_training.tracing.graph import Graph
+from lit_training.tracing.symbolic import symbolic_graph
+from lit_training.tracing.trace import Tracer
 
 __all__ = ["choose_layers", "forward_graph", "plan_row", "warn_of_overwriting"]
 

@@ -9,16 +9,16 @@ import torch
 from torch import Generator, nn
 
 from lit_training.data_dependent import equalize_gradient_rates_, lsuv_, normalize_units_
-from lit_training.following import Following, following, last_layers, residual_branch_ends
 from lit_training.forward_pass import Site
 from lit_training.gains import RECTIFIERS, Nonlinearity, gain
-from lit_training.graph import Graph
 from lit_training.init_plan import choose_layers, forward_graph, plan_row, warn_of_overwriting
 from lit_training.init_report import InitReport
 from lit_training.layers import Layer, read, write_
 from lit_training.running import Runner, restored_on_error, runner_for
 from lit_training.schemes import NEEDS_DATA, check_scheme, draw_
 from lit_training.selection import classify
+from lit_training.tracing.following import Following, following, last_layers, residual_branch_ends
+from lit_training.tracing.graph import Graph
 
 __all__ = ["OutputPrior", "check_output_prior", "initialize_", "initialize_with_"]
 

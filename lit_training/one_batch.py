@@ -17,8 +17,8 @@ from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import diagnose
 from lit_training.diagnosis.rules import RULES
-from lit_training.probe import Probe
 from lit_training.running import call_arguments, undisturbed
+from lit_training.tracing.probe import Probe
 
 __all__ = ["OverfitResult", "audit", "overfit_one_batch"]
 

@@ -20,7 +20,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.ranks import gather_packed
 from lit_training.diagnosis.rules.divergence import became_nan, died
 from lit_training.sampling import is_sampled
-from lit_training.trace import Tracer
+from lit_training.tracing.trace import Tracer
 
 __all__ = ["ActivationMonitor"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from lit_training.diagnosis.flow import reached_by_gradient
-from lit_training.graph import Graph, Node
+from lit_training.tracing.graph import Graph, Node
 
 __all__ = ["untaught_draw"]
 
@@ -19,7 +19,7 @@ def untaught_draw(graph: Graph, losses: Iterable[int]) -> tuple[Node, Node] | No
     samples that go back into the layers that they come from.
 
     >>> import torch
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> class Noisy(torch.nn.Sequential):
     ...     def forward(self, x):
     ...         mean = self[0](x)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_training.comparisons import Direction
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
@@ -15,11 +14,12 @@ from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_ga
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.samples import Samples
-from lit_training.following import last_layers
-from lit_training.graph import Graph, Node
-from lit_training.loss_calls import LossCall
-from lit_training.probe import Layer, Probe
-from lit_training.tensor_stats import TensorStats
+from lit_training.tracing.comparisons import Direction
+from lit_training.tracing.following import last_layers
+from lit_training.tracing.graph import Graph, Node
+from lit_training.tracing.loss_calls import LossCall
+from lit_training.tracing.probe import Layer, Probe
+from lit_training.tracing.tensor_stats import TensorStats
 
 __all__ = ["GROWN", "Evidence", "ParameterFacts", "collect"]
 

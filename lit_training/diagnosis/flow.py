@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from lit_training.graph import ACTIVATIONS, LINEAR, LOSSES, Graph, Node
+from lit_training.tracing.graph import ACTIVATIONS, LINEAR, LOSSES, Graph, Node
 
 __all__ = ["cut_after", "reached_by_gradient", "samples_apart", "used_by"]
 
@@ -41,7 +41,7 @@ def _back(graph: Graph, losses: Iterable[int], *, only_gradient: bool) -> set[in
 def cut_after(graph: Graph, index: int, used: set[int]) -> tuple[Node, str] | None:
     """Return the operation that ends the gradients' way between a node and the losses that use it, and what it is in words.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> import torch
     >>> layer = torch.nn.Linear(3, 2)
     >>> graph, _ = trace(layer, torch.zeros(4, 3))
@@ -96,7 +96,7 @@ def samples_apart(graph: Graph, rows: int) -> bool:
 
     Batch norm in train mode counts as doing so, since its running statistics do. It may well be so where this says no.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
     >>> samples_apart(trace(net, torch.zeros(8, 3))[0], 8)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lit_training.diagnosis.freshness import looks_fresh
 from lit_training.selection import Kind, ParameterInfo, classify, match, names_of
-from lit_training.trace import Tracer
+from lit_training.tracing.trace import Tracer
 
 __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
 

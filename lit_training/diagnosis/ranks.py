@@ -11,8 +11,8 @@ from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.moments import all_reduce
-from lit_training.probe import Layer
-from lit_training.tensor_stats import TensorStats
+from lit_training.tracing.probe import Layer
+from lit_training.tracing.tensor_stats import TensorStats
 
 __all__ = ["across_ranks", "gather_packed"]
 

@@ -4,8 +4,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_training.graph import LOSSES, Graph, Node
-from lit_training.loss_calls import LossCall
+from lit_training.tracing.graph import LOSSES, Graph, Node
+from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["Term", "is_masked", "producer", "summands", "terms"]
 
@@ -57,7 +57,7 @@ def terms(graph: Graph, loss: int) -> Iterator[Term]:
 
     A quotient of two such numbers is a term itself: a masked mean, an overlap.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> import torch
     >>> class Mean(torch.nn.Linear):
     ...     def forward(self, x): return super().forward(x).sum() / 8
@@ -85,7 +85,7 @@ def terms(graph: Graph, loss: int) -> Iterator[Term]:
 def summands(graph: Graph, loss: int) -> Iterator[tuple[Node, float]]:
     """Walk back from a loss through sums, means and factors that are known to what it adds up, each with its factor per element.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> import torch
     >>> class Mean(torch.nn.Linear):
     ...     def forward(self, x): return (1 - super().forward(x).exp()).mean()

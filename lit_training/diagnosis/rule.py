@@ -91,7 +91,7 @@ def diagnose(evidence: Evidence, rules: Iterable[Rule | Check], wanted: Filter |
 
     A rule that raises becomes one warning and finds nothing: a mistake in a rule must not cost a training run.
 
-    >>> from lit_training.graph import Graph
+    >>> from lit_training.tracing.graph import Graph
     >>> diagnose(Evidence(Graph(), ()), [lambda evidence: [Finding("mine", "note")]])[0].rule
     'mine'
     """

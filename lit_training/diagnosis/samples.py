@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_training.columns import leaves_of, some_elements
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 
 __all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from lit_training.diagnosis.flow import cut_after
-from lit_training.graph import Graph
+from lit_training.tracing.graph import Graph
 
 __all__ = ["Recurrence", "forgotten", "recurrence"]
 
@@ -33,7 +33,7 @@ def recurrence(graph: Graph, calls: Sequence[int]) -> Recurrence | None:
     weight, fixed-point iterations, unrolled optimisers, recycling and rollouts on their own output are none.
 
     >>> import torch
-    >>> from lit_training.trace import Tracer
+    >>> from lit_training.tracing.trace import Tracer
     >>> cell, x, h = torch.nn.RNNCell(3, 4), torch.zeros(2, 5, 3), None
     >>> with Tracer(cell, batch=x) as tracer:
     ...     for t in range(5):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.rules.detached import detached_subgraph
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import alarms, findings
 
 CLASSES, FEATURES, STEPS, UNITS = 4, 3, 12, 16

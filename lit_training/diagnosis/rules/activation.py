@@ -6,8 +6,8 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import flat_behind, hidden
-from lit_training.graph import LINEAR, Graph, Node
-from lit_training.probe import Layer
+from lit_training.tracing.graph import LINEAR, Graph, Node
+from lit_training.tracing.probe import Layer
 
 __all__ = ["missing_activation", "wrong_hidden_activation"]
 

@@ -8,9 +8,9 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import is_normalised
 from lit_training.diagnosis.samples import Part
-from lit_training.graph import NORMALISATIONS
-from lit_training.probe import Layer
-from lit_training.tensor_stats import TensorStats
+from lit_training.tracing.graph import NORMALISATIONS
+from lit_training.tracing.probe import Layer
+from lit_training.tracing.tensor_stats import TensorStats
 
 __all__ = ["bad_data", "unnormalised_input"]
 

@@ -12,7 +12,7 @@ from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import flat_behind
 from lit_training.diagnosis.unrolled import forgotten
-from lit_training.graph import Node
+from lit_training.tracing.graph import Node
 
 __all__ = ["detached_subgraph"]
 

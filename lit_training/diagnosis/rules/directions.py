@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer, summands, terms
-from lit_training.graph import LOSSES, Graph
-from lit_training.loss_calls import RESHAPED, from_loader
+from lit_training.tracing.graph import LOSSES, Graph
+from lit_training.tracing.loss_calls import RESHAPED, from_loader
 
 __all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "heavy_divergence", "is_open", "lowers_errors"]
 

@@ -8,8 +8,8 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden
 from lit_training.diagnosis.unrolled import recurrence
-from lit_training.following import residual_branch_ends
-from lit_training.graph import NORMALISATIONS
+from lit_training.tracing.following import residual_branch_ends
+from lit_training.tracing.graph import NORMALISATIONS
 
 __all__ = ["bad_gain"]
 

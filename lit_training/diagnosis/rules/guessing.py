@@ -7,8 +7,8 @@ import torch
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
-from lit_training.loss_calls import LossCall, from_loader, spread
-from lit_training.probe import Layer
+from lit_training.tracing.loss_calls import LossCall, from_loader, spread
+from lit_training.tracing.probe import Layer
 
 __all__ = [
     "Guess",

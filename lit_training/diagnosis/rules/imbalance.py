@@ -11,7 +11,7 @@ from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
 from lit_training.diagnosis.rules.targets import ENOUGH, commonest, diversity
-from lit_training.loss_calls import LossCall
+from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["class_imbalance", "learned_anyway"]
 

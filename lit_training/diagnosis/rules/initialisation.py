@@ -9,8 +9,8 @@ from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
-from lit_training.graph import NORMALISATIONS, Graph
-from lit_training.probe import Layer
+from lit_training.tracing.graph import NORMALISATIONS, Graph
+from lit_training.tracing.probe import Layer
 
 __all__ = ["init_exploding", "init_vanishing"]
 

@@ -9,8 +9,8 @@ from lit_training.diagnosis.finding import Finding, Severity, is_alarm
 from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.graph import LOSSES
-from lit_training.loss_calls import from_loader
+from lit_training.tracing.graph import LOSSES
+from lit_training.tracing.loss_calls import from_loader
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
 

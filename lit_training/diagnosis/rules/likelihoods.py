@@ -2,8 +2,8 @@
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
-from lit_training.graph import Graph, Node
-from lit_training.loss_calls import from_loader
+from lit_training.tracing.graph import Graph, Node
+from lit_training.tracing.loss_calls import from_loader
 
 __all__ = ["raw_probability", "rectified_log_rate", "softmax_of_several"]
 

@@ -9,8 +9,8 @@ from lit_training.diagnosis.reading import is_masked, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
-from lit_training.graph import Node
-from lit_training.probe import Layer
+from lit_training.tracing.graph import Node
+from lit_training.tracing.probe import Layer
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 

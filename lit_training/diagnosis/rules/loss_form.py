@@ -16,7 +16,7 @@ from lit_training.diagnosis.rules.directions import (
     lowers_errors,
 )
 from lit_training.diagnosis.updates import kept
-from lit_training.graph import LOSSES, Graph, Node
+from lit_training.tracing.graph import LOSSES, Graph, Node
 
 __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.graph import NORMALISATIONS, Graph, Node
-from lit_training.norm_passes import BATCH_NORMS, takes_statistics
+from lit_training.tracing.graph import NORMALISATIONS, Graph, Node
+from lit_training.tracing.norm_passes import BATCH_NORMS, takes_statistics
 
 __all__ = ["bias_before_bn", "bn_eval_in_train", "bn_stats", "small_batch_norm"]
 

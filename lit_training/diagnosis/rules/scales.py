@@ -8,7 +8,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import guesses, overshoots
 from lit_training.diagnosis.updates import promised
-from lit_training.loss_calls import LossCall, from_loader
+from lit_training.tracing.loss_calls import LossCall, from_loader
 
 __all__ = ["unnormalised_target"]
 

@@ -9,9 +9,9 @@ from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, regression, times_guessing
-from lit_training.graph import NORMALISATIONS, Graph
-from lit_training.probe import Layer
-from lit_training.tensor_stats import TensorStats
+from lit_training.tracing.graph import NORMALISATIONS, Graph
+from lit_training.tracing.probe import Layer
+from lit_training.tracing.tensor_stats import TensorStats
 
 __all__ = ["bad_bias_init", "dead_relu", "saturation"]
 

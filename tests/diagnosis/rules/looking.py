@@ -14,7 +14,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.later import FirstSteps
 from lit_training.diagnosis.rule import diagnose
 from lit_training.diagnosis.rules import RULES
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_training.direction import agreement
+from lit_training.tracing.direction import agreement
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, sgd, vectors
 
 Loss = Callable[[Tensor, Tensor], Tensor]

@@ -18,7 +18,7 @@ from lit_training.diagnosis.rules import RULES
 from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.normalisation import bn_stats
 from lit_training.diagnosis.rules.schedule import lr_schedule
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import mlp, vectors
 
 

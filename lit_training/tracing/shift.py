@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from lit_training.graph import Graph, Node
+from lit_training.tracing.graph import Graph, Node
 
 __all__ = ["equal_tokens", "reads_others", "sees_its_target"]
 
@@ -59,7 +59,7 @@ def sees_its_target(graph: Graph, embedding: int, prediction: int, recurrent: fr
         recurrent: scopes of recurrent modules that go in one direction.
 
     >>> import torch
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> gru = torch.nn.GRU(4, 3, batch_first=True)
     >>> graph, _ = trace(torch.nn.Sequential(torch.nn.Embedding(9, 4), gru), torch.zeros(2, 5, dtype=torch.long))
     >>> looked_up = next(node.index for node in graph.nodes if node.op == "embedding")

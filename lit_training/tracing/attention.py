@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lit_training.graph import LINEAR, Graph, Node
+from lit_training.tracing.graph import LINEAR, Graph, Node
 
 __all__ = ["Attention", "attention", "one_hot_rows"]
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from lit_training.graph import Node
+from lit_training.tracing.graph import Node
 
 __all__ = ["Fading"]
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lit_training.norm_passes import FEWEST_SAMPLES
-from lit_training.probe import Probe
+from lit_training.tracing.norm_passes import FEWEST_SAMPLES
+from lit_training.tracing.probe import Probe
 
 Step = Callable[[nn.Module, Tensor, Tensor], object]
 

@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_training.graph import Graph, Node
-from lit_training.loss_calls import LossCall, difference, difference_loss
+from lit_training.tracing.graph import Graph, Node
+from lit_training.tracing.loss_calls import LossCall, difference, difference_loss
 
 __all__ = ["Comparisons", "Direction", "parts_partners", "widens"]
 

@@ -1,4 +1,4 @@
-"""The graph of a forward without running it: `torch.fx`'s, in the terms of `lit_training.trace`."""
+"""The graph of a forward without running it: `torch.fx`'s, in the terms of `lit_training.tracing.trace`."""
 
 import re
 from typing import Any
@@ -8,8 +8,8 @@ from torch import fx, nn
 from torch.utils._pytree import tree_leaves
 
 from lit_training.fans import weight_names
-from lit_training.graph import ACTIVATIONS, LINEAR, Graph, Node, Origin
 from lit_training.selection import clean_names
+from lit_training.tracing.graph import ACTIVATIONS, LINEAR, Graph, Node, Origin
 
 __all__ = ["symbolic_graph"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lit_training.graph import LOSSES, Graph, Node
+from lit_training.tracing.graph import LOSSES, Graph, Node
 
 __all__ = [
     "RESHAPED",

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_training import audit
-from lit_training.shift import equal_tokens
+from lit_training.tracing.shift import equal_tokens
 
 VOCABULARY, WIDTH = 16, 8
 

@@ -1,6 +1,6 @@
 """The operations of one forward as a graph, and what can be read off it: layers, what follows them, where values come from.
 
-`lit_training.trace` records it, `lit_training.symbolic` makes it without data.
+`lit_training.tracing.trace` records it, `lit_training.tracing.symbolic` makes it without data.
 """
 
 from collections.abc import Sequence
@@ -76,7 +76,7 @@ class Graph:
         """Return the operations that multiply data by a parameter, in forward order, one for each call.
 
         >>> from torch import nn
-        >>> from lit_training.trace import trace
+        >>> from lit_training.tracing.trace import trace
         >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.zeros(2, 3))
         >>> [node.weight for node in graph.layers()]
         ['0.weight', '2.weight']
@@ -129,7 +129,7 @@ class Graph:
         nothing reads the node.
 
         >>> from torch import nn
-        >>> from lit_training.trace import trace
+        >>> from lit_training.tracing.trace import trace
         >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 3))
         >>> [graph.follows(node.index) for node in graph.layers()]
         [('relu',), ()]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import alarms
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
-from lit_training.gates import _first_steps, _run, stuck_gates
+from lit_training.tracing.gates import _first_steps, _run, stuck_gates
 
 
 @pytest.mark.parametrize(

@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from lit_training.attention import Attention, attention
-from lit_training.comparisons import Comparisons
-from lit_training.direction import agreement, only_at_label, silent_label
-from lit_training.fading import Fading
-from lit_training.gates import stuck_gates
-from lit_training.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
-from lit_training.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
-from lit_training.norm_passes import BATCH_NORMS, NormPasses
-from lit_training.shift import equal_tokens, reads_others, sees_its_target
-from lit_training.tensor_stats import TensorStats, measure
-from lit_training.trace import Tracer
+from lit_training.tracing.attention import Attention, attention
+from lit_training.tracing.comparisons import Comparisons
+from lit_training.tracing.direction import agreement, only_at_label, silent_label
+from lit_training.tracing.fading import Fading
+from lit_training.tracing.gates import stuck_gates
+from lit_training.tracing.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
+from lit_training.tracing.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
+from lit_training.tracing.norm_passes import BATCH_NORMS, NormPasses
+from lit_training.tracing.shift import equal_tokens, reads_others, sees_its_target
+from lit_training.tracing.tensor_stats import TensorStats, measure
+from lit_training.tracing.trace import Tracer
 
 __all__ = ["Layer", "Probe"]
 

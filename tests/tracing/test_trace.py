@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from lit_training.graph import first_operand
-from lit_training.trace import Tracer, trace
+from lit_training.tracing.graph import first_operand
+from lit_training.tracing.trace import Tracer, trace
 
 
 class Written(nn.Module):

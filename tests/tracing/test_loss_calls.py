@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lit_training.diagnosis.evidence import collect
-from lit_training.probe import Probe
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import alarms, mlp, numbers
 
 SQUARES = {

@@ -1,6 +1,6 @@
 """What follows each layer, where residual branches end and which layer is the last, read off a graph of the forward.
 
-The graph is `lit_training.trace`'s, of a real forward, or `symbolic_graph`'s, which needs no data.
+The graph is `lit_training.tracing.trace`'s, of a real forward, or `symbolic_graph`'s, which needs no data.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from lit_training.gains import gain
-from lit_training.graph import NORMALISATIONS, Graph, Node
+from lit_training.tracing.graph import NORMALISATIONS, Graph, Node
 
 __all__ = ["Following", "following", "last_layers", "residual_branch_ends"]
 
@@ -65,7 +65,7 @@ def following(graph: Graph, parameters: Mapping[str, nn.Parameter]) -> dict[str,
         graph: of one forward.
         parameters: by name, for the slopes of PReLU.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> net = nn.Sequential(nn.Linear(3, 4), nn.LeakyReLU(1.0), nn.Linear(4, 1))
     >>> graph, _ = trace(net, torch.randn(2, 3))
     >>> [(name, found.name, round(found.gain, 2)) for name, found in following(graph, dict(net.named_parameters())).items()]
@@ -87,7 +87,7 @@ def residual_branch_ends(graph: Graph) -> list[str]:
     A residual branch is what an addition adds to a value that it was itself computed from, or to a projection of one by a
     single layer.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> layer = nn.TransformerEncoderLayer(4, 1, 8, norm_first=True)
     >>> graph, _ = trace(layer, torch.randn(3, 2, 4))
     >>> residual_branch_ends(graph)
@@ -107,7 +107,7 @@ def residual_branch_ends(graph: Graph) -> list[str]:
 def last_layers(graph: Graph) -> list[str]:
     """Return the weights whose results reach no other weight: the heads.
 
-    >>> from lit_training.trace import trace
+    >>> from lit_training.tracing.trace import trace
     >>> last_layers(trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), torch.randn(2, 3))[0])
     ['2.weight']
     """

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from lit_training.graph import Graph, Node
+from lit_training.tracing.graph import Graph, Node
 
 __all__ = ["BATCH_NORMS", "NormPasses", "takes_statistics"]
 

@@ -7,7 +7,6 @@ called them and however the network is written. Nothing is computed, changed or 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 
 import torch
@@ -21,28 +20,16 @@ from torch.utils._python_dispatch import (
     _pop_mode,
     _push_mode,
 )
-from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_training.columns import leaves_of
-from lit_training.graph import LINEAR, Graph, Node, Origin, first_operand
 from lit_training.selection import clean_names
+from lit_training.tracing.graph import LINEAR, Graph, Node, Origin, first_operand
+from lit_training.tracing.operations import RANDOM, SHAPE_ONLY, flat, operation
 
 __all__ = ["Tracer", "trace"]
 
-_RENAMED = {
-    "_softmax": "softmax",
-    "_log_softmax": "log_softmax",
-    "_prelu_kernel": "prelu",
-    "log_sigmoid_forward": "log_sigmoid",
-}
-_RENAMED |= {"rrelu_with_noise": "rrelu", "_safe_softmax": "softmax"}
-_RANDOM = frozenset("rand randn randint normal rand_like randn_like randint_like uniform".split())
-_SHAPE_ONLY = frozenset(
-    "empty_like zeros_like ones_like full_like rand_like randn_like randint_like new_empty new_zeros new_ones new_full".split()
-)
 _LEAF_ORIGIN: dict[str, Origin] = {"parameter": "parameter", "unregistered": "parameter", "buffer": "constant", "input": "data"}
-_SELU = (1.6732632423543772, 1.0507009873554805)
 
 
 class Tracer(TorchDispatchMode):
@@ -126,7 +113,7 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if self._recording():
             try:
-                self._record(func, _flat((args, kwargs or {})), out)
+                self._record(func, flat((args, kwargs or {})), out)
             except Exception as error:
                 self.failure = error
         return out
@@ -146,18 +133,18 @@ class Tracer(TorchDispatchMode):
         return sorted(((node, t) for node, t in found if node.op == op), key=lambda pair: pair[0].index)
 
     def _record(self, func: Any, arguments: Sequence[Any], out: Any) -> None:
-        outputs = [leaf for leaf in _flat(out) if isinstance(leaf, Tensor)]
+        outputs = [leaf for leaf in flat(out) if isinstance(leaf, Tensor)]
         if not outputs:
             self._note_number(arguments, out)
             return
         inputs = [leaf for leaf in arguments if isinstance(leaf, Tensor)]
         scalars = tuple(float(v) for v in arguments if isinstance(v, (int, float)))
-        op, in_place = _operation(func, scalars)
-        parents = () if op in _SHAPE_ONLY else tuple(self._read(t) for t in inputs)
+        op, in_place = operation(func, scalars)
+        parents = () if op in SHAPE_ONLY else tuple(self._read(t) for t in inputs)
         if len(parents) == 1:
             parents += tuple(self._numbers[v] for v in scalars if v in self._numbers)
         weight = self._weight(op, parents)
-        origin: Origin = "data" if weight or op in _RANDOM else _join([self.graph.nodes[p].origin for p in parents])
+        origin: Origin = "data" if weight or op in RANDOM else _join([self.graph.nodes[p].origin for p in parents])
         for i, tensor in enumerate(outputs):
             node = self._add(tensor, op, parents, origin, weight="" if i else weight, scalars=scalars)
             if in_place:
@@ -286,41 +273,6 @@ def trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Graph, Any]:
     return tracer.graph, output
 
 
-def _operation(func: Any, scalars: Sequence[float]) -> tuple[str, bool]:
-    """Return the plain name of an operation and whether it writes into its first argument."""
-    name, in_place = _name(func)
-    if name == "elu" and scalars[:2] == _SELU:
-        return "selu", in_place
-    if name == "hardtanh" and scalars == (0.0, 6.0):
-        return "relu6", in_place
-    if name in ("clamp", "clamp_min") and scalars == (0.0,):
-        return "relu", in_place
-    return name, in_place
-
-
-@cache
-def _name(func: Any) -> tuple[str, bool]:
-    name: str = func._overloadpacket.__name__
-    in_place = name.endswith("_") and not name.endswith("__")
-    name = name.rstrip("_") if in_place else name
-    return _RENAMED.get(name, name), in_place
-
-
-def _flat(value: Any) -> list[Any]:
-    """Return the leaves of what an operation takes or gives: lists, tuples and mappings of plain values."""
-    if isinstance(value, dict):
-        value = value.values()
-    elif not isinstance(value, (list, tuple)):
-        return [value]
-    leaves: list[Any] = []
-    for item in value:
-        if isinstance(item, (list, tuple, dict)):
-            leaves += _flat(item)
-        else:
-            leaves.append(item)
-    return leaves
-
-
 def _join(origins: Sequence[Origin]) -> Origin:
     return "data" if "data" in origins else "parameter" if "parameter" in origins else "constant"
 
@@ -330,7 +282,3 @@ def _storage_key(tensor: Tensor) -> int:
         return int(tensor.untyped_storage()._cdata)
     except (RuntimeError, NotImplementedError):  # a tensor subclass without memory of its own
         return -1
-
-
-def _tensors(value: Any) -> list[Tensor]:
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from lit_training.probe import Probe
-from lit_training.tensor_stats import measure
+from lit_training.tracing.probe import Probe
+from lit_training.tracing.tensor_stats import measure
 
 
 def test_statistics_equal_those_taken_by_hand() -> None:
