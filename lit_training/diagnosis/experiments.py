@@ -231,4 +231,8 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 
 def _kept(leaf: Any) -> Any:
-    return leaf.detach().clone() if isinstance(leaf, Tensor) and not leaf.is_sparse else leaf
+    if not isinstance(leaf, Tensor) or leaf.is_sparse:
+        return leaf
+    if torch._C._functorch.is_functorch_wrapped_tensor(leaf):  # a sample of vmap's, dead outside of it
+        return None
+    return leaf.detach().clone()

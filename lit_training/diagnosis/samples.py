@@ -166,8 +166,6 @@ def _one_each(x: Tensor) -> bool:
 def _part(leaf: Any) -> Part | None:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
         return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(leaf):  # a sample of vmap's, dead outside of it
-        return None
     values = leaf.detach().float()
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart

@@ -151,7 +151,7 @@ class ThawingLater(Thawing):
 
 
 @pytest.mark.parametrize("make", [PerSample, lambda: Thawing(nn.Identity()), ThawingLater], ids=["vmap", "thawing", "later"])
-def test_loops_that_take_gradients_their_own_way_run_and_are_silent(make) -> None:
+def test_loops_that_take_gradients_their_own_way_run_and_are_silent(make, recwarn) -> None:
     torch.manual_seed(0)
     x = torch.randn(128, 8)
     data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 16, shuffle=True)
@@ -160,6 +160,7 @@ def test_loops_that_take_gradients_their_own_way_run_and_are_silent(make) -> Non
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(make(), data)
     assert trainer.global_step == 16
+    assert [str(w.message) for w in recwarn if "failed" in str(w.message)] == []
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == []
 
 
