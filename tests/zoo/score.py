@@ -7,6 +7,7 @@ root cause    some error or warning whose rule is an accepted root
 root cause@1  the most severe finding (the first among equals) is an accepted root
 notes         on a fault that is only worth a note: a finding of any severity has the right rule
 false alarms  some error or warning on a healthy case, or one with another rule on a case that is worth a note
+failures      the diagnosis itself failed somewhere, which costs a user one warning
 
 The tuned and the held-out part are always reported apart, and of the held-out part only the rates, so that nobody tunes on
 what it misses; `--show-heldout` lists its misses too. A crash is a miss on a faulty case and a false alarm on a healthy one.
@@ -15,12 +16,14 @@ what it misses; `--show-heldout` lists its misses too. A crash is a miss on a fa
 import argparse
 import json
 import os
+import re
 import signal
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from functools import partial
 from multiprocessing import get_context
@@ -35,6 +38,7 @@ from tests.zoo.case import ROOTS, Case, Entry, fit, held_out, quiet
 
 RANK = {"error": 0, "warning": 1}
 TIME_LIMIT = 120
+FAILED = r"(?s).*(failed, training goes on|failed and was skipped)"
 
 Answer = list[tuple[str, str, str]]
 """Findings as (rule, severity, where), in the order in which the diagnosis gives them."""
@@ -51,6 +55,7 @@ class Row:
     answer: Answer
     crash: str | None
     seconds: float
+    failures: list[str] = field(default_factory=list)
 
     @property
     def alarms(self) -> list[str]:
@@ -104,17 +109,19 @@ def examine(name: str, seed: int, diagnose: Callable[[Case], Answer] = diagnose)
     """One case, one seed."""
     quiet()
     entry, start = CASES[name], perf_counter()
-    answer, crash = [], None
+    answer, crash, warned = [], None, []
     signal.signal(signal.SIGALRM, _out_of_time)
     signal.alarm(TIME_LIMIT)
     try:
-        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+        with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), warnings.catch_warnings(record=True) as warned:
+            warnings.filterwarnings("always", FAILED)
             answer = diagnose(entry.build(seed))
     except (Exception, SystemExit) as error:
         crash = f"{type(error).__name__}: {error}"[:300]
     finally:
         signal.alarm(0)
-    return Row(name, seed, entry.expected, entry.note, answer, crash, perf_counter() - start)
+    failures = [str(w.message) for w in warned if re.match(FAILED, str(w.message))]
+    return Row(name, seed, entry.expected, entry.note, answer, crash, perf_counter() - start, failures)
 
 
 def examine_all(names: Iterable[str], seeds: Iterable[int], jobs: int) -> list[Row]:
@@ -149,6 +156,7 @@ def report(rows: list[Row], details: bool) -> None:
     print(f"root cause@1  {percent(sum(r.root_at_1 for r in faulty), len(faulty))}")
     print(f"notes         {percent(sum(r.noted for r in notes), len(notes))}")
     print(f"false alarms  {percent(sum(r.false_alarm for r in others), len(others))}")
+    print(f"failures      {percent(sum(bool(r.failures) for r in rows), len(rows))}")
     if not details:
         return
     by_id: dict[str, list[Row]] = defaultdict(list)
@@ -175,6 +183,10 @@ def report(rows: list[Row], details: bool) -> None:
                 f"{rule} {severity} at {where or '-'}" for rule, severity, where in row.answer if severity in RANK
             )
             print(f"  {row.name:30s} seed {row.seed}  {said[:160]}")
+    print("\nfailures of the diagnosis")
+    for row in rows:
+        for failure in row.failures:
+            print(f"  {row.name:30s} seed {row.seed}  {failure[:160]}")
 
 
 def main() -> None:
