@@ -17,7 +17,19 @@ from lit_training.callbacks.max_norm import MaxNorm
 from lit_training.callbacks.rank_consistency import RankConsistency
 from lit_training.callbacks.weight_decay import WeightDecay
 
-__all__ = ["ActivationMonitor", "DiagnosisError", "Diagnostics", "InitAuditor", "Initialize", "LayerFreezing",
-    "LossMonitor", "MaxNorm", "Phase", "RankConsistency", "WeightDecay", "declared_frozen", "diagnostics", "gradual",]
-
-
+__all__ = [
+    "ActivationMonitor",
+    "DiagnosisError",
+    "Diagnostics",
+    "InitAuditor",
+    "Initialize",
+    "LayerFreezing",
+    "LossMonitor",
+    "MaxNorm",
+    "Phase",
+    "RankConsistency",
+    "WeightDecay",
+    "declared_frozen",
+    "diagnostics",
+    "gradual",
+]

@@ -9,7 +9,16 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-__all__ = ["OptimizerHooks", "callbacks_of", "is_skipped", "listed", "log_prefix", "log_scalars", "refuse_flat_shards", "should_log"]
+__all__ = [
+    "OptimizerHooks",
+    "callbacks_of",
+    "is_skipped",
+    "listed",
+    "log_prefix",
+    "log_scalars",
+    "refuse_flat_shards",
+    "should_log",
+]
 
 PreHook = Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], tuple[tuple[Any, ...], dict[str, Any]] | None]
 PostHook = Callable[[Optimizer, tuple[Any, ...], dict[str, Any]], None]

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -43,12 +44,12 @@ def check_optimizers(trainer: Trainer, module: LightningModule, trained: Sequenc
     if missing:
         few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         raise ValueError(
-            f"LayerFreezing: {len(missing)} parameters are trained by a phase but are in no optimizer: {few}. Give the optimizer all "
-            "parameters in configure_optimizers, the frozen ones too: `torch.optim.AdamW(self.parameters(), ...)` or "
+            f"LayerFreezing: {len(missing)} parameters are trained by a phase but are in no optimizer: {few}. Give the optimizer "
+            "all parameters in configure_optimizers, the frozen ones too: `torch.optim.AdamW(self.parameters(), ...)` or "
             "`torch.optim.AdamW(lit_training.parameter_groups(self, lr=..., weight_decay=..., layer_decay=...))`, without a filter "
             "on requires_grad; or name only what should train in the phases"
         )
-    again = any(before - after for before, after in zip(trained, trained[1:], strict=False))
+    again = any(before - after for before, after in pairwise(trained))
     if again and any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers):
         raise ValueError("LayerFreezing: LBFGS moves all parameters along its history and cannot freeze again what has trained")
 
@@ -82,7 +83,9 @@ def check_length(trainer: Trainer, module: LightningModule, phases: Sequence[Pha
     end = min(ends, default=math.inf)
     fractions = [phase for phase in phases if phase.fraction is not None]
     if fractions and not math.isfinite(end):
-        raise ValueError(f"LayerFreezing: {fractions[0].trigger} needs a run of known length; set max_steps, or use epoch or step")
+        raise ValueError(
+            f"LayerFreezing: {fractions[0].trigger} needs a run of known length; set max_steps, or use epoch or step"
+        )
     if not module.automatic_optimization:
         return  # global_step counts the steps of all optimisers, which no epoch length predicts
     latest, before = 0.0, phases[0]

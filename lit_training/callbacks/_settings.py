@@ -10,7 +10,10 @@ from lit_training.diagnosis.plan import Plan, future_rates, named_peak, overrun
 
 __all__ = ["gradient_factor", "loss_scale", "plan_of"]
 
-_BETTER = {"min": ("loss", "error", "err", "perplexity", "mse", "mae"), "max": ("acc", "accuracy", "f1", "auc", "auroc", "iou", "r2", "map")}
+_BETTER = {
+    "min": ("loss", "error", "err", "perplexity", "mse", "mae"),
+    "max": ("acc", "accuracy", "f1", "auc", "auroc", "iou", "r2", "map"),
+}
 
 
 def plan_of(trainer: Trainer) -> Plan:
@@ -50,7 +53,7 @@ def gradient_factor(trainer: Trainer, scale: float) -> float:
 
 
 def _stepped(trainer: Trainer) -> tuple[Any, int]:
-    """Return the only schedule that Lightning steps and after how many updates it does; `None` if there is none or more than one."""
+    """Return the only schedule that Lightning steps and after how many updates it does; `None` if there is not just one."""
     configs = trainer.lr_scheduler_configs
     if len(configs) != 1 or not trainer.lightning_module.automatic_optimization:
         return None, 1

@@ -112,7 +112,9 @@ class ActivationMonitor(Callback):
         if self._sampling and self._tracer is not None and not pl_module.automatic_optimization:
             self._tracer.resume()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Detach, move the sample to the host at once, and log it."""
         if not self._sampling:
             return

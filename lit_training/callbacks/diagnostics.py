@@ -40,7 +40,6 @@ def diagnostics(
 
 def _on_parts(name: str) -> Callable[..., None]:
     """Make a hook that calls the hook of the same name on every part, and stops if what monitors found asks for it."""
-
     judges = name in ("on_train_start", "on_train_batch_end", "on_train_epoch_end")
 
     def hook(self: "Diagnostics", *args: Any, **kwargs: Any) -> None:

@@ -166,7 +166,9 @@ class InitAuditor(Callback):
         if self._updates == LOOK_AGAIN * max(len(trainer.optimizers), 1):
             self._look_again(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
         if self._idle:
             return
@@ -267,7 +269,9 @@ class InitAuditor(Callback):
         if not trainer.strategy.reduce_boolean_decision(later is not None):
             return
         before = {(finding.rule, finding.where) for finding in self.findings if is_alarm(finding)}
-        self._judge(trainer, replace(evidence, later=later, samples=self._handed_out.with_targets(evidence.samples) or evidence.samples))
+        self._judge(
+            trainer, replace(evidence, later=later, samples=self._handed_out.with_targets(evidence.samples) or evidence.samples)
+        )
         new = [finding for finding in self.findings if is_alarm(finding) and (finding.rule, finding.where) not in before]
         if trainer.is_global_zero and new and self.report is not None:
             self._tell(self.report)
@@ -321,4 +325,3 @@ def _patterns(value: Sequence[str], argument: str) -> tuple[str, ...]:
     if isinstance(value, str):
         raise ValueError(f"{argument} must be a list of patterns, got the string {value!r}; write [{value!r}]")
     return tuple(value)
-

@@ -130,7 +130,9 @@ class Initialize(Callback):
                 "so (with an `unpack(batch) -> (inputs, target)` if batches are not the inputs, then the targets)"
             )
         if runner is None:
-            rank_zero_warn(f"Initialize: the forward of {type(module).__name__} cannot be run on a batch; what follows may be guessed")
+            rank_zero_warn(
+                f"Initialize: the forward of {type(module).__name__} cannot be run on a batch; what follows may be guessed"
+            )
         elif trainer.world_size > 1:
             return replace(runner, reduce=lambda tensor: trainer.strategy.reduce(tensor.clone(), reduce_op="sum"))
         return runner

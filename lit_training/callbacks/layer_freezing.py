@@ -282,7 +282,7 @@ class LayerFreezing(Callback):
             raise ValueError(
                 "LayerFreezing: the checkpoint was trained with other phases: "
                 + "; ".join(changed)
-                + ". Resume with the same ones, or begin a new run from its weights (load_from_checkpoint, then fit without ckpt_path)"
+                + ". Resume with the same ones, or begin a new run from its weights (load_from_checkpoint, fit without ckpt_path)"
             )
         self._phase = state_dict["phase"]
         self._plateau = Plateau(**state_dict["plateau"])

@@ -6,9 +6,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from lit_training.callbacks.harmless import harmless
+from lit_training.diagnosis.course import Course
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.modules import dropouts
-from lit_training.diagnosis.course import Course
 from lit_training.diagnosis.rules.course import diverged, judge_course
 from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
@@ -71,7 +71,9 @@ class LossMonitor(Callback):
         """Remember where the weights are."""
         self._remember(pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation."""
         if pl_module.automatic_optimization and outputs:
             self._note(outputs["loss"], trainer.accumulate_grad_batches)

@@ -46,13 +46,13 @@ class MaxNorm(Callback):
         `max_norm_2`.
 
     Raises:
-        ValueError: in `__init__` for a bound that is not positive and finite, or an unknown `per`; at the start of `fit` for a pattern
-            without a match, another `MaxNorm` (or an `Embedding(max_norm=...)` that differs) on the same weight, a weight behind a
-            parametrisation, FSDP1 or DeepSpeed.
+        ValueError: in `__init__` for a bound that is not positive and finite, or an unknown `per`; at the start of `fit` for a
+            pattern without a match, another `MaxNorm` (or an `Embedding(max_norm=...)` that differs) on the same weight, a weight
+            behind a parametrisation, FSDP1 or DeepSpeed.
 
     It projects once when training starts and after each real step of the optimiser that owns the weight: with accumulation, manual
-    optimisation with several optimisers, LBFGS, AMP (not at steps that the scaler skips), DDP, FSDP2 and tensor parallelism, where a
-    unit split across ranks has the norm of the whole unit. Frozen weights are left alone, until they thaw. Averages of
+    optimisation with several optimisers, LBFGS, AMP (not at steps that the scaler skips), DDP, FSDP2 and tensor parallelism, where
+    a unit split across ranks has the norm of the whole unit. Frozen weights are left alone, until they thaw. Averages of
     projected weights (EMA, SWA) lie in the ball; what Lightning's averaging callbacks copied before training started is
     projected too, before it is evaluated or saved. It holds no state: a checkpoint is the same with and without it.
 
@@ -91,7 +91,9 @@ class MaxNorm(Callback):
             if isinstance(other, MaxNorm) and other is not self:
                 shared = [unit.name for parameter, unit in other._find(pl_module).items() if parameter in self._units]
                 if shared:
-                    raise ValueError(f"MaxNorm: two instances act on {listed(shared)}; separate them with include= and exclude=")
+                    raise ValueError(
+                        f"MaxNorm: two instances act on {listed(shared)}; separate them with include= and exclude="
+                    )
         self._check_embeddings(pl_module)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -204,6 +206,6 @@ class MaxNorm(Callback):
                 rank_zero_info(f"MaxNorm: leaves {listed(names)} alone ({why})")
         if assumed:
             rank_zero_warn(
-                f"MaxNorm: takes {listed(assumed)} of unknown layers as [out, in, ...]; if units lie elsewhere, leave them out with "
-                "exclude=, or bound whole tensors with per='tensor'"
+                f"MaxNorm: takes {listed(assumed)} of unknown layers as [out, in, ...]; if units lie elsewhere, leave them out "
+                "with exclude=, or bound whole tensors with per='tensor'"
             )

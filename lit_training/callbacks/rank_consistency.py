@@ -58,7 +58,9 @@ class RankConsistency(Callback):
         """Compare what training starts from."""
         self._check(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Compare every few steps."""
         if isinstance(self.every, int) and trainer.global_step - self._checked_step >= self.every:
             self._check(trainer, pl_module)

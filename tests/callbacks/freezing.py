@@ -1,24 +1,14 @@
 """The network of the tests of `LayerFreezing`, and how they fit it."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
-from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
 from lit_training import parameter_groups
-from lit_training.callbacks import LayerFreezing, Phase, declared_frozen, gradual
 
 QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
 Make = Callable[[list[dict[str, Any]]], Any]

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import lit_training.callbacks.activation_monitor
 import lit_training.callbacks.init_auditor
-from lit_training.callbacks import Diagnostics, InitAuditor, diagnostics
+from lit_training.callbacks import Diagnostics, diagnostics
 
 QUIET = {"accelerator": "cpu", "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
 

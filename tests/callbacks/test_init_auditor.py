@@ -187,7 +187,9 @@ def test_what_a_finetuning_callback_froze_is_meant_to_be_frozen() -> None:
 @pytest.mark.parametrize("callback", [Diagnostics, InitAuditor])
 def test_a_pattern_of_frozen_parameters_without_a_match_is_refused(callback) -> None:
     for pattern, told in (("nett", "'nett' matches no parameter; nearest: .*'net'"), ("net.*", None)):
-        trainer = pl.Trainer(callbacks=[callback(expect_frozen=[pattern], verbose=False)], barebones=True, max_steps=1, accelerator="cpu")
+        trainer = pl.Trainer(
+            callbacks=[callback(expect_frozen=[pattern], verbose=False)], barebones=True, max_steps=1, accelerator="cpu"
+        )
         data = DataLoader(TensorDataset(torch.randn(16, 4)), batch_size=8)
         if told is None:
             trainer.fit(Plain(nn.Linear(4, 2)), data)

@@ -1,23 +1,15 @@
 """`LayerFreezing` on one process: phases begin where they say, and what is frozen stays as it is."""
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
-from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader
 
-from lit_training import parameter_groups
 from lit_training.callbacks import LayerFreezing, Phase, declared_frozen, gradual
 from tests.callbacks.freezing import QUIET, Each, Make, Net, bits, fit, same, trained
 
@@ -38,7 +30,14 @@ def test_a_phase_begins_where_it_says(trigger: dict[str, Any], first: int) -> No
 
 def test_a_change_waits_for_the_end_of_an_accumulation_window() -> None:
     watch = Each(trained)
-    fit(Net(), LayerFreezing([Phase("head"), Phase("*", fraction=0.5)]), watch, batches=8, max_epochs=1, accumulate_grad_batches=3)
+    fit(
+        Net(),
+        LayerFreezing([Phase("head"), Phase("*", fraction=0.5)]),
+        watch,
+        batches=8,
+        max_epochs=1,
+        accumulate_grad_batches=3,
+    )
     assert watch.kept.index({"body", "mid", "head"}) == 6  # half is at batch 4, inside the window of batches 3 to 5
 
 
@@ -62,7 +61,8 @@ def test_lightning_cli_builds_it_from_yaml(tmp_path: Path) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(
         "callback:\n  class_path: lit_training.callbacks.LayerFreezing\n  init_args:\n    phases:\n"
-        "    - train: head\n    - train: [mid, head]\n      epoch: 1\n    - train: '*'\n      plateau: val_loss\n      patience: 2\n"
+        "    - train: head\n    - train: [mid, head]\n      epoch: 1\n    - train: '*'\n"
+        "      plateau: val_loss\n      patience: 2\n"
     )
     parser.add_argument("--config", action="config")
     built = parser.instantiate_classes(parser.parse_args([f"--config={config}"])).callback

@@ -67,7 +67,9 @@ def test_on_the_same_schedule_the_weights_equal_those_of_backbone_finetuning() -
 def test_on_the_same_schedule_the_weights_equal_those_of_finetuning_scheduler(tmp_path: Path) -> None:
     fts = pytest.importorskip("finetuning_scheduler")
     schedule = tmp_path / "schedule.yaml"
-    schedule.write_text("0:\n  params: ['head.*']\n  max_transition_epoch: 1\n1:\n  params: ['backbone.*']\n  max_transition_epoch: 3\n  lr: 0.1\n")
+    schedule.write_text(
+        "0:\n  params: ['head.*']\n  max_transition_epoch: 1\n1:\n  params: ['backbone.*']\n  max_transition_epoch: 3\n  lr: 0.1\n"
+    )
     ours, theirs = Net(), Net(filtered=True)
     fit(ours, LayerFreezing(PHASES))
     fit(

@@ -1,25 +1,17 @@
 """`LayerFreezing` and the course of a run: rates follow their schedule, and a phase may wait for a plateau."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.plugins.precision import MixedPrecision
-from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 from torch import Tensor, nn
 from torch.optim import lr_scheduler as schedulers
 from torch.utils.data import DataLoader
 
 from lit_training import parameter_groups
-from lit_training.callbacks import LayerFreezing, Phase, declared_frozen, gradual
-from tests.callbacks.freezing import QUIET, Each, Make, Net, bits, fit, same, trained
+from lit_training.callbacks import LayerFreezing, Phase
+from tests.callbacks.freezing import Each, Net, fit
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 

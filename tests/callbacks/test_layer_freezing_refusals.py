@@ -1,25 +1,16 @@
 """`LayerFreezing` refuses what it cannot do right, before the first batch."""
 
-import multiprocessing
-import os
-import signal
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint, StochasticWeightAveraging
-from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.callbacks import StochasticWeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
-from torch import Tensor, nn
-from torch.optim import lr_scheduler as schedulers
-from torch.utils.data import DataLoader
 
-from lit_training import parameter_groups
-from lit_training.callbacks import LayerFreezing, Phase, declared_frozen, gradual
-from tests.callbacks.freezing import QUIET, Each, Make, Net, bits, fit, same, trained
+from lit_training.callbacks import LayerFreezing, Phase
+from tests.callbacks.freezing import QUIET, Net, bits, fit, same
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -30,11 +21,17 @@ def refused(message: str, *callbacks: Callback, net: LightningModule | None = No
 
 
 def test_a_pattern_without_a_match_is_refused_before_the_first_batch() -> None:
-    refused(r"phase 1: train: 'boddy' matches no parameter; nearest: \['body'", LayerFreezing([Phase("head"), Phase("boddy", epoch=1)]))
+    refused(
+        r"phase 1: train: 'boddy' matches no parameter; nearest: \['body'",
+        LayerFreezing([Phase("head"), Phase("boddy", epoch=1)]),
+    )
 
 
 def test_a_phase_that_trains_nothing_is_refused() -> None:
-    refused(r"phase 1: train: \('mid.2',\) matches no parameter that can train", LayerFreezing([Phase("*"), Phase("mid.2", epoch=1)]))
+    refused(
+        r"phase 1: train: \('mid.2',\) matches no parameter that can train",
+        LayerFreezing([Phase("*"), Phase("mid.2", epoch=1)]),
+    )
 
 
 def test_phases_of_different_kinds_out_of_order_are_refused() -> None:
