@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.freshness import can_tell
+from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
@@ -168,8 +169,8 @@ def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[L
 
 def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:
     """Tell whether the first step overwrites the weak weights on the way, and others are added to what the way leads to."""
-    weak = [evidence.parameters[p.weight] for p in way if _weak(p)]
-    if layer.node is None or not all((f.fixed_step or 0.0) * math.sqrt(math.prod(f.shape)) > f.norm for f in weak):
+    weak = [evidence.parameters.get(p.weight) for p in way if _weak(p)]
+    if layer.node is None or not weak or not all(f is not None and _is_overwritten(f) for f in weak):
         return False
     made, behind = evidence.graph.made_by_layers(), {layer.node}
     for node in evidence.graph.nodes[layer.node + 1 :]:
@@ -179,6 +180,11 @@ def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> 
                 return True
             behind.add(node.index)
     return False
+
+
+def _is_overwritten(facts: ParameterFacts) -> bool:
+    """Tell whether the first step of Adam or its like is larger than a weight."""
+    return (facts.fixed_step or 0.0) * math.sqrt(math.prod(facts.shape)) > facts.norm
 
 
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:
