@@ -34,6 +34,7 @@ from tests.zoo import (
     healthy_objectives,
     healthy_passes,
     healthy_pictures,
+    healthy_programs,
     healthy_recurrences,
     healthy_routes,
     healthy_runs,

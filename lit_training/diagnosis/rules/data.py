@@ -8,7 +8,8 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import is_normalised
 from lit_training.diagnosis.samples import Part
-from lit_training.tracing.graph import NORMALISATIONS
+from lit_training.diagnosis.updates import matrices
+from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
 from lit_training.tracing.tensor_stats import TensorStats
 
@@ -21,6 +22,9 @@ ALIKE = 0.2
 EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
 UNLIKE = 100.0
+NEAR = 4.0
+REGRESSION = frozenset("mse_loss l1_loss smooth_l1_loss huber_loss".split())
+BOUNDED = frozenset("tanh sigmoid softmax hardtanh hardsigmoid".split())
 
 
 @rule(
@@ -128,7 +132,11 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     root mean square of 100 and more, divided by 255 twice they stay below .004.
 
     Not an alarm: integers for an embedding; inputs in 0...1, which are off but train; columns of like scale in front of a
-    layer with a batch norm behind it, which takes scale and offset back, and the size of the gradient with them.
+    layer with a batch norm behind it, which takes scale and offset back, and the size of the gradient with them; with another
+    normalisation straight behind it, not in a residual stream, that takes the scale back (pixels up to 255 in front of layer or
+    group norm cost a point at most); numbers that are told from numbers of their own size, by units without bounds under Adam and
+    its like, where all grows with the input (super-resolution and an autoencoder reach the same R2, to .03, with pixels up to 255
+    as with a std of 1).
 
     What to do: standardise with the training data's mean and std.
     """
@@ -142,7 +150,9 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, {"largest": stats.largest})
             return
         offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
-        if (stats.rms > LARGE or (offset > OFFSET and stats.rms > 2)) and not _is_rescaled(evidence, layer, stats):
+        far = offset > OFFSET and stats.rms > 2
+        large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
+        if large or (far and not _is_centred(evidence, layer, stats)):
             message = (
                 f"The inputs have mean {stats.mean:.3g} and std {stats.std:.3g} where {layer.name} reads them, not 0 and 1."
             )
@@ -152,20 +162,49 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
             return
 
 
-def _is_rescaled(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    """Tell whether batch norm follows a layer whose inputs are all of one scale."""
-    graph = evidence.graph
-    if layer.node is None or not is_normalised(evidence, layer):
+def _scales_along(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
+    """Tell whether targets are as large as inputs of one scale, and neither units nor optimiser mind how large both are."""
+    read = evidence.graph.ancestors(layer.node or 0)
+    largest = max([stats.largest, *(given.largest for index, given in evidence.inputs.items() if index in read)])
+    errors = [call for call in evidence.losses if call.op in REGRESSION]
+    if not errors or len(errors) < len(evidence.losses):
         return False
-    norms = {node.op for node in graph.nodes if node.op in NORMALISATIONS and layer.node in graph.ancestors(node.index)}
+    sizes = [max(map(abs, call.target_range)) for call in errors]
+    alike = all(largest < NEAR * size and size < NEAR * largest for size in sizes)
+    bounded = any(layer.nonlinearity in BOUNDED or layer.op == "recurrent" for layer in evidence.layers)
+    adaptive = all(f.fixed_step is not None for f in matrices(evidence))
+    return alike and adaptive and not bounded and not evidence.one_hot and _is_even(stats)
+
+
+def _is_even(stats: TensorStats) -> bool:
+    """Tell whether columns that vary are of one scale."""
     stds = stats.columns.variance.sqrt()
     stds = stds[stds > 0]
-    return (
-        bool(norms)
-        and all("batch_norm" in op for op in norms)
-        and len(stds) > 0
-        and float(stds.max()) < UNLIKE * float(stds.min())
-    )
+    return len(stds) > 0 and float(stds.max()) < UNLIKE * float(stds.min())
+
+
+def _is_rescaled(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
+    """Tell whether a normalisation follows a layer whose inputs are all of one scale, before others are added."""
+    return is_normalised(evidence, layer) and _is_even(stats) and not _meets_others(evidence.graph, layer.node or 0)
+
+
+def _is_centred(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
+    """Tell whether batch norm follows a layer whose inputs are all of one scale."""
+    graph = evidence.graph
+    norms = {node.op for node in graph.nodes if node.op in NORMALISATIONS and layer.node in graph.ancestors(node.index)}
+    return is_normalised(evidence, layer) and bool(norms) and all("batch_norm" in op for op in norms) and _is_even(stats)
+
+
+def _meets_others(graph: Graph, index: int) -> bool:
+    """Tell whether what other layers made is added to a layer's output before anything acts on it, as to a residual stream."""
+    readers, made, seen, stack = graph.consumers(), graph.made_by_layers(), {index}, [index]
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+            if reader.op == "add" and any(p in made and p not in seen for p in reader.parents):
+                return True
+            seen.add(reader.index)
+            stack += [] if reader.op in NORMALISATIONS or graph.acts(reader) else [reader.index]
+    return False
 
 
 def _reads_inputs(evidence: Evidence, layer: Layer) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.freshness import can_tell
+from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
@@ -112,16 +113,17 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     small constant std, default initialisation in a deep plain net, Glorot's scheme in front of ReLU.
 
     How it is measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over
-    the one that arrived at the first. The first layer on the way whose gain is below 3/4 of what its nonlinearity
-    needs is named. The overall std does not tell: biases keep it at 10^-1.2 in a 30-layer ReLU net with torch's default
-    initialisation, while the signal is 10^-8.6.
+    the one that arrived at the first, or over 1 if that was larger, as pixels are before they are normalised. The first layer
+    on the way whose gain is below 3/4 of what its nonlinearity needs is named. The overall std does not tell: biases keep it
+    at 10^-1.2 in a 30-layer ReLU net with torch's default initialisation, while the signal is 10^-8.6.
 
     Threshold: 1e-3 under plain gradient descent, 1e-5 under optimisers that divide the size of gradients out. Measured on nets
     of 4 to 16 layers of 64 ReLU, GELU, SiLU units with default initialisation, 250 steps: SGD reaches 92 % and more down to a
     signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
-    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on; zero-initialised
+    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
+    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; zero-initialised
     heads and branches next to a skip connection (the signal that arrives is what counts), nets
     with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40
     layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent
@@ -135,10 +137,11 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     passed: list[Layer] = []
     for layer in evidence.layers:
         arriving = layer.source.signal if layer.source is not None else math.nan
-        if math.isnan(arriving):
+        if math.isnan(arriving) or (arriving == 0 and layer.calls > 1):  # the first of several steps may see a start token
             passed.append(layer)
             continue
-        if arriving < threshold * first and (way := _way_to(evidence, layer, passed)) is not None:
+        way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
+        if way is not None and not _is_small_branch(evidence, layer, way):
             culprit = next((p for p in way if _weak(p)), way[0])
             ratio = arriving / first
             yield Finding(
@@ -151,7 +154,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
                 {"signal_ratio": ratio, "gain": _gain(culprit) or 0.0, "needed": _needed(culprit)},
             )
             return
-        first = first or arriving
+        first = first or min(arriving, 1.0)
         passed.append(layer)
 
 
@@ -162,6 +165,26 @@ def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[L
     before = evidence.graph.ancestors(layer.node)
     way = [p for p in passed if p.node is None or p.node in before]
     return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
+
+
+def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:
+    """Tell whether the first step overwrites the weak weights on the way, and others are added to what the way leads to."""
+    weak = [evidence.parameters.get(p.weight) for p in way if _weak(p)]
+    if layer.node is None or not weak or not all(f is not None and _is_overwritten(f) for f in weak):
+        return False
+    made, behind = evidence.graph.made_by_layers(), {layer.node}
+    for node in evidence.graph.nodes[layer.node + 1 :]:
+        others = set(node.parents) - behind
+        if len(others) < len(set(node.parents)):
+            if node.op == "add" and not made.isdisjoint(others):
+                return True
+            behind.add(node.index)
+    return False
+
+
+def _is_overwritten(facts: ParameterFacts) -> bool:
+    """Tell whether the first step of Adam or its like is larger than a weight."""
+    return (facts.fixed_step or 0.0) * math.sqrt(math.prod(facts.shape)) > facts.norm
 
 
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:

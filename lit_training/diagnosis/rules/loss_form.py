@@ -128,8 +128,9 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     times where the divergence is averaged over the batch, and the error over the elements of a sample, too (healthy ones: 1.7).
 
     Not an alarm: a sum with a rate that was lowered to match; an error summed over features and averaged over samples; a sum
-    under Adam and others that divide by the gradient's size; a gradient that is clipped to a smaller step; a mean divided by as
-    many batches as make an update, or by as many terms as are added up, though a batch has that many samples too.
+    under Adam and others that divide by the gradient's size; a large step of a weight of one number beside others; a gradient that
+    is clipped to a smaller step; a mean divided by as many batches as make an update, or by as many terms as are added up, though a
+    batch has that many samples too.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -151,6 +152,7 @@ def _steps_each_batch(evidence: Evidence) -> bool:
 
 def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     weights = [f for f in evidence.parameters.values() if f.kind == "weight"]
+    weights = [f for f in weights if math.prod(f.shape) > 1] or weights
     changes = [f.first_change * kept(evidence, f) for f in weights if f.first_change is not None]
     if not changes or evidence.batch_size < 4:
         return None

@@ -189,7 +189,7 @@ def _overwritten_layer_by_layer(evidence: Evidence) -> list[Finding]:
     """
     normalised = {layer.weight for layer in evidence.layers if is_normalised(evidence, layer)}
     weights = [f for f in matrices(evidence) if f.fixed_step is not None and not f.shrinks and f.name not in normalised]
-    if not weights or any(f.descent is not None for f in matrices(evidence)):
+    if len(weights) < 2 or any(f.descent is not None for f in matrices(evidence)):
         return []
     peak = max(evidence.plan.rates, default=None)
     moved = [(f.fixed_step or 0.0 if peak is None else f.made_with * f.step_at_one * peak) / _scale(f) for f in weights]

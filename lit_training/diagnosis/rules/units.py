@@ -70,10 +70,10 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     What to do: start biases at 0, a head's at the log of the class frequencies, an LSTM's forget gate at 1.
     """
     for layer in hidden(evidence):
-        bias = _culprit(evidence, layer) if _is_dead(layer) or _is_saturated(layer) else None
+        bias = _culprit(evidence, layer) if _is_dead(evidence, layer) or _is_saturated(layer) else None
         if bias is not None:
             value = bias.high if bias.high < 0 else bias.low
-            what = "silent" if _is_dead(layer) else "saturated"
+            what = "silent" if _is_dead(evidence, layer) else "saturated"
             message = (
                 f"All biases of {bias.name} lie beyond {value:.3g}, so the {layer.nonlinearity} behind {layer.name} is {what}."
             )
@@ -143,12 +143,12 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     Threshold: 90 % of at least 8 units, over 4 samples or more. Over healthy set-ups the share stays below 40 %, in squeeze
     layers of a few units 75 %; by chance a unit is silent on n samples with probability 2^-n.
 
-    Not an alarm: single dead units, small layers, batches of one.
+    Not an alarm: single dead units, small layers, batches of one; the first of several steps, if the later ones get a gradient.
 
     What to do: He initialisation with zero biases, standardised inputs; a leaky ReLU, or batch norm in front.
     """
     for layer in hidden(evidence):
-        if _is_dead(layer) and layer.activation is not None:
+        if _is_dead(evidence, layer) and layer.activation is not None:
             share = layer.activation.silent_units
             units = len(layer.activation.low)
             message = (
@@ -238,8 +238,10 @@ def _stuck(evidence: Evidence, layer: Layer) -> float:
     return float(layer.gates.columns.mean.max()) if layer.gates is not None and is_drawn(evidence, layer) else 0.0
 
 
-def _is_dead(layer: Layer) -> bool:
-    after = layer.activation
+def _is_dead(evidence: Evidence, layer: Layer) -> bool:
+    after, facts = layer.activation, evidence.parameters.get(layer.weight)
+    if layer.calls > 1 and facts is not None and facts.gradient:
+        return False  # the first of several steps may be silent, as spiking units are
     if after is None or layer.nonlinearity not in ("relu", "relu6") or len(after.low) < LEAST_UNITS or after.rows < LEAST_ROWS:
         return False
     return after.silent_units >= DEAD

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from tests.diagnosis.rules.looking import alarms, mlp, vectors
+from tests.diagnosis.rules.looking import adam, alarms, mlp, sgd, vectors
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,34 @@ def test_raw_numbers_beside_an_embedding_are_seen(unit: float, rules: list[str])
     scale = torch.ones(16)
     scale[3] = unit
     assert alarms(Customers(), (x * scale, y)) == rules
+
+
+@pytest.mark.parametrize(
+    ("act", "optimizer", "unit", "silent"),
+    [(nn.ReLU, adam, 1.0, True), (nn.ReLU, adam, 0.01, False), (nn.ReLU, sgd, 1.0, False), (nn.Tanh, adam, 1.0, False)],
+)
+def test_large_inputs_are_silent_where_all_grows_with_them(act, optimizer, unit: float, silent: bool) -> None:
+    x = 80 * vectors()[0]
+    said = alarms(mlp(16, 32, 16, act=act), (x, unit * x.roll(1, 1)), F.mse_loss, optimizer=optimizer)
+    assert ("unnormalised_input" not in said) == silent
+
+
+class Stream(nn.Module):
+    """A residual stream that a branch adds to, normalised in front of the branch and of the head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.head = mlp(16, 32), mlp(32, 32, 32, seed=1), mlp(32, 4, seed=2)
+
+    def forward(self, x):
+        x = self.stem(x)
+        x = x + self.branch(F.layer_norm(x, x.shape[1:]))
+        return self.head(F.layer_norm(x, x.shape[1:]))
+
+
+def test_a_normalisation_straight_behind_takes_the_scale_but_not_the_offset() -> None:
+    x, y = vectors()
+    net = nn.Sequential(nn.Linear(16, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4))
+    assert alarms(net, (80 * x, y)) == []
+    assert alarms(net, (80 * x + 800, y)) == ["unnormalised_input"]
+    assert alarms(Stream(), (80 * x, y)) == ["unnormalised_input"]

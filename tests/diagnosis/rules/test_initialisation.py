@@ -72,6 +72,44 @@ def test_a_head_that_starts_at_zero_is_silent() -> None:
     assert alarms(model) == []
 
 
+class Counting(nn.Module):
+    """Units that fire above a threshold, at the second step for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        charge, logits = torch.zeros(1), torch.zeros(1)
+        for threshold in (1e3, 0.5, 0.5):
+            charge = charge + self.inner(x)
+            logits = logits + self.outer((charge - threshold).relu())
+        return logits
+
+
+def test_a_first_step_without_a_signal_is_silent() -> None:
+    assert alarms(Counting(), optimizer=adam) == []
+
+
+class Deep(nn.Module):
+    """A deep part of small weights, alone or added to a wide one."""
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__()
+        self.deep = fill(mlp(16, 64, 64, 4), lambda w: nn.init.normal_(w, std=1e-4))
+        self.wide = nn.Linear(16, 4) if wide else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.deep(x) if self.wide is None else self.deep(x) + self.wide(x)
+
+
+def test_small_weights_that_adam_overwrites_are_silent_beside_a_wide_part() -> None:
+    assert alarms(Deep(wide=True), optimizer=adam) == []
+    assert alarms(Deep(wide=False), optimizer=adam) == ["init_vanishing"]
+    assert alarms(Deep(wide=True), optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05)) == ["init_vanishing"]
+
+
 # ------------------------------------------------------------------------------------------ exploding
 @pytest.mark.parametrize("draw", [nn.init.normal_, nn.init.uniform_, lambda w: nn.init.orthogonal_(w, gain=6)])
 def test_weights_that_are_too_large_explode(draw: Callable[[Tensor], object]) -> None:

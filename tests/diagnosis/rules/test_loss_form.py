@@ -107,6 +107,23 @@ def test_a_sum_with_a_lower_rate_is_silent() -> None:
     assert alarms(mlp(16, 32, 1), numbers(), summed, optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05 / 32)) == []
 
 
+class Corrected(nn.Module):
+    """A network, and a layer of one number that is added."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.epsilon = mlp(16, 32, 1), nn.Linear(1, 1)
+        nn.init.constant_(self.epsilon.weight, 1e-3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.epsilon(torch.ones_like(x[:, :1]))
+
+
+@pytest.mark.parametrize(("lr", "said"), [(0.05 / 32, []), (0.1, ["loss_reduction"])])
+def test_a_weight_of_one_number_does_not_tell_the_step_of_a_sum(lr: float, said: list[str]) -> None:
+    assert alarms(Corrected(), numbers(), summed, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr), steps=1) == said
+
+
 def test_a_sum_under_adam_is_silent() -> None:
     assert alarms(mlp(16, 32, 1), numbers(), summed, optimizer=adam) == []
 

@@ -54,6 +54,16 @@ def test_an_update_larger_than_the_weights_is_too_high(optimizer, lr: float) -> 
     assert found(lr, optimizer, gradient_clip_val=1e-4) == ([] if optimizer is torch.optim.SGD else ["lr_too_high"])
 
 
+@pytest.mark.parametrize(("sizes", "rules"), [((16, 1), []), ((16, 32, 32, 1), ["lr_too_high"])])
+def test_one_layer_takes_a_rate_in_the_unit_of_its_targets(sizes: tuple[int, ...], rules: list[str]) -> None:
+    x, y = numbers()
+
+    def fast(net: nn.Module) -> torch.optim.Adam:
+        return torch.optim.Adam(net.parameters(), lr=5.0)
+
+    assert alarms(mlp(*sizes), (x, 1e3 * y), nn.functional.mse_loss, optimizer=fast) == rules
+
+
 @pytest.mark.parametrize(
     ("act", "lr", "rules"),
     [(nn.ReLU, 0.065, ["lr_too_high"]), (nn.GELU, 0.065, []), (nn.ReLU, 0.02, [])],  # with GELU the loss falls all the same
