@@ -28,6 +28,7 @@ __all__ = [
 
 FAR_OFF = 30.0
 UNEVEN = 0.7
+GUESSED = 0.95
 NORMALISED = 0.01  # log(sum(exp)) of what counts as log-probabilities
 
 
@@ -116,11 +117,14 @@ def overshoots(evidence: Evidence) -> tuple[float, LossCall, Layer] | None:
 
 
 def guesses(evidence: Evidence) -> bool:
-    """Tell whether the first loss is what a guess costs, or more: all classes alike, or the mean of a regression's targets."""
+    """Tell whether the first loss is what a guess costs, or more: all classes alike, or the mean of a regression's targets.
+
+    Weights as they are drawn cost that, or more. A network that was taught elsewhere may cost little less: what is left is noise.
+    """
     ratio, _ = times_guessing(evidence)
     if ratio > 0:
-        return ratio > 0.8
-    return any(call.value > 0.8 * call.constant for call in evidence.losses if call.value and call.constant)
+        return ratio > GUESSED
+    return any(call.value > GUESSED * call.constant for call in evidence.losses if call.value and call.constant)
 
 
 def guess(evidence: Evidence) -> float | None:
