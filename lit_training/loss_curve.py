@@ -1,13 +1,38 @@
 """The training loss of a whole run in little memory, kept on the device until it is asked for."""
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-__all__ = ["LossCurve"]
+__all__ = ["LossCurve", "validation_loss"]
 
 _MOST = 64
+_OF_VALIDATION = re.compile(r"(?<![a-z])(e?val|valid|validation)(?=[^a-z]|loss|$)")
+_ADDED = re.compile(r"/dataloader_idx_\d+$|_(epoch|step)$")
+
+
+def validation_loss(logged: Sequence[str]) -> str | None:
+    """Return which of the names that a module logs is the validation loss, `None` if there is none, or only several parts of one.
+
+    >>> validation_loss(["train_loss", "value_loss", "val_kl_loss", "val_loss"])
+    'val_loss'
+    >>> validation_loss(["survival_loss", "valid/loss_epoch/dataloader_idx_0", "valid/loss_epoch/dataloader_idx_1"])
+    'valid/loss_epoch/dataloader_idx_0'
+    """
+    spelt = {name: re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower() for name in logged}
+    found = {name: _without(_ADDED, low) for name, low in spelt.items() if "loss" in low and _OF_VALIDATION.search(low)}
+    whole = [name for name, low in found.items() if not re.search("[a-z]", _OF_VALIDATION.sub("", low).replace("loss", ""))]
+    alone = list(found)[:1] if len({*found.values()}) == 1 else []
+    return next(iter(whole or alone), None)
+
+
+def _without(pattern: re.Pattern[str], text: str) -> str:
+    """Take away whatever a pattern finds at the end of a text, again and again."""
+    shorter = pattern.sub("", text)
+    return text if shorter == text else _without(pattern, shorter)
 
 
 @dataclass

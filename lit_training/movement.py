@@ -1,5 +1,6 @@
 """How far weights have moved from where they were."""
 
+import math
 from statistics import median
 
 import torch
@@ -11,6 +12,8 @@ from lit_training.columns import some_elements
 from lit_training.selection import classify
 
 __all__ = ["Movement"]
+
+SMALL = 0.5
 
 
 class Movement:
@@ -31,10 +34,23 @@ class Movement:
 
     @torch.no_grad()
     def median(self) -> float | None:
-        """Return the median over the weights of their change relative to their norm at the start, `None` where there is none."""
-        pairs = [(_sample(now), start) for now, start in zip(self._weights, self._start, strict=True) if bool(start.any())]
-        changes = [float((now - start).norm() / start.norm()) for now, start in pairs if now.shape == start.shape]
+        """Return the median over the weights of their change relative to their norm at the start, `None` where there is none.
+
+        Weights that started at less than half the size that torch draws, 1 / sqrt(3 fan_in), count as if they had had that: they
+        are small on purpose, and meant to grow.
+        """
+        pairs = [(_sample(now), start, now) for now, start in zip(self._weights, self._start, strict=True) if bool(start.any())]
+        changes = [
+            float((now - start).norm()) / _size(start, math.sqrt(start.numel() / (3 * math.prod(weight.shape[1:]))))
+            for now, start, weight in pairs
+            if now.shape == start.shape
+        ]
         return median(changes) if changes else None
+
+
+def _size(start: Tensor, drawn: float) -> float:
+    norm = float(start.norm())
+    return norm if norm > SMALL * drawn else drawn
 
 
 def _sample(weight: Tensor) -> Tensor:

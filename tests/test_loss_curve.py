@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_training.loss_curve import LossCurve
+from lit_training.loss_curve import LossCurve, validation_loss
 
 
 @settings(max_examples=30, deadline=None)
@@ -36,3 +36,22 @@ def test_the_first_step_that_broke_is_remembered(broken: int) -> None:
         if step == 100:
             curve.means()
     assert curve.first_broken() == broken
+
+
+@pytest.mark.parametrize(
+    ("logged", "name"),
+    [
+        (["val_loss"], "val_loss"),
+        (["train/loss", "valid/loss"], "valid/loss"),
+        (["valLoss"], "valLoss"),
+        (["loss_eval"], "loss_eval"),
+        (["valloss"], "valloss"),
+        (["val_kl_loss", "val_loss_epoch"], "val_loss_epoch"),
+        (["val_mse_loss"], "val_mse_loss"),
+        (["val_mse_loss/dataloader_idx_0", "val_mse_loss/dataloader_idx_1"], "val_mse_loss/dataloader_idx_0"),
+        (["val_box_loss", "val_class_loss"], None),  # which is the whole, if any is?
+        (["policy_loss", "value_loss", "survival_loss", "retrieval_loss", "val_accuracy"], None),
+    ],
+)
+def test_the_validation_loss_is_known_by_its_name(logged: list[str], name: str | None) -> None:
+    assert validation_loss(logged) == name

@@ -34,3 +34,12 @@ def test_a_stride_that_divides_the_shape_would_miss_most_inputs() -> None:
     with torch.no_grad():
         layer.weight[:, torch.arange(256) % 64 != 0] *= 2
     assert movement.median() == pytest.approx(1.0, abs=0.1)
+
+
+def test_a_weight_that_started_near_zero_moved_by_its_way_over_the_size_that_torch_draws() -> None:
+    table = nn.Embedding(100, 12)
+    nn.init.normal_(table.weight, std=1e-4)
+    movement = Movement(table)
+    with torch.no_grad():
+        table.weight.add_(0.3)
+    assert movement.median() == pytest.approx(0.3 * 6, rel=1e-3)  # sqrt(3 * 12)

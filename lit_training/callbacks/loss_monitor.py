@@ -12,7 +12,8 @@ from lit_training.diagnosis.modules import dropouts
 from lit_training.diagnosis.rules.course import diverged, judge_course
 from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
-from lit_training.loss_curve import LossCurve
+from lit_training.diagnosis.samples import Columns
+from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement
 
 __all__ = ["LossMonitor"]
@@ -23,12 +24,13 @@ class LossMonitor(Callback):
 
     The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs hardly
     anything. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each weight it keeps about a
-    thousand elements, to tell how far training moved it.
+    thousand elements, to tell how far training moved it, and of 32 thousand samples what may be their target, to tell what a guess
+    costs on either kind of data.
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
-        compared: what the training loss beside the validation loss (logged under a name with `val` and `loss`) and beside a guess's
-            tells (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
+        compared: what the training loss beside the validation loss (`loss_curve.validation_loss`) and beside a guess's tells
+            (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
         learned: whether training and validation loss ended far below a guess's.
         findings: both.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
@@ -56,6 +58,7 @@ class LossMonitor(Callback):
         self._passes = 0
         self._movement: Movement | None = None
         self._dropout = 0.0
+        self._seen, self._seen_apart = Columns(), Columns()
 
     @property
     def findings(self) -> list[Finding]:
@@ -70,6 +73,17 @@ class LossMonitor(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remember where the weights are."""
         self._remember(pl_module)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep what may be its targets."""
+        self._keep(self._seen, batch)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Keep what may be the targets of the first validation."""
+        if not trainer.sanity_checking and dataloader_idx == 0 and not self._validation:
+            self._keep(self._seen_apart, batch)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -97,6 +111,10 @@ class LossMonitor(Callback):
         self.diverged, self.compared, self.learned = self._judge(trainer) or ([], [], False)
 
     @harmless
+    def _keep(self, columns: Columns, batch: Any) -> None:
+        columns.note(batch)
+
+    @harmless
     def _note(self, loss: Tensor, divided_by: int) -> None:
         self._curve.note(loss if divided_by == 1 else loss * divided_by)
 
@@ -113,11 +131,11 @@ class LossMonitor(Callback):
 
     @harmless
     def _note_validation(self, trainer: Trainer) -> None:
-        logged = {name: value for name, value in trainer.callback_metrics.items() if "val" in name and "loss" in name}
-        if logged and trainer.sanity_checking:
-            self._before = float(next(iter(logged.values())))
-        elif logged:
-            self._validation.append(float(next(iter(logged.values()))))
+        name = validation_loss(list(trainer.callback_metrics))
+        if name is not None and trainer.sanity_checking:
+            self._before = float(trainer.callback_metrics[name])
+        elif name is not None:
+            self._validation.append(float(trainer.callback_metrics[name]))
 
     @harmless
     def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
@@ -125,18 +143,22 @@ class LossMonitor(Callback):
         return diverged(course), forgot(course) or judge_course(course), course.learned
 
     def _course(self, trainer: Trainer) -> Course:
+        guess = self.guess
+        apart = None if guess is None else self._seen_apart.at(guess.place)
         return Course(
             tuple(self._curve.means()),
             tuple(self._validation),
             trainer.global_step,
             self._curve.first_broken(),
-            guess=None if self.guess is None else self.guess.cost,
+            guess=None if guess is None else guess.on(self._seen.at(guess.place)) or guess.cost,
             before=self._before,
             first=self._curve.first(),
             first_pass=self._first_pass,
             passes=self._passes,
             moved=None if self._movement is None else self._movement.median(),
             dropout=self._dropout,
-            sampled=self.guess is not None and self.guess.sampled,
-            uneven=self.guess is not None and self.guess.uneven,
+            sampled=guess is not None and guess.sampled,
+            uneven=guess is not None and guess.uneven,
+            guess_apart=None if guess is None else guess.on(apart),
+            samples_apart=0 if apart is None else len(apart),
         )

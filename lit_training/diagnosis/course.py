@@ -28,6 +28,8 @@ class Course:
         dropout: largest probability of a dropout layer.
         sampled: whether that cost is known to a tenth or so only, from some targets.
         uneven: whether a guess costs little because some labels are far more common than others.
+        guess_apart: what it costs to say the same for every validation sample, `None` if that is not known; then `guess` is taken.
+        samples_apart: of how many validation samples that is known, 0 if it is not.
     """
 
     training: tuple[float, ...]
@@ -43,6 +45,8 @@ class Course:
     dropout: float = 0.0
     sampled: bool = False
     uneven: bool = False
+    guess_apart: float | None = None
+    samples_apart: int = 0
 
     @property
     def known(self) -> bool:
@@ -50,6 +54,12 @@ class Course:
         return (
             len(self.training) > 1 and len(self.validation) > 1 and all(map(math.isfinite, (*self.training, *self.validation)))
         )
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """Return the validation losses over what a guess costs on those data."""
+        guess = self.guess_apart or self.guess or math.inf
+        return tuple(loss / guess for loss in self.validation)
 
     @property
     def one_formula(self) -> bool:

@@ -11,9 +11,10 @@ from torch import Tensor
 from lit_training.columns import leaves_of, some_elements
 from lit_training.tracing.probe import Probe
 
-__all__ = ["FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
+__all__ = ["Columns", "FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 
 BATCHES = 4
+MOST_ROWS = 2**15
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 
@@ -115,6 +116,33 @@ class FirstBatches:
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
         return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
+
+
+@dataclass
+class Columns:
+    """Keep what has one value a sample of the first 32 thousand samples; nothing waits for the device.
+
+    >>> columns = Columns()
+    >>> columns.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
+    >>> columns.at(1)
+    tensor([0, 1, 2])
+    """
+
+    rows: int = 0
+    _kept: dict[int, list[Tensor]] = field(default_factory=dict)
+
+    def note(self, batch: Any) -> None:
+        """Take the next batch, unless enough were seen."""
+        if self.rows >= MOST_ROWS:
+            return
+        tensors = {i: x for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse and _one_each(x)}
+        for i, x in tensors.items():
+            self._kept.setdefault(i, []).append(x.detach().flatten().clone())
+        self.rows += max(map(len, tensors.values()), default=MOST_ROWS)
+
+    def at(self, place: int | None) -> Tensor | None:
+        """Return the values at a place of all batches, on the host."""
+        return torch.cat(self._kept[place]).cpu() if place is not None and place in self._kept else None
 
 
 def target_place(probe: Probe) -> int | None:

@@ -6,7 +6,18 @@ from statistics import fmean, median_low
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.parameters import ParameterFacts
 
-__all__ = ["broken_at_once", "change", "gradient_norm", "kept", "matrices", "promised", "tables", "travelled"]
+__all__ = [
+    "broken_at_once",
+    "change",
+    "drawn_size",
+    "goes_far",
+    "gradient_norm",
+    "kept",
+    "matrices",
+    "promised",
+    "tables",
+    "travelled",
+]
 
 
 SMALL = 0.2
@@ -96,6 +107,20 @@ def travelled(evidence: Evidence, *, clipped: bool) -> float | None:
         return None
     ways = [(_length(f) * _rates(evidence, f, clipped), f.norm) for f in learning if _is_weight(f)]
     return max((way / norm if norm > 0 else math.inf for way, norm in ways), default=None)
+
+
+def goes_far(evidence: Evidence) -> bool:
+    """Tell whether planned updates like the first one would take some weight as far as its size, or as that of what torch draws.
+
+    Two factors that both start near zero get little gradient from each other at first, and more with every step.
+    """
+    ways = [(_length(f) * _rates(evidence, f, clipped=False), f) for f in _learning(evidence) or () if _is_weight(f)]
+    return any(way > max(f.norm, math.sqrt(math.prod(f.shape)) * drawn_size(f)) for way, f in ways)
+
+
+def drawn_size(facts: ParameterFacts) -> float:
+    """Return the root mean square of a weight as torch draws it."""
+    return 1 / math.sqrt(3 * math.prod(facts.shape[1:]))
 
 
 def _learning(evidence: Evidence) -> list[ParameterFacts] | None:

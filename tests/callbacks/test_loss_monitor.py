@@ -107,3 +107,36 @@ def test_a_run_that_learns_noise_by_heart_is_told_so(noise: float, rules: list[s
     trainer.fit(module, *loaders)
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
     assert watch.losses is monitor  # adopted, not run twice
+
+
+@pytest.mark.parametrize(("binary", "expected"), [(False, 4 * 1.0), (True, math.log(2))])
+def test_what_a_guess_costs_is_told_from_all_targets_of_either_kind(binary: bool, expected: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    signs = torch.tensor([[0.0], [1.0]]).repeat(64, 1) if binary else torch.tensor([[-2.0], [2.0]]).repeat(64, 1)
+    data = TensorDataset(torch.randn(128, 3, generator=generator), signs)
+    few = TensorDataset(torch.randn(128, 3, generator=generator), signs / 2)
+    loss = nn.functional.binary_cross_entropy_with_logits if binary else nn.functional.mse_loss
+
+    class Net(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Linear(3, 1)
+
+        def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
+            return loss(self.net(batch[0]), batch[1])
+
+        def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
+            self.log("val_loss", loss(self.net(batch[0]), batch[1]))
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), lr=0.01)
+
+    watch = Diagnostics(verbose=False)
+    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Net(), DataLoader(data, 4), DataLoader(few, 16))
+    course = watch.losses._course(trainer)
+    quarter = -0.25 * math.log(0.25) - 0.75 * math.log(0.75)
+    assert course.guess == pytest.approx(expected, rel=1e-3)
+    assert course.guess_apart == pytest.approx(quarter if binary else 1.0, rel=1e-3)
+    assert course.samples_apart == 128

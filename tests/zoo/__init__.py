@@ -25,6 +25,7 @@ from tests.zoo import (
     healthy_classes,
     healthy_courses,
     healthy_generative,
+    healthy_hardly,
     healthy_likelihoods,
     healthy_loops,
     healthy_losses,

@@ -10,7 +10,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import guess, is_normalised
-from lit_training.diagnosis.updates import tables
+from lit_training.diagnosis.updates import drawn_size, tables
 
 __all__ = ["weight_decay_too_strong"]
 
@@ -20,6 +20,7 @@ FEW = 100
 TWICE, STRONGER_INSIDE = 0.25, 0.3
 OUTWEIGHS = 2.0
 GOOD = 0.3
+LARGEST = 3.0
 
 
 @rule(explains=["weights_shrinking", "slow_convergence", "constant_output", "lr_too_low", "bad_initial_loss"])
@@ -31,12 +32,13 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     round.
 
     How it is measured, at the first step, over all weight matrices together: through the gradient (SGD, Adam): decay times
-    weights over the gradient; decoupled (AdamW): decay times the weights' root mean square over the step's size, 1; a
-    penalty inside the loss: the cosine between gradient and weights, which is 1 for an L2 penalty alone, .8 for L1, and
-    near 0 for data. An L2 penalty also shows by its size: the product of gradient and weights, over all parameters, is
-    twice what the loss holds beside the only one of torch's losses in it; its gradient over the rest of the gradient is
-    then its pull (the median over weights that no normalisation follows, since a head that starts far off has a steep one).
-    Decay through the gradient is a penalty too, of decay / 2 times the squared weights, and is compared with the loss.
+    weights over the gradient; decoupled (AdamW): decay times the weights' root mean square (at most 3 times that of what torch
+    draws: larger ones may well shrink to it) over the step's size, 1; a penalty inside the loss: the cosine between gradient
+    and weights, which is 1 for an L2 penalty alone, .8 for L1, and near 0 for data. An L2 penalty also shows by its size: the
+    product of gradient and weights, over all parameters, is twice what the loss holds beside the only one of torch's losses in
+    it; its gradient over the rest of the gradient is then its pull (the median over weights that no normalisation follows,
+    since a head that starts far off has a steep one). Decay through the gradient is a penalty too, of decay / 2 times the
+    squared weights, and is compared with the loss.
 
     Threshold: a pull above .5, or a penalty of more than twice the loss (healthy set-ups have .4 at most), where the planned
     updates would shrink the weights by more than a factor e; a cosine above .7 (.5 where most of the loss is a penalty), over
@@ -63,7 +65,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     if not decoupled and _is_good(evidence):
         shrink = 0.0
     pull = (
-        max(f.decay * _rms(f) for f in decayed if f.decoupled)
+        max(f.decay * min(_rms(f), LARGEST * drawn_size(f)) for f in decayed if f.decoupled)
         if decoupled
         else math.hypot(*(f.decay * f.norm for f in decayed)) / gradient
     )

@@ -4,9 +4,11 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer
+from lit_training.tracing.graph import Node
 from lit_training.tracing.loss_calls import LossCall, from_loader, spread
 from lit_training.tracing.probe import Layer
 
@@ -28,6 +30,7 @@ __all__ = [
 
 FAR_OFF = 30.0
 UNEVEN = 0.7
+GUESSED = 0.95
 NORMALISED = 0.01  # log(sum(exp)) of what counts as log-probabilities
 
 
@@ -116,11 +119,14 @@ def overshoots(evidence: Evidence) -> tuple[float, LossCall, Layer] | None:
 
 
 def guesses(evidence: Evidence) -> bool:
-    """Tell whether the first loss is what a guess costs, or more: all classes alike, or the mean of a regression's targets."""
+    """Tell whether the first loss is what a guess costs, or more: all classes alike, or the mean of a regression's targets.
+
+    Weights as they are drawn cost that, or more. A network that was taught elsewhere may cost little less: what is left is noise.
+    """
     ratio, _ = times_guessing(evidence)
     if ratio > 0:
-        return ratio > 0.8
-    return any(call.value > 0.8 * call.constant for call in evidence.losses if call.value and call.constant)
+        return ratio > GUESSED
+    return any(call.value > GUESSED * call.constant for call in evidence.losses if call.value and call.constant)
 
 
 def guess(evidence: Evidence) -> float | None:
@@ -132,14 +138,28 @@ def guess(evidence: Evidence) -> float | None:
         return None
     call, targets = evidence.losses[0], evidence.samples.targets
     classes = classes_of(evidence, call)
+    cost = None if targets is None else _cost(call, _bent(evidence, call), classes, targets)
+    return cost if cost is not None else math.log(classes) if classes > 1 else call.constant
+
+
+def _bent(evidence: Evidence, call: LossCall) -> Node | None:
+    """Return the node of a loss whose targets are as the loader gave them, which tells how it bends."""
+    given = call.node >= 0 and from_loader(evidence.graph, evidence.graph.nodes[call.target])
+    return evidence.graph.nodes[call.node] if given else None
+
+
+def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> float | None:
+    """Return what the best guess costs on some targets: the entropy of labels, or the spread of numbers; `None` for too few."""
     if classes < 2:
-        given = targets is not None and from_loader(evidence.graph, evidence.graph.nodes[call.target])
-        more = spread(targets, evidence.graph.nodes[call.node]) if given and targets is not None and call.node >= 0 else None
-        return (replace(call, spread=more) if more is not None else call).constant
-    if targets is None or len(targets) < 8 * classes or bool((targets < 0).any()):
-        return math.log(classes)
+        found = None if node is None else spread(targets, node)
+        return None if found is None else replace(call, spread=found).constant
+    if len(targets) < 8 * classes or bool((targets < 0).any()):
+        return None
+    if classes == 2 and targets.is_floating_point():
+        yes = targets.double().mean()
+        return float(torch.special.entr(torch.stack([yes, 1 - yes])).sum()) if bool((targets <= 1).all()) else None
     shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
-    return float(-(shares * shares.log()).sum())
+    return float(torch.special.entr(shares).sum())
 
 
 @dataclass(frozen=True)
@@ -147,12 +167,23 @@ class Guess:
     """What it costs to say the same for every sample, under the loss of a run.
 
     `sampled` tells that it is the spread of some targets, known to a tenth or so, and not the entropy of labels; `uneven` that
-    it is little because some labels are far more common than others.
+    it is little because some labels are far more common than others; `place` is where in a batch the targets are.
     """
 
     cost: float
     sampled: bool = False
     uneven: bool = False
+    place: int | None = None
+    call: LossCall | None = None
+    node: Node | None = None
+    classes: int = 0
+
+    def on(self, targets: Tensor | None) -> float | None:
+        """Return what it costs on other targets of the same kind, `None` where that cannot be told."""
+        if self.call is None or targets is None:
+            return None
+        cost = _cost(self.call, self.node, self.classes, targets)
+        return cost if cost is not None and math.isfinite(cost) and cost > 0 else None
 
 
 def cost_of_guessing(evidence: Evidence) -> Guess | None:
@@ -160,8 +191,10 @@ def cost_of_guessing(evidence: Evidence) -> Guess | None:
     cost = guess(evidence) if evidence.bare else None
     if cost is None:
         return None
-    classes = classes_of(evidence, evidence.losses[0])
-    return Guess(cost, classes < 2, classes > 1 and cost < UNEVEN * math.log(classes))
+    call = evidence.losses[0]
+    classes = classes_of(evidence, call)
+    uneven = classes > 1 and cost < UNEVEN * math.log(classes)
+    return Guess(cost, classes < 2, uneven, evidence.samples.target, call, _bent(evidence, call), classes)
 
 
 def classes_of(evidence: Evidence, call: LossCall) -> int:

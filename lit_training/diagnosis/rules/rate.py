@@ -9,7 +9,16 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import guess, guesses, is_normalised
-from lit_training.diagnosis.updates import broken_at_once, change, gradient_norm, matrices, promised, travelled
+from lit_training.diagnosis.updates import (
+    broken_at_once,
+    change,
+    drawn_size,
+    goes_far,
+    gradient_norm,
+    matrices,
+    promised,
+    travelled,
+)
 
 __all__ = ["clip_too_small", "lr_too_high", "lr_too_low"]
 
@@ -74,20 +83,22 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
 
     At the end of a run (`LossMonitor`): the loss is where saying the same for every sample has it, and weights have hardly moved.
 
-    Threshold: in a run of 100 updates or more, while the loss is that of guessing: a fall of .1; or, since a batch's noise
-    makes the figure too large, of 1 by all weights together (biases alone can only learn to guess), where no weight moves by
-    more than a fifth of its norm. From scratch, weights of healthy set-ups move by 3 times their norm or more, counted like
-    this, and those whose loss promises to fall by less than 1.5 by 7 times.
+    Threshold: in a run of 100 updates or more, while the loss is that of guessing (.95 of it or more): a fall of .1, unless
+    some weight would go as far as its size, or as that of what torch draws; or, since a batch's noise makes the figure too
+    large, of 1 by all weights together (biases alone can only learn to guess), where no weight moves by more than a fifth of
+    its norm. From scratch, weights of healthy set-ups move by 3 times their norm or more, counted like this, and those whose
+    loss promises to fall by less than 1.5 by 7 times.
 
-    Not an alarm: fine-tuning of a network that is good already, or gently below a new head, which lowers the loss with little
-    movement; weights that start at zero; runs of unknown length.
+    Not an alarm: fine-tuning of a network that is good already, were it only by a twentieth, or gently below a new head, which
+    lowers the loss with little movement; weights that start at zero; two factors that both start near zero, whose gradients grow
+    with them; runs of unknown length.
 
     What to do: raise `lr`; a usual one makes the first update about a thousandth of the weights.
     """
     fall = promised(evidence, clipped=False) if _is_judged(evidence) else None
     if fall is None:
         return
-    if fall < FALLS:
+    if fall < FALLS and not goes_far(evidence):
         message = (
             f"{evidence.plan.updates} updates like the first one lower the loss by {fall:.1g} of itself, not by 1 or more."
         )
@@ -210,8 +221,7 @@ def _smallness(facts: ParameterFacts) -> float:
 
 def _scale(facts: ParameterFacts) -> float:
     """Return the root mean square of a weight, at least that of torch's default."""
-    drawn = math.sqrt(3 * math.prod(facts.shape[1:]))
-    return max(facts.norm / math.sqrt(math.prod(facts.shape)), 1 / drawn)
+    return max(facts.norm / math.sqrt(math.prod(facts.shape)), drawn_size(facts))
 
 
 def _stays(evidence: Evidence, *, clipped: bool) -> bool:

@@ -11,7 +11,7 @@ __all__ = ["lr_schedule"]
 
 LONG_RUN = 100
 IDLE = 0.01
-MOST_IDLE = 0.5
+MOST_IDLE = 2 / 3
 STARTED = 0.1
 STARTED_NAMED = 0.5
 GROWS = 10.0
@@ -29,14 +29,15 @@ def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
     of each is known; where groups of parameters have rates of their own, the highest counts. `OneCycleLR`: its number of steps
     and highest rate. `ReduceLROnPlateau`: whether its `mode` fits the name of what it monitors.
 
-    Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than half of the updates; it never
-    gets to a tenth of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its highest;
-    it ends at more than 10 times both that rate and its own median. In all runs: `OneCycleLR` has fewer steps than it is to
-    take, since it raises then.
+    Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than two thirds of the updates; it
+    never gets to a tenth of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its
+    highest; it ends at more than 10 times both that rate and its own median. In all runs: `OneCycleLR` has fewer steps than it
+    is to take, since it raises then.
 
     Not an alarm: a rate that fades out where `EarlyStopping` ends the run; a function that gives the rate itself, for an
     optimiser made with a rate of 1 (Noam); cosine, linear, step and one-cycle schedules over the whole run, warm restarts, a
-    decay by 10 three times; schedules that are longer than the run but already past their peak.
+    decay by 10 three times, or by a tenth at each of a hundred epochs; schedules that are longer than the run but already past
+    their peak.
 
     What to do: `{"scheduler": s, "interval": "step"}` for a schedule in updates, `"epoch"` for one in epochs; take its
     length from `trainer.estimated_stepping_batches`.

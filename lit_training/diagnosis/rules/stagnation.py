@@ -7,7 +7,7 @@ from lit_training.diagnosis.finding import Finding, Severity
 
 __all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "collapsed", "learned_nothing"]
 
-NOTHING, HARD, FELL = 0.85, 0.98, 0.85
+NOTHING, HARD, KNOWN_HARD, FELL = 0.85, 0.98, 0.99, 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
@@ -25,13 +25,14 @@ def learned_nothing(course: Course) -> list[Finding]:
 
     Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
     340 healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to
-    .97, so that `labels_broken` takes validation losses above .98, or for numbers 1, and 2 % more of the training loss where
-    there are none); changes of less than 3 %, and of more than 4 times the weights; a first epoch that ends below .9 of the
-    run's end. A loss of numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost:
-    they may lack the few large ones, or hold too many: weights that moved by 30 %, while training gained less than 7 % since
-    the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
-    falls is another fault. Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above
-    twice that cost.
+    .97, so that `labels_broken` and `lr_too_low` take validation losses above .98, or for numbers and rare labels .99 of what a
+    guess costs in validation, which may hold other years or more of the rare label; where that is not known, numbers above 1,
+    and 2 % more of the training loss where there is no validation); changes of less than 3 %, and of more than 4 times the
+    weights; a first epoch that ends below .9 of the run's end. A loss of numbers that fell by 15 % since the first epoch
+    learned something, whatever the first targets cost: they may lack the few large ones, or hold too many: where validation's
+    targets are not known, weights that moved by 30 %, while training gained less than 7 % since the first epoch, and validation
+    never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still falls is another fault. Offset: a
+    first loss above 5 times a guess's that did not rise, and a quarter of the run above twice that cost.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -44,25 +45,25 @@ def learned_nothing(course: Course) -> list[Finding]:
         return []
     falling = course.end > ABOVE * guess and course.end < start[0] / 2
     fell = course.sampled and course.first_pass is not None and course.end < FELL * course.first_pass
-    nothing = min((course.end, *course.validation)) >= NOTHING * guess
+    nothing = min((course.end / guess, *course.shares)) >= NOTHING
     if falling or (fell and not _came_down(course)) or not (nothing or _is_flat(course)):
         return []
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
     lost = course.first_pass is not None and course.first_pass < LOST * course.end
-    best = min(course.validation, default=course.end * HARD)
+    best = min(course.shares, default=course.end / guess * HARD)
     severity: Severity = "error"
-    if course.moved < STILL and nothing:
+    if course.moved < STILL and nothing and best >= _hard(course):
         rule, advice = (
             "lr_too_low",
             f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
         )
-    elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE * guess):
+    elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE):
         rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
     elif (course.moved > FAR or lost) and nothing:
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif not _is_flat(course) and best < _hard(course) * guess:
+    elif not _is_flat(course) and best < _hard(course):
         return []
     else:
         rule, severity = "labels_broken", "warning"
@@ -74,7 +75,7 @@ def collapsed(course: Course) -> list[Finding]:
     """Say so if a run that had learned something fell back to the cost of a guess and stayed there: `lr_too_high`.
 
     Threshold: a stretch of the first half of the run is below .8 of a guess's cost, all of the last quarter and the last validation
-    loss between .9 and 1.5 of it; weights moved by more than 30 %.
+    loss, over what a guess costs there, between .9 and 1.5 of it; weights moved by more than 30 %.
 
     >>> fell = Course((2.5, 1.9, 1.8, 1.9, *[2.35] * 20), (1.9, 2.35), 240, guess=2.48, passes=16, moved=2.0)
     >>> collapsed(fell)[0].rule
@@ -84,8 +85,9 @@ def collapsed(course: Course) -> list[Finding]:
     if not guess or course.moved is None or course.passes < ENOUGH_PASSES or course.updates < ENOUGH_UPDATES:
         return []
     quarter = max(1, len(training) // 4)
-    best, ends = min(training[: 2 * quarter], default=math.inf), (*training[-quarter:], *course.validation[-1:])
-    back = len(training) > 4 and all(BACK * guess < loss < BEYOND * guess for loss in ends)
+    best = min(training[: 2 * quarter], default=math.inf)
+    ends = (*(loss / guess for loss in training[-quarter:]), *course.shares[-1:])
+    back = len(training) > 4 and all(BACK < share < BEYOND for share in ends)
     if not back or best > CAME_TO * guess or course.moved < FLAT_MOVED:
         return []
     message = (
@@ -99,6 +101,8 @@ def collapsed(course: Course) -> list[Finding]:
 
 def _hard(course: Course) -> float:
     """Return the share of a guess's cost below which targets are taken to follow from the inputs, if only just."""
+    if course.guess_apart and (course.sampled or course.uneven):
+        return KNOWN_HARD
     return 1.0 if course.sampled else HARD
 
 
@@ -107,7 +111,8 @@ def _is_flat(course: Course) -> bool:
     guess, before, first_pass, moved = course.guess, course.before, course.first_pass, course.moved
     if guess is None or before is None or first_pass is None or moved is None or not course.validation:
         return False
-    if not course.sampled or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
+    roughly = course.sampled and not course.guess_apart
+    if not roughly or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
         return False
     return course.end > FLAT_TRAINED * first_pass and min(course.validation) > FLAT * before
 

@@ -195,3 +195,42 @@ def test_a_trained_network_given_harder_data_has_not_diverged() -> None:
 def test_what_is_learned_shows_in_both_losses(validation: tuple[float, ...], learned: bool) -> None:
     assert Course(LEARNED, validation, guess=LN4, uneven=True).learned is learned
     assert not Course(LEARNED, validation, guess=LN4).learned  # pixels, of which the shares are not known
+
+
+def test_validation_is_compared_with_what_a_guess_costs_there() -> None:
+    stormy = {
+        "training": (1.1, *[0.93] * 30),
+        "validation": (1.7, 1.58),
+        "guess": 1.0,
+        "sampled": True,
+        "before": 1.7,
+        "first_pass": 1.0,
+    }
+    assert rules(**stormy) == ["labels_broken"]
+    assert rules(**stormy, guess_apart=1.77, samples_apart=2000) == []
+    assert rules(**stormy, guess_apart=1.59, samples_apart=2000) == ["labels_broken"]
+
+
+def test_a_little_is_something_where_it_is_known_what_a_guess_costs() -> None:
+    returns = {"training": (1.05, *[0.97] * 30), "validation": (1.0, 0.98), "guess": 1.0, "before": 1.0, "first_pass": 1.0}
+    assert rules(**returns, sampled=True) == ["labels_broken"]
+    assert rules(**returns, sampled=True, guess_apart=1.0, samples_apart=500) == []
+    assert rules(**returns, guess_apart=1.0, samples_apart=500) == ["labels_broken"]  # of labels that are all as common
+
+
+def test_weights_that_hardly_moved_do_not_learn_too_slowly_what_they_know() -> None:
+    newer = {"training": [0.97 * LN4] * 32, "validation": (0.97 * LN4, 0.968 * LN4), "moved": 0.008}
+    assert rules(**newer) == []
+    assert rules(**newer | {"validation": (LN4, LN4)}) == ["lr_too_low"]
+
+
+def test_a_run_did_not_fall_back_if_validation_is_as_hard_as_its_end() -> None:
+    stream = {"training": (1.0, *[0.4] * 15, *[1.1] * 16), "validation": (1.4, 1.0), "guess": 1.0, "before": 1.5}
+    assert rules(**stream, sampled=True) == ["lr_too_high"]
+    assert rules(**stream, sampled=True, guess_apart=1.5, samples_apart=500) == []
+
+
+def test_a_handful_of_validation_samples_tells_nothing() -> None:
+    apart = {"training": LEARNED, "validation": (1.4, 1.5), "guess_apart": LN4}
+    assert rules(**apart, samples_apart=200) == ["labels_broken"]
+    assert rules(**apart, samples_apart=24) == []

@@ -1,5 +1,7 @@
 """Rules about the first update: rates and clipping that are far off, and the ones that people use."""
 
+import math
+
 import lightning.pytorch as pl
 import pytest
 import torch
@@ -8,6 +10,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule, audit
 from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.evidence import collect
+from lit_training.diagnosis.rules.guessing import guesses
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import alarms, mlp, numbers
 
 RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
@@ -226,3 +231,44 @@ def test_the_first_step_of_adagrad_is_no_measure_in_front_of_a_normalisation() -
     assert said(norm=False, optimizer=torch.optim.Adagrad)
     assert said(norm=True, optimizer=torch.optim.Adam)
     assert not said(norm=True, optimizer=torch.optim.Adagrad)
+
+
+def factors(std: float, lr: float) -> list[str]:
+    """What is said of two tables that start with a deviation, and of Adam."""
+    torch.manual_seed(0)
+    words = torch.randint(50, (256,))
+    net = nn.Sequential(nn.Embedding(50, 16), nn.Linear(16, 50, bias=False))
+    for layer in net:
+        nn.init.normal_(layer.weight, std=std)
+    watch = Diagnostics(verbose=False, select=["lr_too_low"])
+    trainer = pl.Trainer(max_steps=300, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
+
+    class Stops(LitModule):
+        def on_train_batch_end(self, outputs, batch, batch_idx):
+            self.trainer.should_stop = self.global_step > 5
+
+    module = Stops(net, lr=lr, optimizer=torch.optim.Adam, metrics=[])
+    trainer.fit(module, DataLoader(TensorDataset(words, (words + 1) % 50), 64))
+    return [finding.rule for finding in watch.findings]
+
+
+@pytest.mark.parametrize(("lr", "rules"), [(3e-3, []), (1e-5, ["lr_too_low"])])
+def test_two_factors_that_start_near_zero_get_their_gradients_later(lr: float, rules: list[str]) -> None:
+    assert factors(1e-3, lr) == rules
+
+
+@pytest.mark.parametrize(("told", "is_a_guess"), [(0.0, True), (1.0, False)])
+def test_a_network_that_knows_a_little_does_not_guess(told: float, is_a_guess: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(256, 4, generator=generator)
+    labels = (torch.rand(256, generator=generator) < x[:, 0].sigmoid()).long()
+    net = nn.Linear(4, 2)
+    with torch.no_grad():
+        net.weight.zero_()[1, 0] = told
+    with Probe(net, len(x), (x, labels)) as probe:
+        loss = nn.functional.cross_entropy(net(x), labels)
+        probe.differentiate(loss)
+        loss.backward()
+    assert loss > 0.85 * math.log(2)
+    assert guesses(collect(probe, loss=loss)) is is_a_guess

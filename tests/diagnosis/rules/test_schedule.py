@@ -62,6 +62,8 @@ HEALTHY = {
     "inverse root": lambda o: schedules.LambdaLR(o, lambda step: min((step + 1) ** -0.5, (step + 1) * 20**-1.5)),
     "one cycle cut off behind its peak": lambda o: schedules.OneCycleLR(o, 0.5, total_steps=500),
     "slow exponential": lambda o: schedules.ExponentialLR(o, 0.97),
+    "a tenth less every other update": lambda o: schedules.StepLR(o, 2, gamma=0.9),
+    "thrice by ten in the first half": lambda o: schedules.MultiStepLR(o, [30, 60, 90]),
 }
 FAULTY = {
     "stepped per batch": lambda o: schedules.StepLR(o, 10),
@@ -166,6 +168,16 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong) == ["weight_decay_too_strong"]
     assert found(usual) == []
     assert found(strong, updates=1) == []
+
+
+@pytest.mark.parametrize(("decay", "rules"), [(0.6, []), (3.0, ["weight_decay_too_strong"])])
+def test_a_weight_that_starts_wide_may_shrink_to_usual_size(decay: float, rules: list[str]) -> None:
+    net = mlp(16, 32, 32, 4)
+    nn.init.normal_(net[0].weight)
+    decayed = evidence(
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=decay), net=net, loss=lambda n, x, y: F.cross_entropy(n(x), y)
+    )
+    assert [f.rule for f in weight_decay_too_strong(decayed)] == rules
 
 
 @pytest.mark.parametrize(
