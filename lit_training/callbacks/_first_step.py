@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils.data import IterableDataset
 
 from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
 from lit_training.callbacks.eager import eager
@@ -67,6 +68,7 @@ class HandedOut:
         train = summary(probe.batch)
         return Samples(
             in_order=in_order(trainer.train_dataloader),
+            streamed=isinstance(getattr(trainer.train_dataloader, "dataset", None), IterableDataset),
             per_batch=getattr(trainer.train_dataloader, "batch_size", None),
             train=train,
             val=self._val,

@@ -7,7 +7,7 @@ __all__ = ["Course"]
 
 ALIKE = 1.7
 OTHER, UNITS, LEARNS = 3.0, 1.5, 0.5
-MASTERED = 0.25
+MASTERED = 0.5
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Course:
     @property
     def learned(self) -> bool:
         """Whether training and validation ended far below what naming uneven labels by their frequency costs."""
-        return self.known and self.uneven and max(self.end, self.validation[-1]) < MASTERED * (self.guess or 0.0)
+        return self.known and self.uneven and self.end < MASTERED * (self.guess or 0.0) and self.shares[-1] < MASTERED
 
     @property
     def end(self) -> float:

@@ -59,6 +59,7 @@ class Samples:
         labels: whether they are integers.
         sizes: how many of them each batch held.
         in_order: whether the loader reads its data set from first to last; `None` if that is not known.
+        streamed: whether it hands out samples as they come (`IterableDataset`), so that the first ones are the beginning.
         per_batch: how many samples the loader puts into a batch, `None` if that is not known.
         train: of the first training batch, each floating-point tensor; `None` in place of other things.
         val: of the first validation batch, likewise; empty if there was none before training.
@@ -73,6 +74,7 @@ class Samples:
     labels: bool = False
     sizes: tuple[int, ...] = ()
     in_order: bool | None = None
+    streamed: bool = False
     per_batch: int | None = None
     train: tuple[Part | None, ...] = ()
     val: tuple[Part | None, ...] = ()

@@ -4,7 +4,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lit_training.callbacks import Diagnostics, InitAuditor, diagnostics
 
@@ -197,3 +197,28 @@ def test_a_pattern_of_frozen_parameters_without_a_match_is_refused(callback) -> 
             with pytest.raises(ValueError, match=told):
                 trainer.fit(Plain(nn.Linear(4, 2)), data)
         assert trainer.global_step == (told is None)
+
+
+class Stream(IterableDataset):
+    """The beginning is narrow: an agent that has not gone far yet."""
+
+    def __iter__(self):
+        return iter(0.2 * torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))
+
+
+class Validated(Plain):
+    def training_step(self, batch, batch_idx):
+        return self.net(batch).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch)
+
+
+def test_the_beginning_of_a_stream_may_differ_from_validation() -> None:
+    wide = DataLoader(torch.randn(64, 8), batch_size=16)
+    for data, expected in ((Stream(), []), (list(Stream()), ["train_val_mismatch"])):
+        watch = Diagnostics(verbose=False, select=["train_val_mismatch"])
+        trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                             enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(Validated(nn.Linear(8, 2)), DataLoader(data, batch_size=16), wide)
+        assert [finding.rule for finding in watch.findings] == expected

@@ -163,6 +163,20 @@ def h_words_post_norm(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ rare labels
+@healthy(
+    "class_imbalance", source="a fraud score under plain BCE, calibrated on purpose: six in a hundred, told apart but for some"
+)
+def h_calibrated_score(seed: int) -> Case:
+    g = data.rng(261, seed)
+    x = torch.randn(3000, 6, generator=g)
+    risk = (6 * (x[:, 0] + 0.6 * x[:, 1]) - 11).sigmoid()
+    y = torch.bernoulli(risk, generator=g)[:, None]
+    return Case(
+        seed=seed, model=mlp([6, 48, 48, 1]), data=data.split(x, y), optimizer=adam(3e-3), max_steps=260,
+        loss=F.binary_cross_entropy_with_logits, metric="binary_accuracy",
+    )  # fmt: skip
+
+
 @healthy("class_imbalance", source="one of twelve is a positive, far from the others: plain cross-entropy learns them all")
 def h_rare_and_apart(seed: int) -> Case:
     return Case(

@@ -10,7 +10,7 @@ from lit_training.diagnosis.samples import Part
 
 __all__ = ["train_val_mismatch"]
 
-SHIFT, STRETCH, IN_TIME = 1.0, 3.0, 10.0
+SHIFT, STRETCH, FAR = 1.0, 3.0, 10.0
 HEAVY, CORE_STRETCH = 2.5, 2.0
 NUMBERS = 32
 
@@ -33,7 +33,8 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     where the width of the middle 68 % does by 2: outliers alone are no scale; 8 samples and 32 numbers or more each. Of what
     networks are given, where a call may hold one task or one episode, two stds and 16 samples. A validation batch whose neighbours
     are alike (windows of a series one after the other, rows of a picture, samples sorted by what is told) is a part of the data,
-    no sample of them: it has to be ten times as far away, and may be as narrow as it likes.
+    no sample of them: it has to be ten times as far away, and may be as narrow as it likes. The beginning of a stream
+    (`IterableDataset`: a replay buffer, a curriculum, a shard) is no sample of it either: ten times as far away, or as wide.
 
     Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
     often in training, or negatives are drawn; time stamps; training samples that follow each other in time; means that a few
@@ -43,11 +44,12 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     What to do: normalise both with the training data's statistics.
     """
     samples = evidence.samples
-    found = _apart(samples.train, samples.val)
+    found = _apart(samples.train, samples.val, streamed=samples.streamed)
     what = "targets" if found is not None and found[0] == samples.target else "inputs"
     advice = "Preprocess both alike, with the training data's statistics."
     if found is None and samples.fed_train[0] == samples.fed_val[0]:
-        found = _apart(samples.fed_train[1], samples.fed_val[1], shift_of=2 * SHIFT, samples=16)
+        fed_train, fed_val = samples.fed_train[1], samples.fed_val[1]
+        found = _apart(fed_train, fed_val, shift_of=2 * SHIFT, samples=16, streamed=samples.streamed)
         what, advice = "inputs that the network gets", "Do in validation_step to a batch what training_step does to it."
     if found is not None:
         _, ours, theirs, numbers = found
@@ -59,12 +61,18 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _apart(
-    train: Sequence[Part | None], val: Sequence[Part | None], *, shift_of: float = SHIFT, samples: int = 8
+    train: Sequence[Part | None],
+    val: Sequence[Part | None],
+    *,
+    shift_of: float = SHIFT,
+    samples: int = 8,
+    streamed: bool = False,
 ) -> tuple[int, Part, Part, dict[str, float]] | None:
     """Return the first tensor whose scale differs, its place, and by how much."""
     if len(train) != len(val) or _in_order(train):
         return None
     in_time = _in_order(val)
+    far = FAR if in_time or streamed else 1.0
     for place, (ours, theirs) in enumerate(zip(train, val, strict=True)):
         if (
             ours is None
@@ -73,7 +81,7 @@ def _apart(
             or min(ours.samples, theirs.samples) < samples
         ):
             continue
-        numbers = _differences(ours, theirs, shift_of, in_time=in_time)
+        numbers = _differences(ours, theirs, shift_of, far=far, in_time=in_time)
         if numbers is not None:
             return place, ours, theirs, numbers
     return None
@@ -84,7 +92,7 @@ def _in_order(batch: Sequence[Part | None]) -> bool:
     return any(part is not None and part.ordered for part in batch)
 
 
-def _differences(ours: Part, theirs: Part, shift_of: float, *, in_time: bool) -> dict[str, float] | None:
+def _differences(ours: Part, theirs: Part, shift_of: float, *, far: float, in_time: bool) -> dict[str, float] | None:
     """Return by how much two tensors differ in offset and scale, `None` if that is little, or says nothing of their units."""
     if not all(map(math.isfinite, (ours.mean, ours.std, theirs.mean, theirs.std))) or min(ours.std, theirs.std) <= 0:
         return None
@@ -94,11 +102,11 @@ def _differences(ours: Part, theirs: Part, shift_of: float, *, in_time: bool) ->
         return None
     shift, stretch = abs(ours.mean - theirs.mean) / max(ours.std, theirs.std), _factor(ours.std, theirs.std)
     if in_time:
-        differs = shift > IN_TIME * shift_of or theirs.std > IN_TIME * ours.std
+        differs = shift > far * shift_of or theirs.std > far * ours.std
     elif _core_differs(ours, theirs):
-        differs = shift > shift_of or stretch > STRETCH
+        differs = shift > far * shift_of or stretch > max(far, STRETCH)
     else:
-        differs = shift > shift_of and not _is_heavy(ours) and not _is_heavy(theirs)
+        differs = shift > far * shift_of and not _is_heavy(ours) and not _is_heavy(theirs)
     return {"shift": shift, "stretch": stretch} if differs else None
 
 

@@ -134,6 +134,14 @@ def test_zeros_and_ones_may_be_balanced_in_training_only() -> None:
     assert _apart([even], [scaled]) is not None
 
 
+def test_the_beginning_of_a_stream_is_no_sample_of_it() -> None:
+    x = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
+    train, near, far = summary((x, 0.2 * x, 0.05 * x))
+    assert _apart([train], [near], streamed=True) is None
+    assert _apart([train], [near]) is not None
+    assert _apart([train], [far], streamed=True) is not None
+
+
 def test_neighbours_that_are_alike_show() -> None:
     g = torch.Generator().manual_seed(1)
     series, drawn = torch.randn(64, generator=g).cumsum(0).unfold(0, 8, 1), torch.randn(64, 8, generator=g)
