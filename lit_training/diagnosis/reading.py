@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lit_training.tracing.graph import LOSSES, Graph, Node
 from lit_training.tracing.loss_calls import LossCall
 
-__all__ = ["Term", "is_masked", "producer", "summands", "terms"]
+__all__ = ["Term", "is_masked", "logits_of", "producer", "summands", "terms"]
 
 _SHAPING = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
@@ -42,6 +42,15 @@ def producer(graph: Graph, node: Node) -> Node:
             break
         node = biased or graph.nodes[node.parents[0]]
     return node
+
+
+def logits_of(graph: Graph, call: LossCall) -> Node | None:
+    """Return the scores that a cross-entropy of torch's makes probabilities of; `None` where a loss takes something else."""
+    scores = graph.nodes[call.prediction]
+    if "nll" in call.op:
+        maker = producer(graph, scores)
+        return graph.nodes[maker.parents[0]] if maker.op == "log_softmax" and maker.parents else None
+    return scores if call.op == "binary_cross_entropy_with_logits" else None
 
 
 def _biased(graph: Graph, node: Node) -> Node | None:

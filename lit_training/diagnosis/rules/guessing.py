@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.reading import producer
+from lit_training.diagnosis.reading import logits_of, producer
 from lit_training.tracing.graph import Node
 from lit_training.tracing.loss_calls import LossCall, from_loader, spread
 from lit_training.tracing.probe import Layer
@@ -81,16 +81,8 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
     best: tuple[float, Layer | None] = (0.0, None)
     graph = evidence.graph
     for call in evidence.losses:
-        logits = graph.nodes[call.prediction]
-        classes = classes_of(evidence, call)
-        if "nll" in call.op:
-            maker = producer(graph, logits)
-            if maker.op != "log_softmax" or not maker.parents:
-                continue
-            logits = graph.nodes[maker.parents[0]]
-        elif call.op != "binary_cross_entropy_with_logits":
-            continue
-        if call.value is None or call.summed or classes < 2 or not math.isfinite(call.value):
+        logits, classes = logits_of(graph, call), classes_of(evidence, call)
+        if logits is None or call.value is None or call.summed or classes < 2 or not math.isfinite(call.value):
             continue
         head = producer(graph, logits)
         ratio = call.value / math.log(classes)

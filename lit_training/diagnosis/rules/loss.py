@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.reading import is_masked, producer
+from lit_training.diagnosis.reading import is_masked, logits_of, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
@@ -224,13 +224,8 @@ def _flat(evidence: Evidence) -> _Verdict:
 def _no_logits(evidence: Evidence) -> Finding | None:
     graph = evidence.graph
     for call in evidence.losses:
-        logits = graph.nodes[call.prediction]
-        if "nll" in call.op:
-            logits = producer(graph, logits)
-            if logits.op != "log_softmax" or not logits.parents:
-                continue
-            logits = graph.nodes[logits.parents[0]]
-        elif call.op != "binary_cross_entropy_with_logits":
+        logits = logits_of(graph, call)
+        if logits is None:
             continue
         maker = producer(graph, logits)
         if maker.op in ("softmax", "sigmoid", "relu", "relu6", "tanh", "hardsigmoid") or _is_narrow(maker):
