@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, Supervised, faulty
-from tests.zoo.healthy_loops import penalised
+from tests.zoo.healthy_schedules import penalised
 from tests.zoo.nets import adam, adamw, mlp, sgd
 
 
