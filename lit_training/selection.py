@@ -39,13 +39,17 @@ _MODULE_WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 
 @dataclass(frozen=True)
 class ParameterInfo:
-    """One parameter: its `name` without wrapper parts, its `kind`, why it has that kind, and the names it is tied to."""
+    """One parameter: its `name` without wrapper parts, its `kind`, why it has that kind, and the names it is tied to.
+
+    `spelt` are its names as `named_parameters()` spells them, where those hold wrapper parts.
+    """
 
     name: str
     parameter: nn.Parameter
     kind: Kind
     reason: str
     aliases: tuple[str, ...] = ()
+    spelt: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,17 @@ def classify(module: nn.Module) -> list[ParameterInfo]:
     [('0.weight', 'embedding'), ('1.weight', 'weight'), ('1.bias', 'bias')]
     """
     found: dict[nn.Parameter, list[tuple[str, Kind, str]]] = {}
-    for name, parameter, owner, leaf in _owned_parameters(module):
+    spelt: dict[nn.Parameter, list[str]] = {}
+    for name, raw, parameter, owner, leaf in _owned_parameters(module):
         kind, reason = _kind(parameter, owner, leaf)
         found.setdefault(parameter, []).append((name, kind, reason))
+        if raw != name:
+            spelt.setdefault(parameter, []).append(raw)
     infos = []
     for parameter, uses in found.items():
         _, kind, reason = next((use for use in uses if use[1] == "embedding"), uses[0])
         aliases = tuple(name for name, _, _ in uses[1:])
-        infos.append(ParameterInfo(uses[0][0], parameter, kind, reason, aliases))
+        infos.append(ParameterInfo(uses[0][0], parameter, kind, reason, aliases, tuple(spelt.get(parameter, ()))))
     return infos
 
 
@@ -150,7 +157,7 @@ def names_of(infos: Iterable[ParameterInfo]) -> dict[str, tuple[str, ...]]:
     >>> names_of(classify(nn.Sequential(layer, layer)))
     {'0.weight': ('0.weight', '1.weight')}
     """
-    return {info.name: (info.name, *info.aliases) for info in infos}
+    return {info.name: (info.name, *info.aliases, *info.spelt) for info in infos}
 
 
 def match(patterns: str | Sequence[str], names: Mapping[str, Sequence[str]] | Iterable[str], argument: str) -> dict[str, str]:
@@ -188,13 +195,13 @@ def clean_names(module: nn.Module) -> list[tuple[str, nn.Module]]:
     return [(_clean(name, modules), part) for name, part in modules.items()]
 
 
-def _owned_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter, nn.Module, str]]:
-    """Yield clean name, parameter, the layer it belongs to and its name there; tied parameters at each place."""
+def _owned_parameters(module: nn.Module) -> Iterator[tuple[str, str, nn.Parameter, nn.Module, str]]:
+    """Yield clean name, name, parameter, the layer it belongs to and its name there; tied parameters at each place."""
     modules = dict(module.named_modules(remove_duplicate=False))
     for path, owner in modules.items():
         for leaf, parameter in owner.named_parameters(recurse=False, remove_duplicate=False):
-            name = _clean(f"{path}.{leaf}" if path else leaf, modules)
-            yield name, parameter, *_layer_of(path, owner, leaf, modules)
+            raw = f"{path}.{leaf}" if path else leaf
+            yield _clean(raw, modules), raw, parameter, *_layer_of(path, owner, leaf, modules)
 
 
 def _layer_of(path: str, owner: nn.Module, leaf: str, modules: Mapping[str, nn.Module]) -> tuple[nn.Module, str]:

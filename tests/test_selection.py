@@ -111,8 +111,11 @@ def test_a_tied_weight_comes_once_and_answers_to_each_name():
 )
 def test_names_are_free_of_wrappers(wrap):
     net = nn.Sequential(nn.Linear(2, 2))
-    names = {name.removeprefix("net.") for name in select(wrap(net))}
+    wrapped = wrap(net)
+    names = {name.removeprefix("net.") for name in select(wrapped)}
     assert names == {"0.weight"}
+    spelt = next(name for name, _ in wrapped.named_parameters())
+    assert list(select(wrapped, include=spelt)) == list(select(wrapped))
 
 
 parts = st.sampled_from(
