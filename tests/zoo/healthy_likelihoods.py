@@ -163,5 +163,5 @@ class Saturating(Adversarial):
 @healthy("loss_sign", "no_update", source="a GAN whose generator lowers log(1 - D), without toggling its two optimisers")
 def h_gan_saturating(seed: int) -> Case:
     case = h_gan(seed)
-    case.module = Saturating
+    case.module, case.max_steps = Saturating, 3000
     return case
