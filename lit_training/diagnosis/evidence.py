@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
-from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_gates, idle_norms, tracked
+from lit_training.diagnosis.modules import collecting_norms, dropouts, flags, forget_gates, idle_norms, tracked
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.samples import Samples
@@ -62,6 +62,7 @@ class Evidence:
         took_in: batch-norm layers that took the first batch into their running statistics.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the gates that keep the memory of each LSTM and GRU.
+        flags: what `requires_grad` says on modules, where somebody set it instead of calling `requires_grad_`.
         dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
         bare: whether that is what the only one of `losses` gave, for targets that no network made, without weights, penalties or
@@ -95,6 +96,7 @@ class Evidence:
     took_in: tuple[str, ...] = ()
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
     dropouts: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     bare: bool = False
@@ -188,6 +190,7 @@ def collect(
         forget_gates=forget_gates(probe.module),
         samples=samples or Samples(),
         plan=plan or Plan(),
+        flags=flags(probe.module),
         dropouts=dropouts(probe.module),
         momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
         loss=value,
