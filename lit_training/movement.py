@@ -47,6 +47,17 @@ class Movement:
         ]
         return median(changes) if changes else None
 
+    @torch.no_grad()
+    def kept(self) -> float | None:
+        """Return the largest part of its norm at the start that a weight of several columns has, `None` where there is none.
+
+        One that started at zero and is no longer there makes it infinite.
+        """
+        pairs = zip(self._weights, self._start, strict=True)
+        wide = [(_sample(w), start) for w, start in pairs if math.prod(w.shape[1:]) > 1]
+        norms = [(float(now.norm()), float(start.norm())) for now, start in wide if now.shape == start.shape]
+        return max((now / start if start else math.inf for now, start in norms if now or start), default=None)
+
 
 def _size(start: Tensor, drawn: float) -> float:
     norm = float(start.norm())

@@ -156,6 +156,7 @@ class LossMonitor(Callback):
             first_pass=self._first_pass,
             passes=self._passes,
             moved=None if self._movement is None else self._movement.median(),
+            kept=None if self._movement is None else self._movement.kept(),
             dropout=self._dropout,
             sampled=guess is not None and guess.sampled,
             uneven=guess is not None and guess.uneven,
