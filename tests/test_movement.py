@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_training.movement import Movement
+from lit_training.movement import Movement, Rewinds
 
 
 @pytest.mark.parametrize("size", [3, 40, 300])
@@ -65,3 +65,23 @@ def test_a_weight_that_left_zero_was_kept() -> None:
     assert movement.kept() == pytest.approx(0.01)
     net[1].weight.add_(0.1)
     assert movement.kept() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("starts", "losses", "moves", "count"),
+    [
+        ([0, 1, 1, 1], [1.0, 0.9, 0.8, 0.7], True, 2),
+        ([0, 1, 1, 1], [1.0, 0.9, 0.8, 0.7], False, 0),
+        ([0, 1, 1, 1], [1.0, 0.9, 0.95, 0.9], True, 0),
+        ([0, 1, 2, 1], [1.0, 0.9, 0.8, 0.7], True, 0),
+        ([0, 0, 0, 0], [None, 0.9, 0.8, 0.7], True, 0),
+    ],
+)
+def test_a_better_epoch_that_is_thrown_away_counts(
+    starts: list[float], losses: list[float | None], moves: bool, count: int
+) -> None:
+    rewinds = Rewinds()
+    for start, loss in zip(starts, losses, strict=True):
+        rewinds.begin([torch.full((4,), start)], loss)
+        rewinds.end([torch.full((4,), start + moves)])
+    assert rewinds.count == count

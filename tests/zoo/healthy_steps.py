@@ -1,6 +1,8 @@
 """Healthy, second set: optimisers, schedules and loops out of the ordinary, each of which learns."""
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -211,3 +213,28 @@ def h_channel_dropout_wide(seed: int) -> Case:
         nn.Flatten(), nn.Linear(48 * 4, 10),
     )  # fmt: skip
     return Case(seed=seed, model=model, data=digits(seed, flat=False), optimizer=adam(4e-3), max_steps=150, **CE)
+
+
+class Returning(Supervised):
+    """Goes on from the best weights so far at the start of each epoch."""
+
+    def on_fit_start(self) -> None:
+        self.best, self.lowest = deepcopy(self.model.state_dict()), math.inf
+
+    def on_train_epoch_start(self) -> None:
+        self.model.load_state_dict(self.best)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.trainer.callback_metrics["val_loss"])
+        if self.is_best(loss):
+            self.best, self.lowest = deepcopy(self.model.state_dict()), loss
+
+    def is_best(self, loss: float) -> bool:
+        return loss < self.lowest
+
+
+@healthy("no_update", source="a loop that goes back to the best epoch, at a rate at which many are worse")
+def h_returns_to_best(seed: int) -> Case:
+    case = arcs(seed, adam(2e-2), max_steps=400)
+    case.module = Returning
+    return case

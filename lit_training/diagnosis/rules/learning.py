@@ -190,9 +190,10 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch,
     or after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first
-    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps.
+    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps. At the end of a run
+    (`LossMonitor`): epochs began with the very weights of the one before, though validation had become better in it.
 
-    Threshold: none; a single changed bit is an update.
+    Threshold: 3 such epochs, and half of all; else none, a single changed bit is an update.
 
     Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen
     parts.
