@@ -94,7 +94,7 @@ class LossMonitor(Callback):
         """Note the loss, as it was before Lightning divided it for accumulation; at an epoch's end where the weights are."""
         if pl_module.automatic_optimization and outputs:
             self._note(outputs["loss"], trainer.accumulate_grad_batches)
-        if trainer.is_last_batch:  # type: ignore[attr-defined]
+        if trainer.is_last_batch:
             self._end_epoch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
