@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 from lit_training.columns import some_elements
 from lit_training.selection import classify
 
-__all__ = ["Movement"]
+__all__ = ["Movement", "Rewinds"]
 
 SMALL = 0.5
+BETTER = 0.99
 
 
 class Movement:
@@ -46,6 +47,57 @@ class Movement:
             if now.shape == start.shape
         ]
         return median(changes) if changes else None
+
+    @torch.no_grad()
+    def now(self) -> list[Tensor]:
+        """Return a copy of the remembered elements as they are."""
+        return [_sample(weight).clone() for weight in self._weights]
+
+    @torch.no_grad()
+    def kept(self) -> float | None:
+        """Return the largest part of its norm at the start that a weight of several columns has, `None` where there is none.
+
+        One that started at zero and is no longer there makes it infinite.
+        """
+        pairs = zip(self._weights, self._start, strict=True)
+        wide = [(_sample(w), start) for w, start in pairs if math.prod(w.shape[1:]) > 1]
+        norms = [(float(now.norm()), float(start.norm())) for now, start in wide if now.shape == start.shape]
+        return max((now / start if start else math.inf for now, start in norms if now or start), default=None)
+
+
+class Rewinds:
+    """Count the epochs that begin, to the bit, where the one before began, although it had moved and lowered the validation loss.
+
+    `level` is the validation loss of the weights that the last epoch began with, `None` if it is not known.
+
+    >>> rewinds, start = Rewinds(), torch.ones(3)
+    >>> for loss in (1.0, 0.5, 0.4):
+    ...     rewinds.begin([start], loss)
+    ...     rewinds.end([start + 1])
+    >>> rewinds.count, rewinds.level
+    (2, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.level: float | None = None
+        self._start: list[Tensor] = []
+        self._moved = False
+
+    def begin(self, weights: list[Tensor], loss: float | None) -> None:
+        """Take the weights at the start of an epoch, and the validation loss of those at the end of the one before."""
+        if not _same(weights, self._start):
+            self._start, self.level = weights, loss
+        elif self._moved and loss is not None and self.level is not None and loss < BETTER * self.level:
+            self.count += 1
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Take the weights after the last update of an epoch."""
+        self._moved = not _same(weights, self._start)
+
+
+def _same(weights: list[Tensor], others: list[Tensor]) -> bool:
+    return len(weights) == len(others) and all(torch.equal(a, b) for a, b in zip(weights, others, strict=True))
 
 
 def _size(start: Tensor, drawn: float) -> float:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_training.movement import Movement
+from lit_training.movement import Movement, Rewinds
 
 
 @pytest.mark.parametrize("size", [3, 40, 300])
@@ -43,3 +43,45 @@ def test_a_weight_that_started_near_zero_moved_by_its_way_over_the_size_that_tor
     with torch.no_grad():
         table.weight.add_(0.3)
     assert movement.median() == pytest.approx(0.3 * 6, rel=1e-3)  # sqrt(3 * 12)
+
+
+@torch.no_grad()
+def test_what_is_kept_of_the_weights_is_the_most_of_any_with_several_columns() -> None:
+    net = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 2), nn.Embedding(8, 1))
+    movement = Movement(net)
+    net[0].weight.mul_(0.05)
+    net[1].weight.mul_(0.02)
+    assert movement.kept() == pytest.approx(0.05)
+    net[1].weight.mul_(100)
+    assert movement.kept() == pytest.approx(2)
+
+
+@torch.no_grad()
+def test_a_weight_that_left_zero_was_kept() -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    net[1].weight.zero_()
+    movement = Movement(net)
+    net[0].weight.mul_(0.01)
+    assert movement.kept() == pytest.approx(0.01)
+    net[1].weight.add_(0.1)
+    assert movement.kept() == float("inf")
+
+
+@pytest.mark.parametrize(
+    ("starts", "losses", "moves", "count"),
+    [
+        ([0, 1, 1, 1], [1.0, 0.9, 0.8, 0.7], True, 2),
+        ([0, 1, 1, 1], [1.0, 0.9, 0.8, 0.7], False, 0),
+        ([0, 1, 1, 1], [1.0, 0.9, 0.95, 0.9], True, 0),
+        ([0, 1, 2, 1], [1.0, 0.9, 0.8, 0.7], True, 0),
+        ([0, 0, 0, 0], [None, 0.9, 0.8, 0.7], True, 0),
+    ],
+)
+def test_a_better_epoch_that_is_thrown_away_counts(
+    starts: list[float], losses: list[float | None], moves: bool, count: int
+) -> None:
+    rewinds = Rewinds()
+    for start, loss in zip(starts, losses, strict=True):
+        rewinds.begin([torch.full((4,), start)], loss)
+        rewinds.end([torch.full((4,), start + moves)])
+    assert rewinds.count == count

@@ -15,15 +15,18 @@ from torch.optim import Optimizer
 
 from lit_training.callbacks._first_step import FirstStep, HandedOut
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
+from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
+from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
+from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
 from lit_training.selection import classify, match, names_of
@@ -188,8 +191,9 @@ class InitAuditor(Callback):
         self._look_again(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back what a later thawing of the user's own has answered."""
+        """Take back what a later thawing of the user's own has answered; add what it did not thaw."""
         self._take_back(pl_module)
+        self._add_frozen(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing attached; say what a layer or the loss could not take, and what the first step showed until it raised."""
@@ -295,6 +299,15 @@ class InitAuditor(Callback):
     @harmless
     def _take_back(self, module: LightningModule) -> None:
         self.findings = thawed_later(self.findings, {info.name for info in classify(module) if info.parameter.requires_grad})
+
+    @harmless
+    def _add_frozen(self, trainer: Trainer, module: LightningModule) -> None:
+        infos = classify(module)
+        meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
+        frozen = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
+        known = {(finding.rule, finding.where) for finding in self.findings}
+        new = [f for f in thawed_in_vain(flags(module), frozen, trainer.global_step) if (f.rule, f.where) not in known]
+        self.findings = [*(finding for finding in new if self.wanted.wants(finding)), *self.findings]
 
     @harmless
     def _weigh_guessing(self, evidence: Evidence) -> None:

@@ -14,7 +14,7 @@ from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
-from lit_training.movement import Movement
+from lit_training.movement import Movement, Rewinds
 
 __all__ = ["LossMonitor"]
 
@@ -57,6 +57,7 @@ class LossMonitor(Callback):
         self._first_pass: float | None = None
         self._passes = 0
         self._movement: Movement | None = None
+        self._rewinds = Rewinds()
         self._dropout = 0.0
         self._seen, self._seen_apart = Columns(), Columns()
 
@@ -75,8 +76,10 @@ class LossMonitor(Callback):
         self._remember(pl_module)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep what may be its targets."""
+        """Keep what may be its targets, and of an epoch where it begins."""
         self._keep(self._seen, batch)
+        if batch_idx == 0:
+            self._begin_epoch()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -88,9 +91,11 @@ class LossMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss, as it was before Lightning divided it for accumulation."""
+        """Note the loss, as it was before Lightning divided it for accumulation; at an epoch's end where the weights are."""
         if pl_module.automatic_optimization and outputs:
             self._note(outputs["loss"], trainer.accumulate_grad_batches)
+        if trainer.is_last_batch:
+            self._end_epoch()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the validation loss."""
@@ -122,6 +127,17 @@ class LossMonitor(Callback):
     def _remember(self, module: LightningModule) -> None:
         self._movement = Movement(module)
         self._dropout = max(dropouts(module).values(), default=0.0)
+
+    @harmless
+    def _begin_epoch(self) -> None:
+        if self._movement is not None:
+            last = self._validation[-1] if self._validation else self._before
+            self._rewinds.begin(self._movement.now(), last)
+
+    @harmless
+    def _end_epoch(self) -> None:
+        if self._movement is not None:
+            self._rewinds.end(self._movement.now())
 
     @harmless
     def _note_first_pass(self) -> None:
@@ -156,6 +172,9 @@ class LossMonitor(Callback):
             first_pass=self._first_pass,
             passes=self._passes,
             moved=None if self._movement is None else self._movement.median(),
+            kept=None if self._movement is None else self._movement.kept(),
+            rewinds=self._rewinds.count,
+            level=self._rewinds.level,
             dropout=self._dropout,
             sampled=guess is not None and guess.sampled,
             uneven=guess is not None and guess.uneven,

@@ -25,6 +25,9 @@ class Course:
         first_pass: mean training loss at the end of the first epoch, when every sample was new; `None` if there was no such end.
         passes: epochs done.
         moved: median change of the weights relative to their start, `None` if not known.
+        kept: the largest part of its size at the start that a weight has at the end, `None` if not known.
+        rewinds: how many epochs began with the very weights of the one before, although validation had become better in between.
+        level: the validation loss of the weights that the last epoch began with, `None` if not known.
         dropout: largest probability of a dropout layer.
         sampled: whether that cost is known to a tenth or so only, from some targets.
         uneven: whether a guess costs little because some labels are far more common than others.
@@ -42,6 +45,9 @@ class Course:
     first_pass: float | None = None
     passes: int = 0
     moved: float | None = None
+    kept: float | None = None
+    rewinds: int = 0
+    level: float | None = None
     dropout: float = 0.0
     sampled: bool = False
     uneven: bool = False

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
-from lit_training.diagnosis.modules import collecting_norms, dropouts, forget_gates, idle_norms, tracked
+from lit_training.diagnosis.modules import collecting_norms, dropouts, flags, forget_gates, idle_norms, tracked
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.samples import Samples
@@ -26,6 +26,7 @@ __all__ = ["GROWN", "Evidence", "ParameterFacts", "collect"]
 GROWN = 10.0
 """How many times larger than the first layer's output values may become on the way to a last layer."""
 
+NOTICED = 0.05
 _SAME = 1e-3  # relative
 _MANY = 0.5  # of an activation's values at its bounds
 
@@ -45,6 +46,8 @@ class Evidence:
         label_rows: of targets that log-probabilities were multiplied by, over the classes: `[sum, largest]`, once for each product.
         fading: of each weight with many calls, what the way back from one call to the one before leaves of a gradient.
         norm_passes: of each batch norm that several passes feed by turns, how far the furthest is from what it keeps.
+        norm_means: of each batch norm whose running statistics are slow for the planned updates, how many deviations the channels
+            of its first batch are from zero, where those start.
         differentiated: nodes of the losses that were differentiated.
         loose: tensors that got a gradient, but that no module owns.
         maximizes: whether an optimiser climbs (`maximize=True`).
@@ -59,6 +62,7 @@ class Evidence:
         took_in: batch-norm layers that took the first batch into their running statistics.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the gates that keep the memory of each LSTM and GRU.
+        flags: what `requires_grad` says on modules, where somebody set it instead of calling `requires_grad_`.
         dropouts: probability of each dropout layer in train mode.
         loss: the loss that was differentiated, averaged over processes; `None` if unknown.
         bare: whether that is what the only one of `losses` gave, for targets that no network made, without weights, penalties or
@@ -77,6 +81,7 @@ class Evidence:
     label_rows: tuple[TensorStats, ...] = ()
     fading: Mapping[str, float] = field(default_factory=dict)
     norm_passes: Mapping[str, float] = field(default_factory=dict)
+    norm_means: Mapping[str, float] = field(default_factory=dict)
     differentiated: tuple[int, ...] = ()
     loose: tuple[LooseTensor, ...] = ()
     maximizes: bool = False
@@ -91,6 +96,7 @@ class Evidence:
     took_in: tuple[str, ...] = ()
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
+    flags: Mapping[str, bool] = field(default_factory=dict)
     dropouts: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     bare: bool = False
@@ -138,6 +144,7 @@ def collect(
     )
     losses = tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node))
     value = float(loss.detach()) if isinstance(loss, Tensor) else loss
+    collecting = collecting_norms(probe.module)
     shares = to_host(seen.one_hot for seen in probe.attentions)
     one_hot = tuple((seen.weights, share) for seen, share in zip(probe.attentions, shares, strict=True))
     return Evidence(
@@ -169,6 +176,7 @@ def collect(
         label_rows=tuple(probe.label_rows),
         fading=probe.fading.left(),
         norm_passes=probe.norm_passes.apart(probe.graph),
+        norm_means=probe.norm_passes.off_centre(probe.graph, _slow(collecting, plan)),
         differentiated=tuple(probe.differentiated),
         loose=loose_tensors(probe.tracer, optimizers),
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
@@ -182,13 +190,14 @@ def collect(
         forget_gates=forget_gates(probe.module),
         samples=samples or Samples(),
         plan=plan or Plan(),
+        flags=flags(probe.module),
         dropouts=dropouts(probe.module),
         momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
         loss=value,
         bare=_is_bare(probe.graph, losses, value),
         stepping=stepping is not None,
         broken=_in_words(probe.first_broken()),
-        collecting_norms=collecting_norms(probe.module),
+        collecting_norms=collecting,
         batch_size=probe.batch_size,
         step=step,
     )
@@ -199,6 +208,12 @@ def _growing(layers: Sequence[Layer]) -> list[str]:
     first = next((layer.output.rms for layer in layers if layer.op != "embedding" and layer.output.rms > 0), 0.0)
     grow = first > 0 and any(layer.source is not None and layer.source.rms > GROWN * first for layer in layers)
     return [layer.weight for layer in layers] if grow else []
+
+
+def _slow(collecting: Mapping[str, float], plan: Plan | None) -> list[str]:
+    """Return the batch norms whose running statistics keep some of their start over all planned updates."""
+    updates = None if plan is None else plan.updates
+    return [] if updates is None else [n for n, momentum in collecting.items() if (1 - momentum) ** updates > NOTICED]
 
 
 def _is_bare(graph: Graph, losses: Sequence[LossCall], value: float | None) -> bool:

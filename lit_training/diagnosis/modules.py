@@ -1,11 +1,11 @@
-"""How modules are set that the rules have to know: batch norm's statistics, LSTM gates, dropout."""
+"""How modules are set that the rules have to know: batch norm's statistics, LSTM gates, dropout, flags without effect."""
 
 import torch
 from torch import nn
 
 from lit_training.selection import clean_names
 
-__all__ = ["collecting_norms", "dropouts", "forget_gates", "idle_norms", "in_train_mode", "tracked"]
+__all__ = ["collecting_norms", "dropouts", "flags", "forget_gates", "idle_norms", "in_train_mode", "tracked"]
 
 FEW = 100  # forwards, so that accumulation or several calls in the first step do not count
 
@@ -103,3 +103,25 @@ def in_train_mode(module: nn.Module, *, dropout: bool = True) -> tuple[str, ...]
             (dropout and isinstance(part, drops) and part.p > 0) or (isinstance(part, norms) and part.running_mean is not None)
         )
     )
+
+
+def flags(module: nn.Module) -> dict[str, bool]:
+    """Return the modules on which somebody has set `requires_grad`, which only parameters have, and what it says.
+
+    A class whose own code has a word with that name keeps it for itself.
+
+    >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
+    >>> net[1].requires_grad = True
+    >>> flags(net), net[1].weight.requires_grad
+    ({'1': True}, False)
+    """
+    return {
+        name: bool(vars(part)["requires_grad"])
+        for name, part in clean_names(module)
+        if "requires_grad" in vars(part) and not _speaks_of_it(type(part))
+    }
+
+
+def _speaks_of_it(kind: type) -> bool:
+    own = (value for cls in kind.__mro__ if not cls.__module__.startswith("torch.") for value in vars(cls).values())
+    return any("requires_grad" in getattr(getattr(value, "__code__", None), "co_names", ()) for value in own)

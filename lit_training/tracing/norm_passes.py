@@ -1,6 +1,6 @@
 """What several forward passes of one step feed into the same batch norm, whose running statistics are of all of them together."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from math import prod
@@ -59,6 +59,19 @@ class NormPasses:
             graph.nodes[running].name.removesuffix(".running_mean"): _distance(passes)
             for running, passes in islice(several, FIRST_NORMS)
             if all(_is_sample(graph, each) for each in passes) and _of_one_network(graph, passes)
+        }
+
+    @torch.no_grad()
+    def off_centre(self, graph: Graph, names: Collection[str]) -> dict[str, float]:
+        """Return of each of these batch norms how far from zero its first batch is: its channels' means, in their deviations.
+
+        The figure is the root mean square over channels.
+        """
+        found = {graph.nodes[i].name.removesuffix(".running_mean"): next(iter(p.values())) for i, p in self._passes.items()}
+        return {
+            name: float((each.moments[0].double() * each.moments[1].double()).square().mean().sqrt())
+            for name, each in found.items()
+            if name in names and _is_sample(graph, each)
         }
 
 

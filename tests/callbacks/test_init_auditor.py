@@ -184,6 +184,34 @@ def test_what_a_finetuning_callback_froze_is_meant_to_be_frozen() -> None:
         assert [finding.rule for finding in watch.findings] == expected
 
 
+@pytest.mark.parametrize(
+    ("frozen", "says", "expect", "told"),
+    [
+        (True, True, (), ["error"]),
+        (True, True, ("model.0",), []),
+        (True, False, (), []),
+        (False, True, (), []),
+        (False, False, (), ["warning"]),
+    ],
+)
+@pytest.mark.parametrize("late", [False, True])
+def test_a_flag_on_a_module_thaws_and_freezes_nothing(frozen, says, expect, told, late) -> None:
+    class Flagging(Thawing):
+        def on_train_batch_start(self, batch, batch_idx):
+            if batch_idx == (2 if late else 0):
+                self.model[0].requires_grad = says
+
+    x = torch.randn(64, 8)
+    data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 16, shuffle=True)
+    watch, module = Diagnostics(verbose=False, select=["frozen_by_accident"], expect_frozen=expect), Flagging(nn.Identity())
+    nn.init.constant_(module.model[0].weight, 0.1)
+    module.model[0].requires_grad_(not frozen)
+    trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         callbacks=[watch], enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(module, data)
+    assert [finding.severity for finding in watch.findings] == ([] if late and told == ["warning"] else told)
+
+
 @pytest.mark.parametrize("callback", [Diagnostics, InitAuditor])
 def test_a_pattern_of_frozen_parameters_without_a_match_is_refused(callback) -> None:
     for pattern, told in (("nett", "'nett' matches no parameter; nearest: .*'net'"), ("net.*", None)):

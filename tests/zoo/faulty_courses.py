@@ -1,9 +1,12 @@
 """Faulty, what only the losses of a whole run tell, or two targets beside each other."""
 
+import math
+
 import torch
 
 from tests.zoo import data
 from tests.zoo.case import Case, faulty
+from tests.zoo.healthy_steps import Returning
 from tests.zoo.nets import adam, adamw, sgd
 
 
@@ -31,3 +34,17 @@ def f_trained_on_at_full_rate(case: Case) -> None:
 @faulty("lr_too_high", twin="h_words_post_norm", source="AdamW at 1e-3 times the batch size of 64, the rule for SGD misread")
 def f_rate_by_batch_size(case: Case) -> None:
     case.optimizer = adamw(0.064)
+
+
+class ReturningToWorst(Returning):
+    """Compares the wrong way round, from the first epoch on."""
+
+    def is_best(self, loss: float) -> bool:
+        return not math.isfinite(self.lowest) or loss > self.lowest
+
+
+@faulty(
+    "no_update", twin="h_returns_to_best", source="a loop that goes back to the best epoch takes the worst for it", margin=0.05
+)
+def f_returns_to_worst(case: Case) -> None:
+    case.module = ReturningToWorst

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_meant import RestsFirst
 from tests.zoo.healthy_passes import InFirstStep, SharpnessAware
 from tests.zoo.healthy_routes import Quantised
 from tests.zoo.healthy_shapes import strided
@@ -54,6 +55,19 @@ def f_head_and_block_frozen(case: Case) -> None:
     for layer in (case.model[0], case.model[2], case.model[3], case.model[6]):  # type: ignore[index]
         layer.requires_grad_(False)
     case.optimizer = trainable(torch.optim.AdamW, lr=1e-2)
+
+
+class StaysAtRest(RestsFirst):
+    """Sets an attribute of the body."""
+
+    @staticmethod
+    def thaw(body: nn.Module) -> None:
+        body.requires_grad = True  # type: ignore[assignment]
+
+
+@faulty("frozen_by_accident", twin="h_body_rests_first", source="body.requires_grad = True instead of requires_grad_(True)")
+def f_body_stays_at_rest(case: Case) -> None:
+    case.module = StaysAtRest
 
 
 # ------------------------------------------------------------------------------------------ not in the optimiser

@@ -1,5 +1,6 @@
 """Faulty, fourth set: likelihoods, divergences and similarities that get the wrong thing, point the wrong way or weigh too much."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, faulty
 from tests.zoo.data import replace
 from tests.zoo.healthy_likelihoods import with_log_variance
-from tests.zoo.healthy_objectives import info_nce
+from tests.zoo.healthy_objectives import Ranking, info_nce
 
 
 # ------------------------------------------------------------------------------------------ what a likelihood gets
@@ -124,6 +125,18 @@ def f_digit_and_picture_sum(case: Case) -> None:
 @faulty("class_imbalance", twin="h_specks", source="specks of 1.6 % of the pixels under plain BCE", margin=0.05)
 def f_specks_unweighted(case: Case) -> None:
     case.loss = F.binary_cross_entropy_with_logits
+
+
+class SinkingRanking(Ranking):
+    """The log-odds themselves."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+        return -super().training_step(batch, batch_idx)
+
+
+@faulty("loss_sign", twin="h_pairwise_ranking", source="BPR's log-likelihood of the right order returned as the loss")
+def f_ranking_minus_lost(case: Case) -> None:
+    case.module = SinkingRanking
 
 
 # ------------------------------------------------------------------------------------------ unit of the targets

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, Supervised, faulty
 from tests.zoo.healthy_steps import Looking
 from tests.zoo.healthy_views import Views
-from tests.zoo.nets import mlp, plain_deep, weighted
+from tests.zoo.nets import conv_block, mlp, plain_deep, weighted
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -80,6 +80,18 @@ def f_norm_momentum_tiny(case: Case) -> None:
 def f_deep_norm_momentum_tiny(case: Case) -> None:
     for norm in norms(case.model):
         norm.momentum = 1e-3  # type: ignore[assignment]
+
+
+@faulty(
+    "bn_stats",
+    "bad_bias_init",
+    "bias_before_bn",
+    twin="h_slow_norms_centred",
+    source="biases of 1.5 in front of batch norm, free in training; the slow running mean does not get there",
+)
+def f_norm_mean_late(case: Case) -> None:
+    for layer in weighted(case.model)[:-1]:
+        layer.bias = nn.Parameter(torch.full((layer.out_features,), 1.5))
 
 
 @faulty("bn_stats", twin="h_batch_norm_unit_weights", source="batches of two: statistics of two samples are noise", margin=0.1)
@@ -218,6 +230,15 @@ def f_regression_dropout(case: Case) -> None:
 @faulty("dropout_too_high", twin="h_conv", source="nine tenths of the input pixels dropped", margin=0.1)
 def f_input_dropout(case: Case) -> None:
     case.model = nn.Sequential(nn.Dropout(0.97), case.model)
+
+
+@faulty("dropout_too_high", twin="h_channel_dropout_wide", source="the net made narrow, the channel dropout raised to 0.75")
+def f_channels_gone(case: Case) -> None:
+    case.model = nn.Sequential(
+        *conv_block(1, 8, None, nn.ReLU), nn.Dropout2d(0.75), nn.MaxPool2d(2),
+        *conv_block(8, 8, None, nn.ReLU), nn.Dropout2d(0.75), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(8 * 4, 10),
+    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ waste

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, Supervised, faulty
+from tests.zoo.healthy_hardly import tables_penalised
 from tests.zoo.healthy_schedules import penalised
 from tests.zoo.nets import adam, adamw, mlp, sgd
 
@@ -40,6 +41,17 @@ def f_factors_penalised(case: Case) -> None:
 )
 def f_wide_penalty_times_two_hundred(case: Case) -> None:
     case.module = penalised(0.2)
+
+
+@faulty(
+    "weight_decay_too_strong",
+    twin="h_tables_penalised",
+    source="the penalty of all tables at a fifth of the loss: no factor can grow",
+)
+def f_factors_shrunk_away(case: Case) -> None:
+    case.module = tables_penalised(2e-2)
+    for table in (case.model.user, case.model.item):
+        nn.init.normal_(table.weight, std=0.15)  # type: ignore[union-attr, arg-type]
 
 
 # ------------------------------------------------------------------------------------------ dropout

@@ -1,6 +1,6 @@
 """Healthy: targets that hardly follow from their inputs, validation of other years, small starts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +10,7 @@ from torch.utils.data import IterableDataset, TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.healthy_tables import h_ratings
 from tests.zoo.healthy_transfer import pretrain
 from tests.zoo.nets import BCE, CE, MSE, adam, adamw, mlp, trainable
 
@@ -207,3 +208,23 @@ def h_decayed_wide_table(seed: int) -> Case:
         seed=seed, model=model, data=data.words(seed), optimizer=adamw(3e-3, weight_decay=1.0), trainer={"max_epochs": 12},
         max_steps=-1, **CE,
     )  # fmt: skip
+
+
+def tables_penalised(factor: float) -> Callable[[Case], Supervised]:
+    """Add the squares of all tables, those too that the batch does not look up."""
+
+    class Penalised(Supervised):
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            loss: Tensor = super().training_step(batch, batch_idx)
+            return loss + factor * sum(p.square().sum() for p in self.parameters())
+
+    return Penalised
+
+
+@healthy(
+    "weight_decay_too_strong", source="Koren et al. 2009: factors under a penalty of all tables, which holds what is not needed"
+)
+def h_tables_penalised(seed: int) -> Case:
+    case = h_ratings(seed)
+    case.module = tables_penalised(1e-4)
+    return case

@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.healthy_loops import Adversarial, h_gan
 from tests.zoo.nets import adam, mlp, sgd
 
 
@@ -141,3 +142,26 @@ def h_specks(seed: int) -> Case:
         seed=seed, model=convolutions(), data=specks(seed), optimizer=sgd(0.1), loss=with_overlap, metric="jaccard",
         batch_size=16, max_steps=240,
     )  # fmt: skip
+
+
+class Saturating(Adversarial):
+    """The first objective of Goodfellow et al. 2014: the generator lowers log(1 - D), and has its turn before the discriminator."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        real = batch[0]
+        of_generator, of_discriminator = self.optimizers()
+        fake = self.generator(torch.randn(len(real), 4))
+        of_generator.zero_grad()
+        self.manual_backward(F.logsigmoid(-self.discriminator(fake)).mean())
+        of_generator.step()
+        of_discriminator.zero_grad()
+        told = F.logsigmoid(self.discriminator(real)).mean() + F.logsigmoid(-self.discriminator(fake.detach())).mean()
+        self.manual_backward(-told)
+        of_discriminator.step()
+
+
+@healthy("loss_sign", "no_update", source="a GAN whose generator lowers log(1 - D), without toggling its two optimisers")
+def h_gan_saturating(seed: int) -> Case:
+    case = h_gan(seed)
+    case.module, case.max_steps = Saturating, 3000
+    return case

@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.healthy_transfer import pretrain
+from tests.zoo.healthy_transfer import Backbone, pretrain
 from tests.zoo.nets import CE, MSE, adam, adamw, convnet, mlp, trainable
 
 
@@ -230,3 +230,45 @@ class Quantised(nn.Module):
 def h_eight_bits(seed: int) -> Case:
     layers = [Quantised(8), nn.Linear(8, 64), nn.ReLU(), Quantised(4), nn.Linear(64, 64), nn.ReLU(), Quantised(4)]
     return Case(seed=seed, model=nn.Sequential(*layers, nn.Linear(64, 4)), data=data.blobs(seed), optimizer=adam(5e-3), **CE)
+
+
+# ------------------------------------------------------------------------------------------ frozen for a while, or flagged
+class RestsFirst(Supervised):
+    """Its body rests for the first epoch, in which only the new head learns."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.thaw(self.model.body)  # type: ignore[union-attr, arg-type]
+
+    @staticmethod
+    def thaw(body: nn.Module) -> None:
+        body.requires_grad_(True)
+
+
+@healthy("frozen_by_accident", source="a body trained on labels of its own thawed at the second epoch")
+def h_body_rests_first(seed: int) -> Case:
+    x, y = data.gratings(seed + 500)[0].tensors
+    model = pretrain(Backbone(), data.split(x, y.roll(1)))
+    model.body.requires_grad_(False)  # type: ignore[union-attr]
+    return Case(seed=seed, model=model, data=data.gratings(seed, noise=1.4), optimizer=adam(5e-3), module=RestsFirst, **CE)
+
+
+class OwnFlag(Backbone):
+    """Asks for gradients with respect to its inputs, as saliency maps want them, as long as a flag of its own says so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.requires_grad = True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.detach().requires_grad_(self.requires_grad))
+
+
+@healthy(
+    "frozen_by_accident", source="a class that keeps a flag called requires_grad for its inputs; its trained body is frozen"
+)
+def h_flag_kept(seed: int) -> Case:
+    model = OwnFlag()
+    model.body = pretrain(mlp([64, 64, 64, 10]), data.digits(seed), steps=400)[:-1].requires_grad_(False)  # type: ignore[index]
+    model.head = nn.Linear(64, 10)
+    return Case(seed=seed, model=model, data=data.digits(seed), optimizer=trainable(torch.optim.Adam, lr=1e-2), **CE)

@@ -1,6 +1,9 @@
 """Healthy, second set: optimisers, schedules and loops out of the ordinary, each of which learns."""
 
+import math
 from collections.abc import Callable
+from copy import deepcopy
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,8 +12,8 @@ from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, CyclicLR, Lamb
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import gratings
-from tests.zoo.nets import CE, MSE, Lambda, adam, mlp, plain_deep, sgd, weighted
+from tests.zoo.data import digits, gratings
+from tests.zoo.nets import CE, MSE, Lambda, adam, conv_block, mlp, plain_deep, sgd, weighted
 
 
 def stepped(schedule: Callable[..., Any], **settings: Any) -> Callable[[torch.optim.Optimizer], dict[str, Any]]:
@@ -191,3 +194,47 @@ def h_body_and_head(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([5, 48, 48, 3]), data=data.arcs(seed), optimizer=sgd(0.07), max_steps=300, module=BodyAndHead, **CE
     )
+
+
+# ------------------------------------------------------------------------------------------ layers set out of the ordinary
+@healthy(
+    "bn_stats", "bias_before_bn", source="running statistics that keep 28 % of their start, and nothing that moves the mean"
+)
+def h_slow_norms_centred(seed: int) -> Case:
+    model = mlp([64, 48, 48, 48, 10], norm=partial(nn.BatchNorm1d, momentum=0.025), bias=False)
+    return Case(seed=seed, model=model, data=digits(seed), optimizer=adam(3e-3), batch_size=64, max_steps=50, **CE)
+
+
+@healthy("dropout_too_high", source="channel dropout of 0.5 behind 32 and 48 channels")
+def h_channel_dropout_wide(seed: int) -> Case:
+    model = nn.Sequential(
+        *conv_block(1, 32, None, nn.ReLU), nn.Dropout2d(0.5), nn.MaxPool2d(2),
+        *conv_block(32, 48, None, nn.ReLU), nn.Dropout2d(0.5), nn.MaxPool2d(2),
+        nn.Flatten(), nn.Linear(48 * 4, 10),
+    )  # fmt: skip
+    return Case(seed=seed, model=model, data=digits(seed, flat=False), optimizer=adam(4e-3), max_steps=150, **CE)
+
+
+class Returning(Supervised):
+    """Goes on from the best weights so far at the start of each epoch."""
+
+    def on_fit_start(self) -> None:
+        self.best, self.lowest = deepcopy(self.model.state_dict()), math.inf
+
+    def on_train_epoch_start(self) -> None:
+        self.model.load_state_dict(self.best)
+
+    def on_validation_epoch_end(self) -> None:
+        loss = float(self.trainer.callback_metrics["val_loss"])
+        if self.is_best(loss):
+            self.best, self.lowest = deepcopy(self.model.state_dict()), loss
+
+    def is_best(self, loss: float) -> bool:
+        return loss < self.lowest
+
+
+@healthy("no_update", source="a loop that goes back to the best epoch, at a rate at which many are worse")
+def h_returns_to_best(seed: int) -> Case:
+    case = arcs(seed, adam(2e-2), max_steps=400)
+    case.module = Returning
+    return case

@@ -18,11 +18,13 @@ HARDLY, GAIN, TOLD, APART = 0.7, 0.95, 0.99, 0.8
 FEW_SAMPLES = 64
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
 SLIGHT = 0.6
+REWINDS = 3
+SHRUNK, HARDLY_FELL = 0.1, 0.4
 
 
 def judge_course(course: Course) -> list[Finding]:
     """Return what the first finds of the checks of a whole run."""
-    checks = (learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
+    checks = (went_back, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
     return next((found for check in checks if (found := check(course))), [])
 
 
@@ -58,6 +60,47 @@ def _stayed_up(course: Course, start: float) -> bool:
     """Tell whether a loss that is a number throughout never came back to its start, and the weights were thrown far."""
     thrown = course.moved is None or not course.moved < FAR
     return thrown and course.end > ROSE * start and min(course.training[len(course.training) // 2 :]) > start
+
+
+def went_back(course: Course) -> list[Finding]:
+    """Say so if epoch after epoch begins with the same weights, and what was learned in between is lost: `no_update`.
+
+    Threshold: 3 epochs and half of them began with the weights of the one before, to the bit, although that had lowered the
+    validation loss by 1 %; the weights that they go back to are above half of the validation loss before training. A loop that
+    returns to its best weights keeps an epoch that was better.
+
+    >>> went_back(Course((1.4, 1.2), (1.3, 1.2), 200, before=1.4, passes=8, rewinds=6, level=1.3))[0].rule
+    'no_update'
+    """
+    often = course.rewinds >= REWINDS and course.rewinds >= HALF * course.passes
+    if not often or course.level is None or course.before is None or not course.level > HALF * course.before:
+        return []
+    message = (
+        f"{course.rewinds} of {course.passes} epochs began with the weights of the one before, though it had made them better."
+    )
+    advice = "Look for code that loads weights at an epoch's start or end: does it keep the best ones, or the worst?"
+    return [Finding("no_update", "error", "", course.updates, message, advice, {"rewinds": float(course.rewinds)})]
+
+
+def shrank_away(course: Course) -> list[Finding]:
+    """Say so if all weights ended near zero, and little was learned: `weight_decay_too_strong`.
+
+    Threshold: each weight of several columns has less than a tenth of its size at the start, and the training loss ends above .4
+    of its start, or validation's above .4 of that before training. Two factors that start small get little gradient from each
+    other: a penalty of a tenth of the loss then draws both to zero (healthy factors and layers grow, or keep a third or more).
+
+    >>> shrank_away(Course((1.1, 0.8), (0.9, 0.8), 200, before=1.0, first=1.1, kept=0.01))[0].rule
+    'weight_decay_too_strong'
+    """
+    if not course.known or course.kept is None or course.kept >= SHRUNK:
+        return []
+    start = course.training[0] if course.first is None else course.first
+    after = course.validation[-1] > HARDLY_FELL * course.before if course.before else False
+    if not (start > 0 and course.end > HARDLY_FELL * start) and not after:
+        return []
+    message = f"All weights shrank to {course.kept:.1%} of their size or less, and the loss ends at {course.end:.3g}."
+    advice = "Lower weight_decay, or the factor of the penalty in the loss: it holds all weights at zero."
+    return [Finding("weight_decay_too_strong", "error", "", course.updates, message, advice, {"kept": course.kept})]
 
 
 def held_back(course: Course) -> list[Finding]:

@@ -40,6 +40,9 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     since a head that starts far off has a steep one). Decay through the gradient is a penalty too, of decay / 2 times the
     squared weights, and is compared with the loss.
 
+    At the end of a run (`LossMonitor`): all weights of several columns have less than a tenth of their size at the start, and the
+    loss is above .4 of that at the start.
+
     Threshold: a pull above .5, or a penalty of more than twice the loss (healthy set-ups have .4 at most), where the planned
     updates would shrink the weights by more than a factor e; a cosine above .7 (.5 where most of the loss is a penalty), over
     100 weights or more; for the penalty's size a product within a quarter of twice the rest of the loss, most of the loss, and

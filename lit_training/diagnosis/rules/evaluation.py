@@ -1,10 +1,12 @@
 """Rules about what a network does in eval mode: each sample for itself, and nothing by chance."""
 
+import math
 from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
+from lit_training.tracing.dropping import noisiest_way
 
 __all__ = ["batch_mixing", "dropout_active_in_eval", "dropout_too_high"]
 
@@ -13,6 +15,7 @@ MIXED = 1e-3
 MOST_DROPPED = 0.8
 MUCH_DROPPED = 0.7
 MANY = 3
+NOISY = 0.35
 
 
 @rule(
@@ -103,20 +106,23 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
 
 @rule(explains=["slow_convergence", "lr_too_low"])
 def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
-    """A dropout layer drops more than four fifths of its units.
+    """A dropout layer drops more than four fifths of its units, or several leave two or three of few.
 
     What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the
     probability to keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
 
     How it is measured: `p` of the dropout layers that are in train mode, and of those inside `nn.MultiheadAttention` and stacked
-    recurrent layers.
+    recurrent layers. And on the traced step, functional dropout too: of n units or channels that a sample has, dropping p of them
+    leaves a sum with p / ((1 - p) n) of its squared mean as noise, added up over the layers in a row that drop half or more.
 
     At the end of a run (`LossMonitor`): training, with dropout, ends above validation, without, and both are near a guess.
 
     Threshold: above .8; Srivastava et al. (2014, section 7.3 and figure 9) find an optimum at .4 to .6 for hidden units and
-    .2 for inputs, and a sharp loss above .8. Three layers or more that drop .7 or more leave 3 % together or less.
+    .2 for inputs, and a sharp loss above .8. Three layers or more that drop .7 or more leave 3 % together or less. Noise of .35
+    over two layers or more (.7 of 8 channels twice makes .58, half of 8 three times .38; half of 64 units .016 a layer).
 
-    Not an alarm: one or two layers of .7 to .8 in a wide head; masked pre-training that masks by other means, `DropPath`.
+    Not an alarm: one or two layers of .7 to .8 in a wide head; a single narrow layer; whole branches or steps that are dropped;
+    masked pre-training that masks by other means, `DropPath`.
 
     What to do: `p=1 - keep`, .5 for hidden units, .2 for inputs at most.
     """
@@ -131,3 +137,11 @@ def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
         message = f"It drops {high[name]:.0%} of its units, not .2 to .5 of them."
         advice = f"nn.Dropout({1 - high[name]:.2g}) if {high[name]:.2g} was meant as the part to keep; .5 at most."
         yield Finding("dropout_too_high", "error", name, evidence.step, message, advice, {"p": high[name]})
+    noise = noisiest_way(evidence.graph, evidence.batch_size) if not high and len(much) < MANY else None
+    if noise is not None and noise.layers > 1 and noise.variance > NOISY:
+        message = (
+            f"It leaves {noise.kept:.2g} units or channels of a sample, {noise.layers} layers in a row do so: the noise is"
+            f" {math.sqrt(noise.variance):.0%} of what passes."
+        )
+        advice = "Drop .1 or so where there are few units, or widen the layers."
+        yield Finding("dropout_too_high", "error", noise.where, evidence.step, message, advice, {"noise": noise.variance})

@@ -9,6 +9,7 @@ from lit_training.diagnosis.finding import Finding, Severity, is_alarm
 from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.flags import froze_in_vain, thawed_in_vain
 from lit_training.tracing.graph import LOSSES
 from lit_training.tracing.loss_calls import from_loader
 
@@ -75,7 +76,9 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: `requires_grad` is False before the step (so that what GAN-like loops toggle does not count), the
     parameter matches no pattern of `expect_frozen`, the forward used it, and the weight still looks as it was drawn: entries
     distributed as independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal
-    (`freshness.looks_fresh`).
+    (`freshness.looks_fresh`). Besides, before the first update and at the end: a module has a plain attribute `requires_grad`,
+    which only parameters have. `module.requires_grad = True` leaves its parameters frozen, whatever their weights look like;
+    `= False` leaves them learning, which is told as a warning.
 
     Threshold: the edge of the Marchenko-Pastur law plus 5 %; layers of trained networks have singular values well outside
     (Martin and Mahoney, JMLR 2021).
@@ -85,7 +88,8 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     one is to predict, which meet what learns only in a difference or a loss; frequencies of Fourier features of the input; what
     a learned mask or addition turns into another weight; copies of a trained weight, as target networks are at the start; a
     layer that runs under `no_grad` next to frozen ones that do not look fresh, as those of a teacher that training has moved
-    little. If the module thaws them later in a hook of its own, the alarm becomes a note.
+    little; classes that keep a flag of that name for themselves, and modules of several optimisers, which may take turns. If the
+    module thaws them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
@@ -99,6 +103,12 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
         )
         advice = f"Train them: layer.requires_grad_(True), or declare them: diagnostics(expect_frozen=[{first.name!r}])."
         yield Finding("frozen_by_accident", "error", first.name, evidence.step, message, advice, {"weights": len(frozen)})
+        return
+    resting = {f.name: not f.requires_grad and not f.expected_frozen for f in evidence.parameters.values()}
+    yield from thawed_in_vain(evidence.flags, resting, evidence.step)
+    moved = [f for f in evidence.parameters.values() if f.gradient is not None and f.optimized]
+    if all(f.stepping for f in evidence.parameters.values() if f.optimized):
+        yield from froze_in_vain(evidence.flags, [f.name for f in moved], evidence.step)
 
 
 def thawed_later(findings: Sequence[Finding], trainable: Collection[str]) -> list[Finding]:
@@ -180,9 +190,10 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
 
     How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch,
     or after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first
-    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps.
+    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps. At the end of a run
+    (`LossMonitor`): epochs began with the very weights of the one before, though validation had become better in it.
 
-    Threshold: none; a single changed bit is an update.
+    Threshold: 3 such epochs, and half of all; else none, a single changed bit is an update.
 
     Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen
     parts.

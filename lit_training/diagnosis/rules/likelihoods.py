@@ -1,16 +1,18 @@
 """What likelihoods expect of the network's last operation, those too that a step writes out by hand."""
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.reading import producer
+from lit_training.diagnosis.reading import producer, summands
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import from_loader
 
-__all__ = ["raw_probability", "rectified_log_rate", "softmax_of_several"]
+__all__ = ["raw_probability", "rectified_log_rate", "softmax_of_several", "sunk_likelihood"]
 
 TINY = 1e-2
 OUTSIDE = 0.05
 OFF = 0.2
 _POSITIVE = frozenset("relu relu6 softplus exp sigmoid hardsigmoid softmax square abs".split())
+_SIZES = frozenset("pow square abs linalg_vector_norm norm".split())
+_CHOOSING = frozenset("gather index index_select diagonal masked_select".split())
 _SAVING = frozenset("clamp clamp_min clamp_max maximum minimum nan_to_num".split())
 
 
@@ -58,6 +60,62 @@ def softmax_of_several(evidence: Evidence) -> Node | None:
         if maker.op == "softmax" and alike and "nll" not in call.op and (call.off_simplex or 0.0) > OFF:
             return maker
     return None
+
+
+def sunk_likelihood(evidence: Evidence) -> str | None:
+    """Return the logarithm of probabilities that all of the loss is made of and that the optimiser lowers, without a bound.
+
+    Beside it there may be the size of what a layer gives, which is a penalty. What the probabilities come from is trained itself:
+    a generator that lowers log(1 - D) has another's discriminator behind it.
+    """
+    graph, found = evidence.graph, ""
+    learning = [f for f in evidence.parameters.values() if f.gradient is not None]
+    if not learning or not all(f.stepping and f.requires_grad for f in learning if f.optimized is not False):
+        return None
+    for loss in evidence.differentiated:
+        parts = [(node, -factor if evidence.maximizes else factor) for node, factor in summands(graph, loss)]
+        parts = [(node, factor) for node, factor in parts if node.origin == "data" and not _is_size(graph, node)]
+        if not parts or not all(factor > 0 and _is_log_probability(graph, node) for node, factor in parts):
+            return None
+        if not all(_is_trained(evidence, node) for node, _ in parts):
+            return None
+        found = _chosen_from(graph, parts[0][0]).op
+    return found or None
+
+
+def _is_log_probability(graph: Graph, node: Node) -> bool:
+    node = _chosen_from(graph, node)
+    if node.op == "sub" and len(node.parents) == 2:
+        logits, total = (producer(graph, graph.nodes[p]) for p in node.parents)
+        return total.op == "logsumexp" and producer(graph, graph.nodes[total.parents[0]]) is logits
+    if node.op not in ("log", "log2"):
+        return node.op in ("log_sigmoid", "log_softmax")
+    inner = _saved(graph, graph.nodes[node.parents[0]])
+    if inner.op == "rsub" and inner.scalars[:1] == (1.0,):
+        inner = _saved(graph, graph.nodes[inner.parents[0]])
+    return _chosen_from(graph, inner).op in ("sigmoid", "softmax")
+
+
+def _chosen_from(graph: Graph, node: Node) -> Node:
+    """Walk back through reshaping and the choice of some elements to what all of them were."""
+    node = producer(graph, node)
+    while node.op in _CHOOSING and node.parents:
+        node = producer(graph, graph.nodes[node.parents[0]])
+    return node
+
+
+def _is_size(graph: Graph, node: Node) -> bool:
+    """Tell whether a node is the size of what a layer gives, compared with nothing."""
+    squares = node.op in _SIZES or (node.op == "mul" and len({*node.parents}) == 1)
+    return squares and bool(node.parents) and bool(producer(graph, graph.nodes[node.parents[0]]).weight)
+
+
+def _is_trained(evidence: Evidence, node: Node) -> bool:
+    """Tell whether all last layers behind a node learn in this very step."""
+    graph = evidence.graph
+    ends = [layer for i in graph.ancestors(node.index) if (layer := graph.nodes[i]).weight and not graph.reaches_layer(i)]
+    facts = [evidence.parameters.get(layer.weight) for layer in ends]
+    return bool(facts) and all(f is not None and f.requires_grad and f.stepping and f.optimized is not False for f in facts)
 
 
 def _saved(graph: Graph, node: Node) -> Node:

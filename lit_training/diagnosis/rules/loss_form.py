@@ -15,6 +15,7 @@ from lit_training.diagnosis.rules.directions import (
     is_open,
     lowers_errors,
 )
+from lit_training.diagnosis.rules.likelihoods import sunk_likelihood
 from lit_training.diagnosis.updates import kept
 from lit_training.tracing.graph import LOSSES, Graph, Node
 
@@ -41,7 +42,9 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
     other part of the loss draws to targets); in a contrastive loss, each row of the similarities between samples has a positive
     gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; the loss holds `u - exp(u)` or
-    `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`.
+    `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`; all that the loss adds
+    up, sizes of what layers give apart, are logarithms of probabilities (`logsigmoid`, `log_softmax`, the log of a sigmoid or
+    softmax) with a factor above zero: a likelihood, 0 at best, that falls without bound (ranking, negative sampling, policies).
 
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
@@ -51,7 +54,8 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     an exponential likelihood, or where only the order of the targets is read; gradient reversal inside the network;
     a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
     as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
-    `exp(u)` of a critic.
+    `exp(u)` of a critic, or lower log(1 - D) of a discriminator that is frozen, in another optimiser, or has a loss of its own;
+    log-probabilities beside other parts, or times an advantage.
 
     What to do: drop the minus, or add one; `maximize=False`.
     """
@@ -101,6 +105,8 @@ def _of_comparisons(evidence: Evidence) -> _Verdict:
         return "Each step makes every difference between outputs and targets larger.", {}
     if away_from_partners(evidence, climbs):
         return "Each step makes partners less alike, and every sample more like all others.", {}
+    if (likelihood := sunk_likelihood(evidence)) is not None:
+        return f"All of the loss is a log-likelihood ({likelihood}), at best 0, and each step lowers it without bound.", {}
     part = None if climbs else concave_divergence(evidence)
     if part is not None:
         return f"A part of the loss, {part}, has no lower bound: a divergence or likelihood with the wrong sign.", {}

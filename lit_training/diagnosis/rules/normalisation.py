@@ -12,13 +12,14 @@ from lit_training.tracing.norm_passes import BATCH_NORMS, takes_statistics
 __all__ = ["bias_before_bn", "bn_eval_in_train", "bn_stats", "small_batch_norm"]
 
 FEW = 16
-LONG_RUN = 100
+LONG_RUN, SHORT_RUN = 100, 32
 LEFT = 0.5
 FAST = 0.9
 NOISY = 32
 TOO_FEW = 4
 RESTED = 2  # updates
 APART = 0.5
+SHIFTED = 0.5  # standard deviations
 
 
 @rule(
@@ -61,12 +62,16 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     augmented pictures, or those of two domains, go through one network one after the other.
 
     How it is measured: (1 - momentum) to the power of the planned updates, which is the part of the start that is left in them.
+    That part, times how far from zero the channels of the first batch are (root mean square of their means, in their standard
+    deviations), is by how much predictions are shifted: biases in front of a batch norm cost nothing in training, and make it far.
     Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on; and the
     elements per channel that the batch norms of the first step read. Of a norm that several passes go through (up to 4), the
     distance of the furthest from what is kept (`NormPasses.apart`), in standard deviations.
 
     Threshold: fewer than 4 elements at half of the batch norms or more; with 4 the size of a deviation passes again, which
-    small_batch_norm notes. Of what moves slowly half, in runs of 100 updates or more, for statistics that are new. A momentum
+    small_batch_norm notes. Of what moves slowly half, in runs of 100 updates or more, for statistics that are new; or less, in runs
+    of 32 or more, if at half of the batch norms predictions are shifted by .5 standard deviations (centred inputs and ReLU: a
+    batch is about 1 from zero, biases of 1 make that 3). A momentum
     of .9 and more takes the last batch's statistics for the data's, which is told where a channel has fewer than 32 values in it.
     Passes that are .5 apart, which means 1 std apart or sevenfold in variance; two augmentations of a kind come to .1. Measured
     with a conv net, clean and brightened pictures: .2 apart costs 5 % of what was right in validation, .35 20 %, .5 and more half.
@@ -77,7 +82,8 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     that differ in the layers before them (a discriminator's real and generated data), or that go through a norm one behind the
     other; fewer than 8 samples.
 
-    What to do: `momentum=0.1`, .01 for long runs; `PreciseBatchNorm` computes them anew; several kinds of data in one batch.
+    What to do: no bias in front of batch norm; `momentum=0.1`, .01 for long runs; `PreciseBatchNorm` computes them anew; several
+    kinds of data in one batch.
     """
     tracking = [name for name in evidence.samples.val_modes if name in evidence.collecting_norms]
     if tracking:
@@ -117,6 +123,17 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
         kept = f"{left[slow[0]]:.0%} of the start is left in the running statistics ({len(slow)} layer(s)), not 0"
         message = f"After {updates} updates with momentum {momentum:g}, {kept}."
         yield Finding("bn_stats", "error", slow[0], evidence.step, message, "momentum=0.1.", {"left": left[slow[0]]})
+        return
+    shifts = {name: left[name] * off for name, off in evidence.norm_means.items() if name in left}
+    shifted = [name for name, shift in shifts.items() if shift > SHIFTED]
+    if updates >= SHORT_RUN and shifted and len(shifted) >= LEFT * len(left):
+        name = shifted[0]
+        message = (
+            f"Its channels are {evidence.norm_means[name]:.2g} std from zero, where the running mean starts; after {updates}"
+            f" updates with momentum {evidence.collecting_norms[name]:g} it is still {shifts[name]:.2g} std off."
+        )
+        advice = "momentum=0.1, and bias=False in front of batch norm."
+        yield Finding("bn_stats", "error", name, evidence.step, message, advice, {"shift": shifts[name]})
 
 
 @rule()

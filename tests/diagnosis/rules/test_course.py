@@ -234,3 +234,19 @@ def test_a_handful_of_validation_samples_tells_nothing() -> None:
     apart = {"training": LEARNED, "validation": (1.4, 1.5), "guess_apart": LN4}
     assert rules(**apart, samples_apart=200) == ["labels_broken"]
     assert rules(**apart, samples_apart=24) == []
+
+
+def test_weights_that_all_ended_at_zero_were_decayed_too_hard_unless_something_was_learned() -> None:
+    small = {"training": (1.1, *[0.8] * 30), "validation": (1.0, 0.8), "guess": None, "before": 1.0, "first": 1.1}
+    assert rules(**small, kept=0.01) == ["weight_decay_too_strong"]
+    assert rules(**small, kept=0.3) == rules(**small, kept=None) == []
+    assert rules(**small | {"training": LEARNED, "validation": (1.0, 0.1)}, kept=0.01) == []
+    penalised = {"training": (90.0, *[0.8] * 30), "first": 100.0}
+    assert rules(**small | penalised, kept=0.01) == ["weight_decay_too_strong"]
+
+
+def test_epochs_that_all_begin_at_the_same_weights_keep_nothing() -> None:
+    back = {"training": (1.4, *[1.2] * 30), "validation": (1.3, 1.2), "guess": None, "rewinds": 6, "level": 1.3}
+    assert rules(**back) == ["no_update"]
+    assert rules(**back | {"rewinds": 2}) == rules(**back | {"passes": 20}) == []
+    assert rules(**back | {"level": 0.4}) == rules(**back | {"before": None}) == []

@@ -211,3 +211,44 @@ def test_sums_of_both_parts_are_a_bound() -> None:
 
     model, (x, _) = Variational(), numbers()
     assert alarms(model, (x, x.clone()), total, optimizer=adam) == []
+
+
+def ranking(output: Tensor, _: Tensor) -> Tensor:
+    return -F.logsigmoid(output[:16] - output[16:]).mean()
+
+
+def negative_sampling(output: Tensor, _: Tensor) -> Tensor:
+    likely = F.logsigmoid(output[:16]).mean() + (1 - output[16:].sigmoid() + 1e-7).log().mean()
+    return 0.01 * output.square().mean() - likely
+
+
+def partners_in_a_row(output: Tensor, _: Tensor) -> Tensor:
+    return -(output @ output.T).log_softmax(1).diagonal(3).mean()
+
+
+def normalised_by_hand(output: Tensor, _: Tensor) -> Tensor:
+    log_p = output - output.logsumexp(1, keepdim=True)
+    return -log_p[torch.arange(len(output)), torch.arange(len(output)) % 4].mean()
+
+
+@pytest.mark.parametrize("loss", [ranking, negative_sampling, partners_in_a_row, normalised_by_hand])
+def test_log_probabilities_are_raised_or_the_loss_has_the_wrong_sign(loss: Loss) -> None:
+    def sunk(z: Tensor, y: Tensor) -> Tensor:
+        return 0.02 * z.square().mean() - loss(z, y)
+
+    size = 4 if loss is normalised_by_hand else 1
+    assert "loss_sign" not in alarms(mlp(16, 32, size), numbers(), loss, optimizer=adam, steps=1)
+    assert alarms(mlp(16, 32, size), numbers(), sunk, optimizer=adam, steps=1) == ["loss_sign"]
+    assert "loss_sign" in alarms(mlp(16, 32, size), numbers(), loss, optimizer=up, steps=1)
+
+
+def test_log_probabilities_of_what_is_frozen_or_beside_other_parts_may_fall() -> None:
+    def lowered(output: Tensor, _: Tensor) -> Tensor:
+        return F.logsigmoid(output).mean()
+
+    fooling = mlp(16, 32, 1)
+    fooling[2].requires_grad_(False)
+    assert "loss_sign" not in alarms(fooling, numbers(), lowered, optimizer=adam, expect_frozen=("2",))
+    assert "loss_sign" not in alarms(
+        mlp(16, 32, 2), numbers(), lambda z, y: lowered(z[:, :1], y) + F.mse_loss(z[:, 1:], y), optimizer=adam
+    )

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_training.diagnosis.experiments import Call, try_in_eval
@@ -83,3 +84,48 @@ def stack(p: float, layers: int) -> nn.Sequential:
 @pytest.mark.parametrize(("p", "layers", "told"), [(0.9, 1, True), (0.7, 3, True), (0.7, 2, False), (0.5, 5, False)])
 def test_one_layer_may_drop_more_than_each_of_many(p: float, layers: int, told: bool) -> None:
     assert ("dropout_too_high" in alarms(stack(p, layers))) == told
+
+
+class Narrow(nn.Module):
+    """Convolutions of a few channels, each with functional channel dropout behind it; or one of them ten times."""
+
+    def __init__(self, p: float, width: int, layers: int, *, again: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Conv1d(1, width, 3), nn.Linear(14 * width, 4)
+        self.convs = nn.ModuleList([nn.Conv1d(width, width, 3, padding=1)] * 10 if again else self.blocks(width, layers))
+        self.p = p
+
+    @staticmethod
+    def blocks(width: int, layers: int) -> list[nn.Module]:
+        return [nn.Conv1d(width, width, 3, padding=1) for _ in range(layers)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x[:, None])
+        for conv in self.convs:
+            x = F.dropout1d(conv(x).relu(), self.p, self.training)
+        return self.head(x.flatten(1))
+
+
+def units(one: int, other: int) -> nn.Sequential:
+    torch.manual_seed(0)
+    first = [nn.Linear(16, one), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*first, nn.Linear(one, other), nn.ReLU(), nn.Dropout(0.5), nn.Linear(other, 4))
+
+
+@pytest.mark.parametrize(
+    ("net", "told"),
+    [
+        (Narrow(0.7, 8, 2), True),
+        (Narrow(0.5, 8, 3), True),
+        (Narrow(0.7, 8, 1), False),
+        (Narrow(0.5, 8, 2), False),
+        (Narrow(0.5, 16, 8), False),
+        (Narrow(0.3, 8, 8), False),
+        (Narrow(0.5, 8, 1, again=True), False),
+        (units(6, 5), True),
+        (units(64, 8), False),
+    ],
+)
+def test_few_units_can_spare_few(net: nn.Module, told: bool) -> None:
+    assert ("dropout_too_high" in alarms(net)) == told

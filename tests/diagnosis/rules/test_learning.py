@@ -261,3 +261,19 @@ def test_weights_that_are_restored_in_each_step_do_not_move() -> None:
     found = findings(model, optimizer=lambda m: Restoring(m.parameters(), lr=0.1))
     assert found[0].rule == "no_update"
     assert "same to the bit" in found[0].message
+
+
+class OwnFlag(nn.Sequential):
+    """Keeps a flag for itself."""
+
+    def __init__(self, *layers: nn.Module) -> None:
+        super().__init__(*layers)
+        self.requires_grad = True
+
+
+@pytest.mark.parametrize(("kind", "told"), [(nn.Sequential, True), (OwnFlag, False)])
+def test_a_class_may_keep_a_flag_for_itself(kind: type[nn.Sequential], told: bool) -> None:
+    body = kind(nn.Linear(16, 32), nn.ReLU()).requires_grad_(False)
+    nn.init.constant_(body[0].weight, 0.1)
+    body.requires_grad = True
+    assert ("frozen_by_accident" in alarms(nn.Sequential(body, nn.Linear(32, 4)))) == told

@@ -86,3 +86,31 @@ def test_a_norm_that_is_only_not_called_does_not_rest(training: bool, resting: t
     first = FirstSteps(net, [torch.optim.SGD(net.parameters(), lr=0.1)])
     net[1].train(training)
     assert first.conclude().resting == resting
+
+
+@pytest.mark.parametrize(
+    ("bias", "momentum", "updates", "told"),
+    [
+        (2.0, 0.02, 65, True),
+        (2.0, 0.1, 65, False),
+        (2.0, 0.02, 400, False),
+        (2.0, 0.02, 20, False),
+        (0.0, 0.02, 65, False),
+    ],
+)
+def test_a_running_mean_has_to_arrive_within_the_planned_updates(
+    bias: float, momentum: float, updates: int, told: bool
+) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16, momentum=momentum), nn.ReLU(), nn.Linear(16, 4))
+    nn.init.constant_(net[0].bias, bias)
+    watch = Diagnostics(verbose=False, select=["bn_stats"])
+
+    class Stops(LitModule):
+        def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+            self.trainer.should_stop = self.global_step > 1
+
+    data = DataLoader(TensorDataset(torch.randn(512, 8), torch.randint(4, (512,))), 32)
+    trainer = pl.Trainer(max_steps=updates, min_steps=1, barebones=True, accelerator="cpu", callbacks=[watch])
+    trainer.fit(Stops(net, lr=0.01), data)
+    assert [finding.where for finding in watch.findings] == (["network.1"] if told else [])

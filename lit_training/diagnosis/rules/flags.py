@@ -1,0 +1,52 @@
+"""What `requires_grad` on a module was to do, and does not: part of `frozen_by_accident`."""
+
+from collections.abc import Collection, Mapping
+
+from lit_training.diagnosis.finding import Finding
+
+__all__ = ["froze_in_vain", "thawed_in_vain"]
+
+
+def thawed_in_vain(flags: Mapping[str, bool], frozen: Mapping[str, bool], step: int = 0) -> list[Finding]:
+    """Say so of each module that was to be thawed by `module.requires_grad = True`, and all of whose parameters are frozen.
+
+    Args:
+        flags: what the attribute says, by module (`modules.flags`).
+        frozen: by parameter whether it is frozen, and was not declared so.
+        step: optimiser steps done.
+
+    >>> frozen = {"body.weight": True, "head.weight": True, "head.bias": True}
+    >>> [finding.where for finding in thawed_in_vain({"head": True, "body": False}, frozen)]
+    ['head.weight']
+    >>> thawed_in_vain({"head": True}, {**frozen, "head.bias": False})
+    []
+    """
+    found = []
+    for name in (name for name, says in flags.items() if says):
+        own = [parameter for parameter in frozen if _inside(parameter, name)]
+        if own and all(frozen[parameter] for parameter in own):
+            message = (
+                f"{name}.requires_grad = True sets an attribute that a module does not have, and its parameters stay frozen."
+            )
+            advice = f"Call {name}.requires_grad_(True)."
+            found.append(Finding("frozen_by_accident", "error", own[0], step, message, advice))
+    return found
+
+
+def froze_in_vain(flags: Mapping[str, bool], learning: Collection[str], step: int = 0) -> list[Finding]:
+    """Say so of each module that was to be frozen by `module.requires_grad = False`, and that learns.
+
+    >>> [finding.where for finding in froze_in_vain({"head": True, "body": False}, ["body.weight", "head.weight"])]
+    ['body']
+    """
+    found = []
+    for name in (name for name, says in flags.items() if not says):
+        if any(_inside(parameter, name) for parameter in learning):
+            message = f"{name}.requires_grad = False sets an attribute that a module does not have, and it goes on learning."
+            advice = f"Call {name}.requires_grad_(False)."
+            found.append(Finding("frozen_by_accident", "warning", name, step, message, advice))
+    return found
+
+
+def _inside(parameter: str, module: str) -> bool:
+    return not module or parameter.startswith(f"{module}.")
