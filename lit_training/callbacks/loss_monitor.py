@@ -15,6 +15,7 @@ from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement, Rewinds
+from lit_training.tracing.trace import unseen
 
 __all__ = ["LossMonitor"]
 
@@ -117,7 +118,8 @@ class LossMonitor(Callback):
 
     @harmless
     def _keep(self, columns: Columns, batch: Any) -> None:
-        columns.note(batch)
+        with unseen():
+            columns.note(batch)
 
     @harmless
     def _note(self, loss: Tensor, divided_by: int) -> None:
@@ -132,7 +134,8 @@ class LossMonitor(Callback):
     def _begin_epoch(self) -> None:
         if self._movement is not None:
             last = self._validation[-1] if self._validation else self._before
-            self._rewinds.begin(self._movement.now(), last)
+            with unseen():
+                self._rewinds.begin(self._movement.now(), last)
 
     @harmless
     def _end_epoch(self) -> None:

@@ -27,7 +27,7 @@ from lit_training.selection import clean_names
 from lit_training.tracing.graph import LINEAR, Graph, Node, Origin, first_operand
 from lit_training.tracing.operations import RANDOM, SHAPE_ONLY, flat, operation
 
-__all__ = ["Tracer", "trace"]
+__all__ = ["Tracer", "trace", "unseen"]
 
 _LEAF_ORIGIN: dict[str, Origin] = {"parameter": "parameter", "unregistered": "parameter", "buffer": "constant", "input": "data"}
 
@@ -187,7 +187,7 @@ class Tracer(TorchDispatchMode):
     def _watch_gradient(self, node: Node, tensor: Tensor) -> None:
         def hook(gradient: Tensor) -> None:
             if self.failure is None and self._on_gradient is not None:
-                with self._guard(), torch.no_grad(), _disable_current_modes():
+                with self._guard(), torch.no_grad(), unseen():
                     self._on_gradient(node, gradient)
 
         tensor.register_hook(hook)
@@ -250,8 +250,21 @@ class Tracer(TorchDispatchMode):
             self._scopes.pop()
         name = self._names.get(id(module))
         if self._recording() and name is not None and self._on_module is not None:
-            with self._guard(), torch.no_grad(), _disable_current_modes():
+            with self._guard(), torch.no_grad(), unseen():
                 self._on_module(name, module, inputs, output)
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Keep what a monitor computes for itself out of whatever is being recorded.
+
+    >>> with Tracer(nn.Linear(2, 2)) as tracer, unseen():
+    ...     _ = torch.zeros(3) + 1
+    >>> tracer.graph.nodes
+    []
+    """
+    with _disable_current_modes():
+        yield
 
 
 def trace(module: nn.Module, *inputs: Any, **kwargs: Any) -> tuple[Graph, Any]:

@@ -250,3 +250,15 @@ def test_the_beginning_of_a_stream_may_differ_from_validation() -> None:
                              enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
         trainer.fit(Validated(nn.Linear(8, 2)), DataLoader(data, batch_size=16), wide)
         assert [finding.rule for finding in watch.findings] == expected
+
+
+def test_the_recording_holds_nothing_that_monitors_do() -> None:
+    seen = []
+    x = torch.randn(64, 8)
+    data = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), 16)
+    for callback in (InitAuditor, Diagnostics):
+        watch = callback(rules=[lambda evidence: seen.append([node.op for node in evidence.graph.nodes]) or []], verbose=False)
+        trainer = pl.Trainer(max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                             enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+        trainer.fit(TrainedWhileValidating(nn.Identity()), data)
+    assert len({tuple(ops) for ops in seen}) == 1
