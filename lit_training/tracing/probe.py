@@ -158,7 +158,7 @@ class Probe:
         if node.op in _OF_COMPARISONS:
             compared = self.comparisons.note(self.graph, node, tensor, operands)
             self.losses += [compared] if compared is not None else []
-        if node.op in ACTIVATIONS:
+        if node.op in ACTIVATIONS and tensor.ndim:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op

@@ -131,7 +131,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: a sum with a rate that was lowered to match; an error summed over features and averaged over samples; a sum
     under Adam and others that divide by the gradient's size; a large step of a weight of one number beside others; a gradient that
     is clipped to a smaller step; a mean divided by as many batches as make an update, or by as many terms as are added up, though a
-    batch has that many samples too.
+    batch has that many samples too; a sum over the few samples that have a label, divided by their number.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -187,7 +187,8 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
 
 def _sum_beside_mean(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     """Return a loss of torch's that is summed over the batch, if it drowns those that are averaged and added to it."""
-    values = {call.node: call.value for call in evidence.losses if call.value is not None and call.value > 0}
+    counted = (call for call in evidence.losses if not ("nll" in call.op and call.target_range[0] < 0))  # it skips samples
+    values = {call.node: call.value for call in counted if call.value is not None and call.value > 0}
     rows = evidence.batch_size
     for loss in evidence.differentiated if rows >= LEAST_ROWS else ():
         known = [term for term in terms(evidence.graph, loss) if term.node.index in values and term.divisor > 0]

@@ -197,6 +197,15 @@ def test_a_sum_that_drowns_a_mean_beside_it_is_found(reduction: str, weight: flo
     assert alarms(mlp(16, 32, 20), (x, y), loss, optimizer=adam, steps=1) == said
 
 
+def test_a_sum_over_the_few_samples_with_a_label_is_divided_by_their_number() -> None:
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        known = F.cross_entropy(output, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().item()
+        return known + F.mse_loss(output.softmax(1), (output + 0.1).softmax(1).detach() + 1e-3)
+
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 4), (x, y.masked_fill(torch.arange(32) > 3, -1)), loss, optimizer=adam, steps=1) == []
+
+
 def pairwise(output: Tensor, target: Tensor) -> Tensor:
     apart = (output - output.T).square()
     return ((apart - (target - target.T).square()) ** 2).mean()
