@@ -115,6 +115,7 @@ def collect(
     samples: Samples | None = None,
     plan: Plan | None = None,
     tracked_before: Mapping[str, int] | None = None,
+    arrived: Mapping[int, float] | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -131,6 +132,7 @@ def collect(
         samples: what the loaders handed out.
         plan: what the training is set to do.
         tracked_before: batches that batch-norm layers had taken in before the forward (`modules.tracked`).
+        arrived: norms of the gradients as the last backward pass left them, by the parameters' ids, if that is known.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -150,6 +152,7 @@ def collect(
             expect_frozen,
             trainable=probe.trainable,
             stepping=stepping,
+            arrived=arrived,
             judged={
                 *last_layers(probe.graph),
                 *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),

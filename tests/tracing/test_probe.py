@@ -122,4 +122,4 @@ def test_the_root_of_a_mean_error_is_no_activation_of_a_layer() -> None:
     with Probe(net, batch_size=4) as probe:
         net(torch.randn(4, 3)).square().mean().sqrt().backward()
     assert probe.tracer.failure is None
-    assert probe.layers["0"].nonlinearity == "square"
+    assert probe.layers["0"].nonlinearity == "pow"

@@ -1,8 +1,14 @@
 """Faulty: steps that a loop takes by hand, tables that also read out, and codes for what is missing."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from tests.zoo.case import Case, faulty
+from tests.zoo.healthy_by_hand import ClippedByHand
+from tests.zoo.healthy_loops import Manual
 
 
 @faulty(
@@ -13,3 +19,26 @@ from tests.zoo.case import Case, faulty
 )
 def f_manual_mean_of_mean(case: Case) -> None:
     case.loss = lambda output, target: F.cross_entropy(output, target) / len(target)
+
+
+@faulty(
+    "clip_too_small",
+    "lr_too_low",
+    twin="h_value_clip_by_hand",
+    source="clip_grad_value_ by hand at 1e-5, meant for a norm over the number of elements",
+)
+def f_value_clip_by_hand(case: Case) -> None:
+    class Tighter(ClippedByHand):
+        most = 1e-5
+
+    case.module = Tighter
+
+
+@faulty("clip_too_small", "lr_too_low", twin="h_manual_optimisation", source="clip_grad_norm_ at 1e-3 behind manual_backward")
+def f_norm_clip_by_hand(case: Case) -> None:
+    class Clipped(Manual):
+        def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+            super().manual_backward(loss, *args, **kwargs)
+            torch.nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
+
+    case.module = Clipped

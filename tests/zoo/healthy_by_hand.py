@@ -2,12 +2,13 @@
 
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.nets import CE, mlp, sgd
+from tests.zoo.nets import CE, convnet, mlp, sgd
 
 
 class FourToAStep(Supervised):
@@ -45,3 +46,56 @@ def h_sum_over_four_batches(seed: int) -> Case:
     case.module = SumOverTheStep
     case.loss = lambda output, target: F.cross_entropy(output, target, reduction="sum")
     return case
+
+
+class ClippedByHand(Supervised):
+    """Each element of the gradient is clipped between backward and step."""
+
+    automatic_optimization = False
+    most = 0.02
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        self.change_gradients()
+        optimizer.step()
+
+    def change_gradients(self) -> None:
+        torch.nn.utils.clip_grad_value_(self.parameters(), self.most)
+
+
+@healthy("clip_too_small", "lr_too_low", source="clip_grad_value_ by hand at 0.02, which binds at first")
+def h_value_clip_by_hand(seed: int) -> Case:
+    return Case(
+        seed=seed, model=convnet(), data=data.gratings(seed), optimizer=sgd(0.05), max_steps=200, module=ClippedByHand, **CE
+    )
+
+
+class UnitGradient(ClippedByHand):
+    """Each step has the length of the rate, whatever the gradient's, as of a loss that is scaled by a thousand."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        plain, self.loss_fn = self.loss_fn, lambda output, target: 1000 * plain(output, target)
+        super().training_step(batch, batch_idx)
+        self.loss_fn = plain
+
+    def change_gradients(self) -> None:
+        gradients = [p.grad for p in self.parameters() if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients]))
+        for gradient in gradients:
+            gradient.div_(norm)
+
+
+@healthy("clip_too_small", "lr_too_low", source="normalised gradient descent by hand, whose gradients are of length 1")
+def h_manual_unit_gradient(seed: int) -> Case:
+    return Case(
+        seed=seed,
+        model=mlp([8, 64, 64, 4]),
+        data=data.blobs(seed),
+        optimizer=sgd(0.02),
+        max_steps=300,
+        module=UnitGradient,
+        **CE,
+    )

@@ -15,6 +15,7 @@ from lit_training.diagnosis.updates import (
     drawn_size,
     goes_far,
     gradient_norm,
+    kept,
     matrices,
     promised,
     travelled,
@@ -30,7 +31,8 @@ LONG_RUN = 100
 FALLS = 0.1
 BARELY, STAYS = 1.0, 0.2
 FLUNG = 5.0
-MOST_CLIPPED = 0.05
+MOST_CLIPPED, HALF = 0.05, 0.5
+HARDLY, HARDLY_MOVED = 3.0, 0.25
 LONG_MEMORY = 0.99
 
 
@@ -117,12 +119,16 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the clipping threshold, not the learning rate, sets the step, and it is far too small.
 
-    How it is measured: as lr_too_low, with the gradient as clipping leaves it (`gradient_clip_val`).
+    How it is measured: as lr_too_low, with the gradient as clipping leaves it: by `gradient_clip_val`, by the module's
+    `configure_gradient_clipping`, or by a loop's own code between `manual_backward` and `step`, where each gradient's norm is
+    taken after the one and before the other.
 
-    Threshold: .1 with clipping (.5, where less than a twentieth of the gradient is left), or weights that hardly move, as for
-    lr_too_low, while it would be more without.
+    Threshold: .1 with clipping, or weights that hardly move, as for lr_too_low, while it would be more without; where less than
+    a twentieth of the gradient is left, .5, or 3 if no weight would move by more than a quarter of its norm (healthy set-ups: 3
+    times, see lr_too_low; the fall is counted as if all that is left pointed down, which clipping by value does not leave).
 
-    Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients.
+    Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients; the
+    scale of mixed precision that is taken back, a power of two.
 
     What to do: log the gradient's norm and clip at about its 90th percentile; 1 is a common start.
     """
@@ -131,14 +137,15 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
     before, after = promised(evidence, clipped=False), promised(evidence, clipped=True)
     if before is None or after is None or before < FALLS or _stays(evidence, clipped=False):
         return
-    if after < FALLS or after < min(0.5, MOST_CLIPPED * before) or _stays(evidence, clipped=True):
+    most = HARDLY if (travelled(evidence, clipped=True) or math.inf) < HARDLY_MOVED else HALF
+    if after < FALLS or after < min(most, MOST_CLIPPED * before) or _stays(evidence, clipped=True):
         norm, plan = gradient_norm(evidence), evidence.plan
-        own = norm * (evidence.later.kept or 0.0) if evidence.later is not None else 0.0
+        own = math.hypot(*(f.gradient * kept(evidence, f) for f in evidence.parameters.values() if f.gradient is not None))
         clip = next((value for value in (plan.clip, plan.clip_value) if value is not None), own)
         fall = f"{plan.updates} updates lower the loss by {after:.1g} of itself"
         message = f"The gradient, of norm {norm:.2g}, is clipped to {clip:.2g}, so that {fall}."
-        advice = f'Trainer(gradient_clip_val={_round(norm)}, gradient_clip_algorithm="norm") or so.'
-        yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip or 0.0})
+        advice = f"Clip to a norm of {_round(norm)} or so: gradient_clip_val in Trainer, or clip_grad_norm_."
+        yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip})
 
 
 def _flung(evidence: Evidence) -> list[Finding]:
