@@ -37,6 +37,7 @@ class Evidence:
     Args:
         graph: what the forward did.
         layers: every layer in forward order, with its statistics over the joint batch of all processes.
+        readouts: products with the tables of embeddings, which `layers` knows as embeddings.
         inputs: statistics of the floating-point tensors that entered the forward, by their nodes.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
@@ -69,6 +70,7 @@ class Evidence:
 
     graph: Graph
     layers: tuple[Layer, ...]
+    readouts: tuple[Layer, ...] = ()
     inputs: Mapping[int, TensorStats] = field(default_factory=dict)
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
@@ -145,6 +147,7 @@ def collect(
     return Evidence(
         graph=probe.graph,
         layers=layers,
+        readouts=tuple(probe.readouts.values()),
         inputs=probe.inputs,
         parameters=parameter_facts(
             probe.module,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.case import Case, faulty
-from tests.zoo.healthy_by_hand import ClippedByHand
+from tests.zoo.healthy_by_hand import ClippedByHand, TiedLanguage
 from tests.zoo.healthy_loops import Manual
 
 
@@ -42,3 +42,13 @@ def f_norm_clip_by_hand(case: Case) -> None:
             torch.nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
 
     case.module = Clipped
+
+
+@faulty(
+    "init_exploding",
+    "bad_gain",
+    twin="h_tied_table_read_out",
+    source="nn.Embedding left at unit variance, and tied to the head: the first loss is far above log(V)",
+)
+def f_tied_table_of_unit_size(case: Case) -> None:
+    case.model = TiedLanguage(std=1.0)

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.nets import CE, convnet, mlp, sgd
+from tests.zoo.nets import CE, Transformer, adamw, convnet, mlp, sgd
 
 
 class FourToAStep(Supervised):
@@ -99,3 +100,36 @@ def h_manual_unit_gradient(seed: int) -> Case:
         module=UnitGradient,
         **CE,
     )
+
+
+# ------------------------------------------------------------------------------------------ tables that also read out
+class TiedLanguage(Transformer):
+    """A causal transformer that reads out with its embedding (Press and Wolf 2017), by a product with the normalised states."""
+
+    scale = 1.0
+
+    def __init__(self, std: float = 0.02, width: int = 64) -> None:
+        super().__init__(vocabulary=40, classes=40, width=width, dropout=0.0, causal=True, per_token=True)
+        del self.head
+        nn.init.normal_(self.embed.weight, std=std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = nn.Transformer.generate_square_subsequent_mask(x.shape[1])
+        hidden = self.norm(self.encoder(self.embed(x) + self.position, mask=mask, is_causal=True))
+        return (self.scale * hidden @ self.embed.weight.T).transpose(1, 2)
+
+
+@healthy("init_exploding", "bad_gain", source="Radford et al. 2019: a tied table drawn with a std of .02")
+def h_tied_table_read_out(seed: int) -> Case:
+    words = data.next_token(seed, n=1200, vocabulary=40)
+    return Case(seed=seed, model=TiedLanguage(), data=words, optimizer=adamw(5e-4), max_steps=60, **CE)
+
+
+@healthy(
+    "init_exploding", "bad_gain", source="Raffel et al. 2020: a tied table of unit variance, states scaled by 1 / sqrt(width)"
+)
+def h_tied_table_scaled_down(seed: int) -> Case:
+    case = h_tied_table_read_out(seed)
+    case.model = TiedLanguage(std=1.0)
+    case.model.scale = 64**-0.5
+    return case

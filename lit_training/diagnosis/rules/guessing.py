@@ -95,7 +95,8 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
         head = producer(graph, logits)
         ratio = call.value / math.log(classes)
         if ratio > best[0]:
-            best = ratio, next((layer for layer in evidence.layers if layer.node == head.index), None)
+            makers = (*evidence.layers, *evidence.readouts)
+            best = ratio, next((layer for layer in makers if layer.node == head.index), None)
     return best
 
 
