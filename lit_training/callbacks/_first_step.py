@@ -83,7 +83,9 @@ class HandedOut:
         targets = self._batches.targets(known.target)
         labels = targets is not None and not targets.is_floating_point()
         sizes = self._batches.sizes(known.target)
-        return replace(known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken())
+        return replace(
+            known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken(), wild=self._batches.wild()
+        )
 
 
 class FirstStep:

@@ -52,3 +52,14 @@ def f_norm_clip_by_hand(case: Case) -> None:
 )
 def f_tied_table_of_unit_size(case: Case) -> None:
     case.model = TiedLanguage(std=1.0)
+
+
+@faulty(
+    "bad_data",
+    "unnormalised_input",
+    twin="h_codes_for_missing_in_a_column",
+    source="-999 for what is missing in a column, taken for a number",
+    margin=0.05,
+)
+def f_codes_for_missing(case: Case) -> None:
+    case.model = case.model.net  # type: ignore[assignment]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.nets import CE, Transformer, adamw, convnet, mlp, sgd
+from tests.zoo.nets import CE, MSE, Transformer, adamw, convnet, mlp, sgd
 
 
 class FourToAStep(Supervised):
@@ -133,3 +133,39 @@ def h_tied_table_scaled_down(seed: int) -> Case:
     case.model = TiedLanguage(std=1.0)
     case.model.scale = 64**-0.5
     return case
+
+
+# ------------------------------------------------------------------------------------------ codes for what is missing
+class Masking(nn.Module):
+    """An MLP that takes -999 for what it means: nothing is known."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.masked_fill(x == -999, 0.0))
+        return out
+
+
+@healthy("bad_data", "unnormalised_input", "lr_too_high", source="-999 for what is missing in a column, masked in the network")
+def h_codes_for_missing_in_a_column(seed: int) -> Case:
+    def code(x: Tensor) -> Tensor:
+        missing = (torch.rand(x.shape, generator=data.rng(1201, seed)) < 0.03) & (torch.arange(x.shape[1]) == 5)
+        return x.masked_fill(missing, -999.0)
+
+    return Case(
+        seed=seed, model=Masking(mlp([8, 64, 64, 1])), data=data.replace(data.surface(seed), 0, code), optimizer=adamw(3e-3),
+        max_steps=250, **MSE,
+    )  # fmt: skip
+
+
+@healthy("bad_data", "lr_too_high", source="a column of heavy tails, as amounts have them, in front of a batch norm")
+def h_heavy_tailed_column(seed: int) -> Case:
+    def stretch(x: Tensor) -> Tensor:
+        return torch.cat([x, (3 * torch.randn(len(x), 1, generator=data.rng(1202, seed))).exp()], 1)
+
+    return Case(
+        seed=seed, model=nn.Sequential(nn.BatchNorm1d(9), mlp([9, 64, 64, 1])), optimizer=adamw(3e-3), max_steps=250,
+        data=data.replace(data.surface(seed), 0, stretch), **MSE,
+    )  # fmt: skip

@@ -8,7 +8,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import guess, guesses, is_normalised
+from lit_training.diagnosis.rules.guessing import FLUNG, guesses, is_normalised, risen
 from lit_training.diagnosis.updates import (
     broken_at_once,
     change,
@@ -30,7 +30,6 @@ HALF_OVERWRITES, IN_HALF, JUMPED = 0.4, 2.0, 1.5
 LONG_RUN = 100
 FALLS = 0.1
 BARELY, STAYS = 1.0, 0.2
-FLUNG = 5.0
 MOST_CLIPPED, HALF = 0.05, 0.5
 HARDLY, HARDLY_MOVED = 3.0, 0.25
 LONG_MEMORY = 0.99
@@ -150,27 +149,12 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
 
 def _flung(evidence: Evidence) -> list[Finding]:
     """Say so if the loss after the first updates is far above that of guessing."""
-    later, times = evidence.later, _risen(evidence)
+    later, times = evidence.later, max(risen(evidence), default=0.0)
     if later is None or times <= FLUNG or broken_at_once(evidence) is not None:
         return []
     message = f"After {later.steps} updates the loss is {times:.2g} times that of guessing or of the start."
     advice = "Lower lr by a factor of 10 or so, or warm up."
     return [Finding("lr_too_high", "error", "", evidence.step, message, advice, {"times": times})]
-
-
-def _risen(evidence: Evidence) -> float:
-    """Return the highest loss after the first updates over that of guessing, or over the first one if that is higher.
-
-    Infinite if one is NaN, 0 where that is not known.
-    """
-    later, level = evidence.later, guess(evidence)
-    if later is None or not later.losses or level is None or evidence.loss is None or later.steps == 0:
-        return 0.0
-    if len(evidence.layers) == 1 and all(f.shrinks for f in matrices(evidence)):
-        return 0.0
-    start = max(evidence.loss, level)
-    worst = max(math.inf if math.isnan(loss) else loss for loss in later.losses)
-    return worst / start if 0 < start < math.inf else 0.0
 
 
 def _overwritten(evidence: Evidence) -> list[Finding]:
@@ -214,7 +198,7 @@ def _overwritten_layer_by_layer(evidence: Evidence) -> list[Finding]:
     typical = median_low(moved)
     nearly = typical >= NEARLY_OVERWRITES and typical * len(moved) >= IN_ALL
     half = typical >= HALF_OVERWRITES and typical * len(moved) >= IN_HALF
-    if not nearly and not (half and _risen(evidence) > JUMPED):
+    if not nearly and not (half and max(risen(evidence), default=0.0) > JUMPED):
         return []
     message = f"Updates are {typical:.2g} times as large as the weights (median of {len(moved)} layers), not .001 to .1."
     advice = f"Lower lr by a factor of {_round(typical / 0.01)} or so."

@@ -318,3 +318,19 @@ def test_clipping_in_a_loop_by_hand_counts(change, lr: float, rules: list[str]) 
                          enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
     trainer.fit(ByHand(change, lr), data)
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+
+
+@pytest.mark.parametrize(
+    ("code", "lr", "rules"),
+    [(-999.0, 0.05, ["bad_data"]), (-9.0, 0.05, []), (0.0, 5.0, ["lr_too_high"]), (-9.0, 5.0, ["lr_too_high"])],
+)
+def test_a_code_that_flings_the_loss_of_its_batch_is_bad_data_and_no_rate(code: float, lr: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    y = x.sum(1, keepdim=True)
+    x[32:256:7, 3] = code
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(mlp(8, 16, 1), lr=lr, momentum=0.0, loss="mse", metrics=[]), DataLoader(TensorDataset(x, y), 32))
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
