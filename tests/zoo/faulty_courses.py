@@ -31,3 +31,8 @@ def f_trained_on_at_full_rate(case: Case) -> None:
 @faulty("lr_too_high", twin="h_words_post_norm", source="AdamW at 1e-3 times the batch size of 64, the rule for SGD misread")
 def f_rate_by_batch_size(case: Case) -> None:
     case.optimizer = adamw(0.064)
+
+
+@faulty("lr_too_high", twin="h_words_post_norm", source="a post-norm transformer at Adam's 0.04, without a warm-up")
+def f_words_read_hot(case: Case) -> None:
+    case.optimizer = adam(0.04)

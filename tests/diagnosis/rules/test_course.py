@@ -234,3 +234,14 @@ def test_a_handful_of_validation_samples_tells_nothing() -> None:
     apart = {"training": LEARNED, "validation": (1.4, 1.5), "guess_apart": LN4}
     assert rules(**apart, samples_apart=200) == ["labels_broken"]
     assert rules(**apart, samples_apart=24) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "moved", "uneven", "said"),
+    [(1.7, 2.0, False, ["lr_too_high"]), (1.45, 2.0, False, []), (1.7, 0.6, False, []), (1.7, 2.0, True, [])],
+)
+def test_a_loss_of_classes_that_rose_at_first_and_stayed_at_a_guess_had_too_high_a_rate(
+    start: float, moved: float, uneven: bool, said: list[str]
+) -> None:
+    stayed = {"training": (start, 1.40, *[1.31] * 30), "validation": (1.35, 1.32), "first": 1.42}
+    assert rules(**stayed, moved=moved, uneven=uneven) == said
