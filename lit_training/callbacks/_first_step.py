@@ -18,6 +18,7 @@ from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import SEVERAL, Calls, fed
 from lit_training.diagnosis.modules import in_train_mode, tracked
+from lit_training.diagnosis.parameters import norms, to_host
 from lit_training.diagnosis.samples import Fed, FirstBatches, Part, Samples, in_order, summary, target_place
 from lit_training.tracing.probe import Probe
 
@@ -84,7 +85,9 @@ class HandedOut:
         targets = self._batches.targets(known.target)
         labels = targets is not None and not targets.is_floating_point()
         sizes = self._batches.sizes(known.target)
-        return replace(known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken())
+        return replace(
+            known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken(), wild=self._batches.wild()
+        )
 
 
 class FirstStep:
@@ -100,6 +103,7 @@ class FirstStep:
         self._calls: Calls | None = None
         self._attached = ExitStack()
         self._tracked: dict[str, int] = {}
+        self._arrived: dict[int, Tensor] = {}
         self._attach(module, batch)
 
     @harmless
@@ -125,9 +129,11 @@ class FirstStep:
             self._probe.tracer.pause()
 
     @harmless
-    def after_backward(self) -> None:
-        """Go on watching: a manual loop may run forward again."""
-        if self._probe is not None:
+    def after_backward(self, module: LightningModule) -> None:
+        """Note how large the gradients are before anything clips them; go on watching, as a manual loop may run forward again."""
+        learning = [p for p in module.parameters() if p.grad is not None]
+        self._arrived = dict(zip(map(id, learning), norms([p.grad for p in learning if p.grad is not None]), strict=True))
+        if self._probe is not None and not module.automatic_optimization:
             self._probe.tracer.resume()
 
     def collect(
@@ -154,4 +160,9 @@ class FirstStep:
             optimizers=trainer.optimizers,
             plan=plan_of(trainer),
             tracked_before=self._tracked,
+            arrived=self._norms(),
         )
+
+    def _norms(self) -> dict[int, float]:
+        """Return the norms of the gradients as the last backward pass left them, those of the loss itself."""
+        return {i: norm / self._loss_scale for i, norm in zip(self._arrived, to_host(self._arrived.values()), strict=True)}

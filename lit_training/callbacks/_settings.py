@@ -36,6 +36,7 @@ def plan_of(trainer: Trainer) -> Plan:
         peak=peak,
         overrun=too_short,
         backwards=_backwards(trainer),
+        accumulated=trainer.accumulate_grad_batches,
         loss_scaled=loss_scale(trainer) != 1.0,
         open_end=bool(trainer.early_stopping_callbacks),
     )

@@ -155,9 +155,9 @@ class InitAuditor(Callback):
             self._before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Go on watching: a manual loop may run forward again."""
-        if self._step is not None and not pl_module.automatic_optimization:
-            self._step.after_backward()
+        """Note the gradients before anything clips them, and go on watching."""
+        if self._step is not None:
+            self._step.after_backward(pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""

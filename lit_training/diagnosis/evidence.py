@@ -38,6 +38,7 @@ class Evidence:
     Args:
         graph: what the forward did.
         layers: every layer in forward order, with its statistics over the joint batch of all processes.
+        readouts: products with the tables of embeddings, which `layers` knows as embeddings.
         inputs: statistics of the floating-point tensors that entered the forward, by their nodes.
         parameters: every parameter by name.
         losses: torch's losses that the forward called, in order.
@@ -73,6 +74,7 @@ class Evidence:
 
     graph: Graph
     layers: tuple[Layer, ...]
+    readouts: tuple[Layer, ...] = ()
     inputs: Mapping[int, TensorStats] = field(default_factory=dict)
     parameters: Mapping[str, ParameterFacts] = field(default_factory=dict)
     losses: tuple[LossCall, ...] = ()
@@ -121,6 +123,7 @@ def collect(
     samples: Samples | None = None,
     plan: Plan | None = None,
     tracked_before: Mapping[str, int] | None = None,
+    arrived: Mapping[int, float] | None = None,
 ) -> Evidence:
     """Turn what a probe saw, and the parameters as the backward pass left them, into evidence.
 
@@ -137,6 +140,7 @@ def collect(
         samples: what the loaders handed out.
         plan: what the training is set to do.
         tracked_before: batches that batch-norm layers had taken in before the forward (`modules.tracked`).
+        arrived: norms of the gradients as the last backward pass left them, by the parameters' ids, if that is known.
     """
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
@@ -150,6 +154,7 @@ def collect(
     return Evidence(
         graph=probe.graph,
         layers=layers,
+        readouts=tuple(probe.readouts.values()),
         inputs=probe.inputs,
         parameters=parameter_facts(
             probe.module,
@@ -157,6 +162,7 @@ def collect(
             expect_frozen,
             trainable=probe.trainable,
             stepping=stepping,
+            arrived=arrived,
             judged={
                 *last_layers(probe.graph),
                 *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),

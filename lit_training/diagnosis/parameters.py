@@ -1,6 +1,7 @@
 """What is known of every parameter once a backward pass has run."""
 
-from collections.abc import Collection, Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ from lit_training.tracing.trace import Tracer
 __all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
 
 _ROUNDING = 1e-5
+_CLIPPED = 0.999  # what is left of a gradient that was clipped, at most
 _PLAIN = (torch.optim.SGD,)
 _FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax, torch.optim.RMSprop)
 _ADADELTA_STEP = 0.03  # of its rate: a tenth of that at the first step, growing slowly (Zeiler 2012)
@@ -34,7 +36,9 @@ class ParameterFacts:
     (about, for RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad);
     `made_with` the rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum`
     is, where `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the
-    optimiser's `weight_decay`, `decoupled` whether that acts on the weight and not through the gradient.
+    optimiser's `weight_decay`, `decoupled` whether that acts on the weight and not through the gradient; `kept` the part of the
+    gradient that the user's own code left of it between the backward pass and the step, which `gradient` and what is made of it are
+    without.
     """
 
     name: str
@@ -60,6 +64,7 @@ class ParameterFacts:
     along: float = 0.0
     decay: float = 0.0
     decoupled: bool = False
+    kept: float = 1.0
 
     @property
     def first_change(self) -> float | None:
@@ -88,6 +93,7 @@ def parameter_facts(
     trainable: Collection[int] = (),
     stepping: Optimizer | None = None,
     judged: Collection[str] = (),
+    arrived: Mapping[int, float] | None = None,
 ) -> dict[str, ParameterFacts]:
     """Return the facts of every parameter, in the order of registration.
 
@@ -98,6 +104,7 @@ def parameter_facts(
         trainable: ids of parameters that required a gradient before the step.
         stepping: the optimiser that is about to step; `None` for all.
         judged: names of weights of which to tell, too, whether they are fresh.
+        arrived: norms of the gradients as the last backward pass left them, by the parameters' ids.
     """
     registered = classify(module)
     infos = [info for info in registered if not nn.parameter.is_lazy(info.parameter)]
@@ -109,9 +116,10 @@ def parameter_facts(
     expected = match(expect_frozen, names_of(registered), "expect_frozen")
     parameters = [info.parameter for info in infos]
     with_gradient = [p.grad for p in parameters if p.grad is not None]
+    gradient_norms = to_host(norms(with_gradient))
     gradients = iter(
         zip(
-            to_host(norms(with_gradient)),
+            gradient_norms,
             equal_units([_by_unit(info, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
             to_host(_along(p) for p in parameters if p.grad is not None),
             strict=True,
@@ -122,6 +130,7 @@ def parameter_facts(
     extremes = [_extremes(p) for p in parameters]
     lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
     units = equal_units([_by_unit(info, info.parameter) for info in infos])
+    left = _left(arrived or {}, dict(zip((id(p) for p in parameters if p.grad is not None), gradient_norms, strict=True)))
     measured = zip(infos, to_host(norms(parameters)), units, lows, highs, strict=True)
     facts = {}
     for info, norm, equal_weights, low, high in measured:
@@ -131,6 +140,7 @@ def parameter_facts(
         doubtful = not requires_grad or p.grad is None or forgotten or info.name in judged
         gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
+        kept = left.get(id(p), 1.0)
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
             name=info.name,
@@ -139,7 +149,7 @@ def parameter_facts(
             requires_grad=requires_grad,
             optimized=None if held is None else id(p) in held,
             norm=norm,
-            gradient=gradient,
+            gradient=None if gradient is None else gradient / kept,
             fresh=doubtful and info.kind in ("weight", "embedding") and looks_fresh(p),
             expected_frozen=info.name in expected,
             equal_units=equal_weights,
@@ -152,10 +162,11 @@ def parameter_facts(
             made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
             step_at_one=step_at_one,
             shrinks=isinstance(optimizer, torch.optim.Adagrad),
-            gradient_sum=sums.get(id(p), 0.0),
-            along=along,
+            gradient_sum=sums.get(id(p), 0.0) / kept,
+            along=along / kept,
             decay=float(group.get("weight_decay", 0.0)),
             decoupled=isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
+            kept=kept,
         )
     return facts
 
@@ -181,6 +192,17 @@ def _rates(optimizers: Iterable[Optimizer], kinds: tuple[type[Optimizer], ...]) 
     """Return the learning rates of the parameters that optimisers of these kinds move."""
     groups = [group for o in optimizers if isinstance(o, kinds) for group in o.param_groups]
     return {id(p): float(group["lr"]) for group in groups for p in group["params"]}
+
+
+def _left(arrived: Mapping[int, float], now: Mapping[int, float]) -> dict[int, float]:
+    """Return which part of each gradient is left, where it is less than all, but something.
+
+    Gradients that all shrank by the same power of two were scaled for mixed precision, and not clipped.
+    """
+    shares = {i: now[i] / norm for i, norm in arrived.items() if math.isfinite(norm) and 0 < now.get(i, 0.0) < _CLIPPED * norm}
+    powers = [math.log2(share) for share in shares.values()]
+    scaled = all(abs(power - round(powers[0])) < _ROUNDING for power in powers)
+    return {} if scaled else shares
 
 
 def _along(parameter: Tensor) -> Tensor:

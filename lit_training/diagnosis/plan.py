@@ -28,6 +28,7 @@ class Plan:
         peak: the rate that the schedule itself names as its highest, over the one that the optimiser was made with.
         overrun: in words, that the schedule is stepped more often than it allows, `""` if it is not.
         backwards: what a `ReduceLROnPlateau` watches in the wrong direction, `""` if it does not.
+        accumulated: of how many batches Lightning averages the gradients for an update.
         loss_scaled: whether mixed precision scales the loss, so that an overflow now and then is part of it.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     peak: float = 1.0
     overrun: str = ""
     backwards: str = ""
+    accumulated: int = 1
     loss_scaled: bool = False
     open_end: bool = False
 

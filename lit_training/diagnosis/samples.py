@@ -17,6 +17,7 @@ BATCHES = 4
 MOST_ROWS = 2**15
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
+BEYOND = 30.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,8 @@ class Samples:
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
         fed_val: of the first one in validation.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
+        wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
+            in it, and in the first.
     """
 
     targets: Tensor | None = None
@@ -83,6 +86,7 @@ class Samples:
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
+    wild: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass
@@ -118,6 +122,17 @@ class FirstBatches:
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
         return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
+
+    def wild(self) -> tuple[tuple[int, float, float], ...]:
+        """Return which batches hold numbers more than 30 times as large as the first has at that place, theirs and the first's."""
+        sizes = [[float(extreme.abs()) for extreme in extremes] for extremes in self.extremes]
+        reach = [[max(pair) for pair in zip(each[::2], each[1::2], strict=True)] for each in sizes]
+        found = []
+        for i, each in enumerate(reach[1:], 1):
+            alike = zip(each, reach[0], strict=True) if len(each) == len(reach[0]) else ()
+            far = [(size, first) for size, first in alike if math.inf > size > BEYOND * first > 0]
+            found += [(i, *max(far))] if far else []
+        return tuple(found)
 
 
 @dataclass

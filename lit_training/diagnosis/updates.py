@@ -66,12 +66,12 @@ def kept(evidence: Evidence, facts: ParameterFacts) -> float:
     """Return which part of a weight's gradient clipping leaves: by the norm of all, by value, or by the user's own code."""
     norm, plan = gradient_norm(evidence), evidence.plan
     if plan.clip is not None and norm > 0:
-        return min(1.0, plan.clip / norm)
+        return min(facts.kept, plan.clip / norm)
     if plan.clip_value is not None and facts.gradient:
-        return min(1.0, plan.clip_value * math.sqrt(math.prod(facts.shape)) / facts.gradient)
+        return min(facts.kept, plan.clip_value * math.sqrt(math.prod(facts.shape)) / facts.gradient)
     if plan.clip is None and evidence.later is not None and evidence.later.kept:
-        return min(1.0, evidence.later.kept)
-    return 1.0
+        return facts.kept * min(1.0, evidence.later.kept)
+    return facts.kept
 
 
 def promised(evidence: Evidence, *, clipped: bool, weights_only: bool = False) -> float | None:

@@ -1,8 +1,8 @@
 """What one real forward and backward looked like, layer by layer.
 
 A *layer* is an operation that multiplies data by a parameter, whichever module or function does it, and each recurrent module
-as a whole. At each layer three tensors are measured: its output (before the nonlinearity), what the nonlinearity that follows
-makes of it, and the gradient with respect to its output.
+as a whole; a table that is an embedding and reads out, too, is a layer for the one and a readout for the other. At each layer three
+tensors are measured: its output, what the nonlinearity that follows makes of it, and the gradient with respect to its output.
 """
 
 from collections.abc import Sequence
@@ -81,6 +81,7 @@ class Probe:
     batch_size: int
     batch: Any = ()
     layers: dict[str, Layer] = field(default_factory=dict)
+    readouts: dict[str, Layer] = field(default_factory=dict)
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
     comparisons: Comparisons = field(default_factory=Comparisons)
@@ -158,7 +159,7 @@ class Probe:
         if node.op in _OF_COMPARISONS:
             compared = self.comparisons.note(self.graph, node, tensor, operands)
             self.losses += [compared] if compared is not None else []
-        if node.op in ACTIVATIONS:
+        if node.op in ACTIVATIONS and tensor.ndim:
             layer = self._layer_before(node)
             if layer is not None and layer.activation is None:
                 layer.nonlinearity = node.op
@@ -166,8 +167,10 @@ class Probe:
 
     def _add_layer(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
         name = node.weight.removesuffix(".weight")
-        if name in self.layers:
-            self.layers[name].calls += 1
+        known = self.layers.get(name)
+        if known is not None:
+            known.calls += 1
+        if known is not None and (name in self.readouts or known.op != "embedding" or node.op == "embedding"):
             return
         output = self._measure(node.index, tensor, _unit_dim(node.op, tensor))
         source = next(
@@ -179,7 +182,10 @@ class Probe:
             None,
         )
         layer = Layer(name, node.weight, node.op, node.shape, output, node.index, source)
-        self.layers[name] = self._by_node[node.index] = layer
+        if known is None:
+            self.layers[name] = self._by_node[node.index] = layer
+        else:
+            self.readouts[name] = layer
 
     def _measure(self, node: int, tensor: Tensor, unit_dim: int = -1, act: Node | None = None) -> TensorStats:
         """Measure the tensor of a node, once: what one layer gives is often what the next one takes."""

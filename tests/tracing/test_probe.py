@@ -115,3 +115,11 @@ def test_what_one_layer_gives_and_the_next_takes_is_measured_once() -> None:
     with Probe(net, batch_size=16) as probe:
         net(torch.randn(16, 4)).sum().backward()
     assert probe.layers["2"].source is probe.layers["0"].activation
+
+
+def test_the_root_of_a_mean_error_is_no_activation_of_a_layer() -> None:
+    net = nn.Sequential(nn.Linear(3, 1))
+    with Probe(net, batch_size=4) as probe:
+        net(torch.randn(4, 3)).square().mean().sqrt().backward()
+    assert probe.tracer.failure is None
+    assert probe.layers["0"].nonlinearity == "pow"

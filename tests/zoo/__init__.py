@@ -6,6 +6,7 @@
 # ruff: noqa: F401 - the families register their cases
 from tests.zoo import (
     faulty_activation,
+    faulty_by_hand,
     faulty_courses,
     faulty_data,
     faulty_flow,
@@ -23,6 +24,7 @@ from tests.zoo import (
     faulty_traced,
     faulty_weights,
     healthy_batches,
+    healthy_by_hand,
     healthy_classes,
     healthy_courses,
     healthy_generative,

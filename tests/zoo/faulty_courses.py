@@ -48,3 +48,8 @@ class ReturningToWorst(Returning):
 )
 def f_returns_to_worst(case: Case) -> None:
     case.module = ReturningToWorst
+
+
+@faulty("lr_too_high", twin="h_words_post_norm", source="a post-norm transformer at Adam's 0.04, without a warm-up")
+def f_words_read_hot(case: Case) -> None:
+    case.optimizer = adam(0.04)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import is_normalised
+from lit_training.diagnosis.rules.guessing import FLUNG, is_normalised, risen
 from lit_training.diagnosis.samples import Part
 from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import NORMALISATIONS, Graph
@@ -52,7 +52,9 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: a single value, if the loss is not finite; fewer than a fifth of 16 or more samples differ in what they hold; a
     quarter of 16 or more samples of 16 or more elements are empty, while at least 30 % of the others' elements are not;
-    a std of 10 times that of the middle, where that of the first validation batch is below twice it.
+    a std of 10 times that of the middle, where that of the first validation batch is below twice it; of the first four batches,
+    the first whose loss is above 5 times a guess's and the first batch's, if it holds a number 30 times as large as any that the
+    first batch has at that place, as a code for what is missing is (without one it is lr_too_high).
 
     Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
     sparse features; a few columns of a few values each, half of whose combinations occur; one of several inputs that is missing.
@@ -70,6 +72,16 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
         return
     samples = evidence.samples
+    flung = _flung_by(evidence)
+    if flung is not None:
+        batch, value, reach, times = flung
+        message = (
+            f"Batch {batch} holds a number of size {value:.3g}, where batch 0 stays within {reach:.2g}, and its loss is "
+            f"{times:.2g} times that of a guess or of the first one."
+        )
+        advice = "Is it a code for what is missing (-999), a glitch, another unit? Drop, impute or clip it."
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"value": value, "reach": reach, "times": times})
+        return
     wild = next((pair for pair in zip(samples.train, samples.val, strict=False) if _is_wild(*pair)), None)
     if wild is not None and wild[0] is not None and len(samples.train) == len(samples.val):
         ours = wild[0]
@@ -92,6 +104,14 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
         yield Finding("bad_data", "error", "", evidence.step, message, advice, {"blank": first.blank})
+
+
+def _flung_by(evidence: Evidence) -> tuple[int, float, float, float] | None:
+    """Return the first batch whose loss is far above, if it holds wild numbers: which, their size, the usual size, how far."""
+    if evidence.later is None or evidence.later.batches >= 2 * (evidence.later.steps + 1):
+        return None
+    first, times = next(((i, times) for i, times in enumerate(risen(evidence), 1) if times > FLUNG), (0, 0.0))
+    return next(((*wild, times) for wild in evidence.samples.wild if wild[0] == first), None)
 
 
 def _is_all_there_is(part: Part) -> bool:

@@ -8,11 +8,13 @@ from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import logits_of, producer
+from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import Node
 from lit_training.tracing.loss_calls import LossCall, from_loader, spread
 from lit_training.tracing.probe import Layer
 
 __all__ = [
+    "FLUNG",
     "Guess",
     "classes_of",
     "classes_told",
@@ -25,9 +27,11 @@ __all__ = [
     "is_normalised",
     "overshoots",
     "regression",
+    "risen",
     "times_guessing",
 ]
 
+FLUNG = 5.0
 FAR_OFF = 30.0
 UNEVEN = 0.7
 GUESSED = 0.95
@@ -87,7 +91,8 @@ def times_guessing(evidence: Evidence) -> tuple[float, Layer | None]:
         head = producer(graph, logits)
         ratio = call.value / math.log(classes)
         if ratio > best[0]:
-            best = ratio, next((layer for layer in evidence.layers if layer.node == head.index), None)
+            makers = (*evidence.layers, *evidence.readouts)
+            best = ratio, next((layer for layer in makers if layer.node == head.index), None)
     return best
 
 
@@ -152,6 +157,20 @@ def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> f
         return float(torch.special.entr(torch.stack([yes, 1 - yes])).sum()) if bool((targets <= 1).all()) else None
     shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
     return float(torch.special.entr(shares).sum())
+
+
+def risen(evidence: Evidence) -> tuple[float, ...]:
+    """Return each loss after the first updates over that of guessing, or over the first one if that is higher.
+
+    Infinite where it is NaN; nothing where that is not known, or for a single layer that begins anew.
+    """
+    later, level = evidence.later, guess(evidence)
+    if later is None or level is None or evidence.loss is None or later.steps == 0:
+        return ()
+    if len(evidence.layers) == 1 and all(f.shrinks for f in matrices(evidence)):
+        return ()
+    start = max(evidence.loss, level)
+    return tuple(math.inf if math.isnan(loss) else loss / start for loss in later.losses) if 0 < start < math.inf else ()
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
@@ -24,6 +25,8 @@ SIGMOID = 4.0
 SUMS = frozenset(["sum", "index_add", "scatter_add"])
 REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
 
+TIED = "Draw the table that is both embedding and head with a std of 0.02, or of 1 / sqrt(width)."
+
 
 @rule(
     explains=[
@@ -42,7 +45,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     """A layer multiplies the signal far more than its nonlinearity takes away, so activations or gradients blow up.
 
     What it means: outputs of thousands at the first step, a loss far above guessing, and gradients that throw the weights away.
-    Typical causes: weights of unit variance, uniform in 0...1, or scaled for the wrong fan; residual branches that add up
+    Typical causes: weights of unit variance, uniform in 0...1, or scaled for the wrong fan; a table of unit variance, as
+    `nn.Embedding` draws it, that is tied to the head (Press and Wolf 2017; GPT-2 draws it with .02); residual branches that add up
     without normalisation or scaling (Zhang, Dauphin and Ma 2019).
 
     How it is measured, in three ways:
@@ -92,7 +96,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         message = (
             f"Logits have std {head.output.signal:.3g} over samples, so the first loss is {ratio:.1f} times that of guessing."
         )
-        yield _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
+        finding = _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
+        yield replace(finding, advice=TIED) if head in evidence.readouts else finding
         return
     found = overshoots(evidence)
     if found is not None:

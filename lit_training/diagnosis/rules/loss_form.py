@@ -122,11 +122,12 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     low.
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
-    divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A
-    mean that is divided by exactly the batch size (4 or more) is one under SGD. A Gaussian's divergence that is summed over
-    the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the
-    posterior then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the samples and
-    100 times as large as those of torch's that are averaged and added to it.
+    divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A mean that
+    is divided by exactly the batch size (4 or more) is one under SGD; where the loop adds up the gradients of k batches for each of
+    its first four updates, one that is divided by exactly k times the batch size. A Gaussian's divergence that is summed over the
+    samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the posterior
+    then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the samples and 100 times as
+    large as those of torch's that are averaged and added to it.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
     rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
@@ -136,7 +137,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: a sum with a rate that was lowered to match; an error summed over features and averaged over samples; a sum
     under Adam and others that divide by the gradient's size; a large step of a weight of one number beside others; a gradient that
     is clipped to a smaller step; a mean divided by as many batches as make an update, or by as many terms as are added up, though a
-    batch has that many samples too.
+    batch has that many samples too; a sum over the few samples that have a label, divided by their number.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
@@ -151,9 +152,18 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("loss_reduction", "error", "", evidence.step, message, advice, figures)
 
 
-def _steps_each_batch(evidence: Evidence) -> bool:
-    """Tell whether the first updates took a batch each, so that a mean is not divided by the batches of a larger one."""
-    return evidence.later is not None and evidence.later.batches < 2 * (evidence.later.steps + 1)
+def _batches_added(evidence: Evidence) -> int | None:
+    """Return of how many batches the loop itself adds up the gradients for an update, which a mean may be divided by.
+
+    `None` where that is not known, or where it is not the same number each time.
+    """
+    later = evidence.later
+    if later is None:
+        return None
+    if later.batches < 2 * (later.steps + 1):
+        return 1
+    batches, left = divmod(later.batches + 1, (later.steps + 1) * evidence.plan.accumulated)
+    return None if left or later.steps < 1 else batches
 
 
 def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
@@ -171,12 +181,9 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
-        twice = [t for t in found if t.divisor == evidence.batch_size and (t.node.op in (*LOSSES, "mean"))]
-        if (
-            len(twice) < evidence.batch_size
-            and _steps_each_batch(evidence)
-            and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice)
-        ):
+        divisor = evidence.batch_size * (_batches_added(evidence) or 0)
+        twice = [t for t in found if t.divisor == divisor and (t.node.op in (*LOSSES, "mean"))]
+        if len(twice) < evidence.batch_size and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
             message = (
                 f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
             )
@@ -186,7 +193,8 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
 
 def _sum_beside_mean(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
     """Return a loss of torch's that is summed over the batch, if it drowns those that are averaged and added to it."""
-    values = {call.node: call.value for call in evidence.losses if call.value is not None and call.value > 0}
+    counted = (call for call in evidence.losses if not ("nll" in call.op and call.target_range[0] < 0))  # it skips samples
+    values = {call.node: call.value for call in counted if call.value is not None and call.value > 0}
     rows = evidence.batch_size
     for loss in evidence.differentiated if rows >= LEAST_ROWS else ():
         known = [term for term in terms(evidence.graph, loss) if term.node.index in values and term.divisor > 0]

@@ -8,13 +8,14 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import guess, guesses, is_normalised
+from lit_training.diagnosis.rules.guessing import FLUNG, guesses, is_normalised, risen
 from lit_training.diagnosis.updates import (
     broken_at_once,
     change,
     drawn_size,
     goes_far,
     gradient_norm,
+    kept,
     matrices,
     promised,
     travelled,
@@ -29,8 +30,8 @@ HALF_OVERWRITES, IN_HALF, JUMPED = 0.4, 2.0, 1.5
 LONG_RUN = 100
 FALLS = 0.1
 BARELY, STAYS = 1.0, 0.2
-FLUNG = 5.0
-MOST_CLIPPED = 0.05
+MOST_CLIPPED, HALF = 0.05, 0.5
+HARDLY, HARDLY_MOVED = 3.0, 0.25
 LONG_MEMORY = 0.99
 
 
@@ -117,12 +118,16 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the clipping threshold, not the learning rate, sets the step, and it is far too small.
 
-    How it is measured: as lr_too_low, with the gradient as clipping leaves it (`gradient_clip_val`).
+    How it is measured: as lr_too_low, with the gradient as clipping leaves it: by `gradient_clip_val`, by the module's
+    `configure_gradient_clipping`, or by a loop's own code between `manual_backward` and `step`, where each gradient's norm is
+    taken after the one and before the other.
 
-    Threshold: .1 with clipping (.5, where less than a twentieth of the gradient is left), or weights that hardly move, as for
-    lr_too_low, while it would be more without.
+    Threshold: .1 with clipping, or weights that hardly move, as for lr_too_low, while it would be more without; where less than
+    a twentieth of the gradient is left, .5, or 3 if no weight would move by more than a quarter of its norm (healthy set-ups: 3
+    times, see lr_too_low; the fall is counted as if all that is left pointed down, which clipping by value does not leave).
 
-    Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients.
+    Not an alarm: clipping under Adam and its like, which divide the gradient's size out; clipping of rare large gradients; the
+    scale of mixed precision that is taken back, a power of two.
 
     What to do: log the gradient's norm and clip at about its 90th percentile; 1 is a common start.
     """
@@ -131,39 +136,25 @@ def clip_too_small(evidence: Evidence) -> Iterator[Finding]:
     before, after = promised(evidence, clipped=False), promised(evidence, clipped=True)
     if before is None or after is None or before < FALLS or _stays(evidence, clipped=False):
         return
-    if after < FALLS or after < min(0.5, MOST_CLIPPED * before) or _stays(evidence, clipped=True):
+    most = HARDLY if (travelled(evidence, clipped=True) or math.inf) < HARDLY_MOVED else HALF
+    if after < FALLS or after < min(most, MOST_CLIPPED * before) or _stays(evidence, clipped=True):
         norm, plan = gradient_norm(evidence), evidence.plan
-        own = norm * (evidence.later.kept or 0.0) if evidence.later is not None else 0.0
+        own = math.hypot(*(f.gradient * kept(evidence, f) for f in evidence.parameters.values() if f.gradient is not None))
         clip = next((value for value in (plan.clip, plan.clip_value) if value is not None), own)
         fall = f"{plan.updates} updates lower the loss by {after:.1g} of itself"
         message = f"The gradient, of norm {norm:.2g}, is clipped to {clip:.2g}, so that {fall}."
-        advice = f'Trainer(gradient_clip_val={_round(norm)}, gradient_clip_algorithm="norm") or so.'
-        yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip or 0.0})
+        advice = f"Clip to a norm of {_round(norm)} or so: gradient_clip_val in Trainer, or clip_grad_norm_."
+        yield Finding("clip_too_small", "error", "", evidence.step, message, advice, {"norm": norm, "clip": clip})
 
 
 def _flung(evidence: Evidence) -> list[Finding]:
     """Say so if the loss after the first updates is far above that of guessing."""
-    later, times = evidence.later, _risen(evidence)
+    later, times = evidence.later, max(risen(evidence), default=0.0)
     if later is None or times <= FLUNG or broken_at_once(evidence) is not None:
         return []
     message = f"After {later.steps} updates the loss is {times:.2g} times that of guessing or of the start."
     advice = "Lower lr by a factor of 10 or so, or warm up."
     return [Finding("lr_too_high", "error", "", evidence.step, message, advice, {"times": times})]
-
-
-def _risen(evidence: Evidence) -> float:
-    """Return the highest loss after the first updates over that of guessing, or over the first one if that is higher.
-
-    Infinite if one is NaN, 0 where that is not known.
-    """
-    later, level = evidence.later, guess(evidence)
-    if later is None or not later.losses or level is None or evidence.loss is None or later.steps == 0:
-        return 0.0
-    if len(evidence.layers) == 1 and all(f.shrinks for f in matrices(evidence)):
-        return 0.0
-    start = max(evidence.loss, level)
-    worst = max(math.inf if math.isnan(loss) else loss for loss in later.losses)
-    return worst / start if 0 < start < math.inf else 0.0
 
 
 def _overwritten(evidence: Evidence) -> list[Finding]:
@@ -207,7 +198,7 @@ def _overwritten_layer_by_layer(evidence: Evidence) -> list[Finding]:
     typical = median_low(moved)
     nearly = typical >= NEARLY_OVERWRITES and typical * len(moved) >= IN_ALL
     half = typical >= HALF_OVERWRITES and typical * len(moved) >= IN_HALF
-    if not nearly and not (half and _risen(evidence) > JUMPED):
+    if not nearly and not (half and max(risen(evidence), default=0.0) > JUMPED):
         return []
     message = f"Updates are {typical:.2g} times as large as the weights (median of {len(moved)} layers), not .001 to .1."
     advice = f"Lower lr by a factor of {_round(typical / 0.01)} or so."

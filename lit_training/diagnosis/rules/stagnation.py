@@ -11,6 +11,7 @@ NOTHING, HARD, KNOWN_HARD, FELL = 0.85, 0.98, 0.99, 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
+ROSE_FIRST, OVERWRITTEN = 1.15, 1.0
 OFF, SPENT, NO_MORE = 5.0, 0.25, 0.92
 FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
 
@@ -19,20 +20,22 @@ def learned_nothing(course: Course) -> list[Finding]:
     """Say so if the training loss stays at what saying the same for every sample costs, and name what that leaves.
 
     Weights that hardly moved were not moved enough: `lr_too_low`. Weights that were thrown far from where they were drawn, or a
-    first epoch that ended lower than the run: `lr_too_high`. If they moved as they do in training, and nothing else is wrong, the
-    inputs tell nothing about the targets: `labels_broken`. Of numbers that lie so far from where the outputs begin that a good part
-    of the run went into coming near them, it is their offset: `unnormalised_target`.
+    first epoch that ended lower than the run, or that overwrote themselves while the loss of classes rose at first: `lr_too_high`.
+    If they moved as they do in training, and nothing else is wrong, the inputs tell nothing about the targets: `labels_broken`. Of
+    numbers that lie so far from where the outputs begin that a good part of the run went into coming near them, it is their offset:
+    `unnormalised_target`.
 
-    Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of
-    340 healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to
-    .97, so that `labels_broken` and `lr_too_low` take validation losses above .98, or for numbers and rare labels .99 of what a
-    guess costs in validation, which may hold other years or more of the rare label; where that is not known, numbers above 1,
-    and 2 % more of the training loss where there is no validation); changes of less than 3 %, and of more than 4 times the
-    weights; a first epoch that ends below .9 of the run's end. A loss of numbers that fell by 15 % since the first epoch
-    learned something, whatever the first targets cost: they may lack the few large ones, or hold too many: where validation's
-    targets are not known, weights that moved by 30 %, while training gained less than 7 % since the first epoch, and validation
-    never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still falls is another fault. Offset: a
-    first loss above 5 times a guess's that did not rise, and a quarter of the run above twice that cost.
+    Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of 340
+    healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to .97, so
+    that `labels_broken` and `lr_too_low` take validation losses above .98, or for numbers and rare labels .99 of what a guess costs
+    in validation, which may hold other years or more of the rare label; where that is not known, numbers above 1, and 2 % more of
+    the training loss where there is no validation); changes of less than 3 %, and of more than 4 times the weights, or of more than
+    their size where a stretch of the run's first quarter is 15 % above both the first loss and a guess's (healthy set-ups that
+    hardly learn: 0 %, and 6 % for numbers); a first epoch that ends below .9 of the run's end. A loss of numbers that fell by 15 %
+    since the first epoch learned something, whatever the first targets cost: they may lack the few large ones, or hold too many:
+    where validation's targets are not known, weights that moved by 30 %, while training gained less than 7 % since the first epoch,
+    and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still falls is another fault.
+    Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above twice that cost.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -61,7 +64,7 @@ def learned_nothing(course: Course) -> list[Finding]:
     elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE):
         rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
-    elif (course.moved > FAR or lost) and nothing:
+    elif (course.moved > FAR or lost or (best < _hard(course) and _was_flung(course))) and nothing:
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
     elif not _is_flat(course) and best < _hard(course):
         return []
@@ -97,6 +100,14 @@ def collapsed(course: Course) -> list[Finding]:
     return [
         Finding("lr_too_high", "error", "", course.updates, message, advice, {"best": best, "end": course.end, "guess": guess})
     ]
+
+
+def _was_flung(course: Course) -> bool:
+    """Tell whether the loss rose at first above a guess's and its own start, by weights that moved by more than their size."""
+    if course.sampled or course.uneven or course.first is None or course.guess is None or course.moved is None:
+        return False
+    early = max(course.training[: max(1, len(course.training) // 4)])
+    return early > ROSE_FIRST * max(course.first, course.guess) and course.moved > OVERWRITTEN
 
 
 def _hard(course: Course) -> float:

@@ -250,3 +250,14 @@ def test_epochs_that_all_begin_at_the_same_weights_keep_nothing() -> None:
     assert rules(**back) == ["no_update"]
     assert rules(**back | {"rewinds": 2}) == rules(**back | {"passes": 20}) == []
     assert rules(**back | {"level": 0.4}) == rules(**back | {"before": None}) == []
+
+
+@pytest.mark.parametrize(
+    ("start", "moved", "uneven", "said"),
+    [(1.7, 2.0, False, ["lr_too_high"]), (1.45, 2.0, False, []), (1.7, 0.6, False, []), (1.7, 2.0, True, [])],
+)
+def test_a_loss_of_classes_that_rose_at_first_and_stayed_at_a_guess_had_too_high_a_rate(
+    start: float, moved: float, uneven: bool, said: list[str]
+) -> None:
+    stayed = {"training": (start, 1.40, *[1.31] * 30), "validation": (1.35, 1.32), "first": 1.42}
+    assert rules(**stayed, moved=moved, uneven=uneven) == said

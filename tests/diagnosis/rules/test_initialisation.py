@@ -208,3 +208,29 @@ def test_a_regressions_outputs_are_held_against_its_targets() -> None:
     nn.init.constant_(biased[-1].bias, 60.0)
     assert alarms(wild, numbers(), F.mse_loss, optimizer=adam)[0] == "init_exploding"
     assert alarms(biased, numbers(), F.mse_loss, optimizer=adam)[0] == "bad_bias_init"
+
+
+class Tied(nn.Module):
+    """The table that embeds a token also tells the next one."""
+
+    def __init__(self, std: float, *, by_layer: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.table, self.body, self.norm = nn.Embedding(40, 64), nn.Linear(64, 64), nn.LayerNorm(64)
+        nn.init.normal_(self.table.weight, std=std)
+        self.head = nn.Linear(64, 40, bias=False) if by_layer else None
+        if self.head is not None:
+            self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        states = self.norm(x + F.gelu(self.body(x)))
+        return self.head(states) if self.head is not None else states @ self.table.weight.T
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+@pytest.mark.parametrize(("std", "rules"), [(1.0, ["init_exploding"]), (0.02, []), (64**-0.5, [])])
+def test_a_table_that_also_reads_out_is_a_head(std: float, by_layer: bool, rules: list[str]) -> None:
+    g = torch.Generator().manual_seed(1)
+    tokens = torch.randint(40, (2, 64), generator=g)
+    assert alarms(Tied(std, by_layer=by_layer), (tokens[0], tokens[1]), optimizer=adam, steps=1) == rules

@@ -5,8 +5,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
 from lit_training.tracing.direction import agreement
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, sgd, vectors
 
@@ -193,6 +197,15 @@ def test_a_sum_that_drowns_a_mean_beside_it_is_found(reduction: str, weight: flo
     assert alarms(mlp(16, 32, 20), (x, y), loss, optimizer=adam, steps=1) == said
 
 
+def test_a_sum_over_the_few_samples_with_a_label_is_divided_by_their_number() -> None:
+    def loss(output: Tensor, labels: Tensor) -> Tensor:
+        known = F.cross_entropy(output, labels, ignore_index=-1, reduction="sum") / (labels >= 0).sum().item()
+        return known + F.mse_loss(output.softmax(1), (output + 0.1).softmax(1).detach() + 1e-3)
+
+    x, y = vectors()
+    assert alarms(mlp(16, 32, 4), (x, y.masked_fill(torch.arange(32) > 3, -1)), loss, optimizer=adam, steps=1) == []
+
+
 def pairwise(output: Tensor, target: Tensor) -> Tensor:
     apart = (output - output.T).square()
     return ((apart - (target - target.T).square()) ** 2).mean()
@@ -224,3 +237,35 @@ def test_a_quotient_of_sums_is_no_sum() -> None:
     assert "loss_reduction" in alarms(
         mlp(16, 32, 1), numbers(), lambda z, y: F.mse_loss(z, y, reduction="sum"), optimizer=fast, steps=1
     )
+
+
+class ByHand(LitModule):
+    """A step for every fourth batch, of a loss divided by a number, by hand or by Lightning."""
+
+    def __init__(self, divisor: float, *, manual: bool) -> None:
+        super().__init__(mlp(16, 32, 4), lr=0.05, metrics=[])
+        self.divisor, self.automatic_optimization = divisor, not manual
+
+    def training_step(self, batch, batch_idx):  # type: ignore[no-untyped-def, override]
+        loss = F.cross_entropy(self(batch[0]), batch[1]) / self.divisor
+        if self.automatic_optimization:
+            return loss
+        self.manual_backward(loss)
+        if batch_idx % 4 == 3:
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+        return None
+
+
+@pytest.mark.parametrize(
+    ("manual", "divisor", "rules"),
+    [(True, 32, ["loss_reduction"]), (True, 8, []), (True, 4, []), (False, 8, ["loss_reduction"]), (False, 4, [])],
+)
+def test_a_mean_over_several_batches_is_divided_by_their_number_and_by_nothing_else(
+    manual: bool, divisor: float, rules: list[str]
+) -> None:
+    watch = Diagnostics(verbose=False, select=["loss_reduction"])
+    trainer = Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                      enable_model_summary=False, accumulate_grad_batches=1 if manual else 4, callbacks=[watch])  # fmt: skip
+    trainer.fit(ByHand(divisor, manual=manual), DataLoader(TensorDataset(*vectors(256)), 8))
+    assert [finding.rule for finding in watch.findings] == rules

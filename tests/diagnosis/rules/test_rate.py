@@ -1,6 +1,7 @@
 """Rules about the first update: rates and clipping that are far off, and the ones that people use."""
 
 import math
+from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
@@ -272,3 +273,64 @@ def test_a_network_that_knows_a_little_does_not_guess(told: float, is_a_guess: b
         loss.backward()
     assert loss > 0.85 * math.log(2)
     assert guesses(collect(probe, loss=loss)) is is_a_guess
+
+
+class ByHand(LitModule):
+    """A loop by hand, in which something changes the gradients before the step."""
+
+    def __init__(self, change: Callable[[list[nn.Parameter]], object], lr: float) -> None:
+        super().__init__(mlp(8, 32, 2), lr=lr, metrics=[])
+        self.change, self.automatic_optimization = change, False
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
+        self.change(list(self.parameters()))
+        self.optimizers().step()
+
+    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
+        self.trainer.should_stop = self.global_step > 5
+
+
+def scaled(parameters: list[nn.Parameter], by: float) -> None:
+    for parameter in parameters:
+        parameter.grad.mul_(by)
+
+
+@pytest.mark.parametrize(
+    ("change", "lr", "rules"),
+    [
+        (lambda ps: nn.utils.clip_grad_norm_(ps, 1e-5), 0.05, ["clip_too_small"]),
+        (lambda ps: nn.utils.clip_grad_value_(ps, 1e-5), 0.05, ["clip_too_small"]),
+        (lambda ps: nn.utils.clip_grad_value_(ps, 0.01), 0.05, []),
+        (lambda ps: nn.utils.clip_grad_norm_(ps, 10.0), 0.05, []),
+        (lambda ps: None, 1e-6, ["lr_too_low"]),
+        (lambda ps: scaled(ps, 2.0**-16), 0.05, ["lr_too_low"]),
+        (lambda ps: scaled(ps, 2.0**-16), 0.05 * 2**16, []),
+    ],
+)
+def test_clipping_in_a_loop_by_hand_counts(change, lr: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    data = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 32, shuffle=True)
+    watch = Diagnostics(verbose=False, select=[*RULES, "no_update"])
+    trainer = pl.Trainer(max_steps=300, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(ByHand(change, lr), data)
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+
+
+@pytest.mark.parametrize(
+    ("code", "lr", "rules"),
+    [(-999.0, 0.05, ["bad_data"]), (-9.0, 0.05, []), (0.0, 5.0, ["lr_too_high"]), (-9.0, 5.0, ["lr_too_high"])],
+)
+def test_a_code_that_flings_the_loss_of_its_batch_is_bad_data_and_no_rate(code: float, lr: float, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(256, 8)
+    y = x.sum(1, keepdim=True)
+    x[32:256:7, 3] = code
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(mlp(8, 16, 1), lr=lr, momentum=0.0, loss="mse", metrics=[]), DataLoader(TensorDataset(x, y), 32))
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
