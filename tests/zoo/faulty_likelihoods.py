@@ -139,7 +139,27 @@ def f_ranking_minus_lost(case: Case) -> None:
     case.module = SinkingRanking
 
 
+def sinking(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    mean, log_variance = output
+    return 0.5 * ((target - mean).square() * (-log_variance).exp() - log_variance).mean()
+
+
+@faulty("loss_sign", "wrong_loss", twin="h_gaussian_nll", source="a Gaussian likelihood by hand, minus the log-variance")
+def f_log_variance_sign(case: Case) -> None:
+    case.loss = sinking
+
+
 # ------------------------------------------------------------------------------------------ unit of the targets
+@faulty("labels_broken", twin="h_specks", source="a mask of 0 and 1 read as a picture, and divided by 255", margin=0.05)
+def f_faint_masks(case: Case) -> None:
+    case.data = replace(case.data, -1, lambda y: y / 255, val=False)
+
+
+@faulty("unnormalised_target", twin="h_digit_and_ink", source="the second task's number in its own unit, hundreds", margin=0.05)
+def f_ink_in_hundreds(case: Case) -> None:
+    case.data = replace(case.data, -1, lambda y: torch.stack([y[:, 0], 312 + 43 * y[:, 1]], 1))
+
+
 @faulty("unnormalised_target", twin="h_centimetres", source="offsets of micrometres in metres", margin=0.05)
 def f_micrometres(case: Case) -> None:
     case.data = replace(case.data, -1, lambda y: 1e-4 * y)

@@ -280,6 +280,22 @@ def label_and_picture(output: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(output[:, :10], target[:, 0].long()) + 0.5 * F.mse_loss(output[:, 10:], target[:, 1:])
 
 
+def label_and_ink(output: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(output[:, :10], target[:, 0].long()) + F.mse_loss(output[:, 10], target[:, 1])
+
+
+@healthy("unnormalised_target", source="a digit and the ink that it took, standardised: the sum of both losses")
+def h_digit_and_ink(seed: int) -> Case:
+    train, val = (
+        TensorDataset(part.tensors[0], torch.stack([part.tensors[1].float(), data.standardise(part.tensors[0].sum(1))], 1))
+        for part in data.digits(seed)
+    )
+    return Case(
+        seed=seed, model=mlp([64, 64, 64, 11]), data=(train, val), optimizer=adam(2e-3), loss=label_and_ink,
+        metric="first_column_accuracy", max_steps=240,
+    )  # fmt: skip
+
+
 @healthy("loss_reduction", "clip_too_small", source="a digit told and painted again, both averaged, gradients clipped at 1")
 def h_digit_and_picture(seed: int) -> Case:
     train, val = (

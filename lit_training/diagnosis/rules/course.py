@@ -4,6 +4,7 @@ import math
 
 from lit_training.diagnosis.course import Course
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rules.sinking import sinks
 from lit_training.diagnosis.rules.stagnation import ENOUGH_PASSES, FAR, NOTHING, collapsed, learned_nothing
 
 __all__ = ["diverged", "judge_course", "overfit_no_regularisation", "validated_apart"]
@@ -24,7 +25,7 @@ SHRUNK, HARDLY_FELL = 0.1, 0.4
 
 def judge_course(course: Course) -> list[Finding]:
     """Return what the first finds of the checks of a whole run."""
-    checks = (went_back, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
+    checks = (sinks, went_back, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
     return next((found for check in checks if (found := check(course))), [])
 
 

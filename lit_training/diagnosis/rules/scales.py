@@ -1,12 +1,12 @@
 """The rule about the scale of a regression's targets."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import guesses, overshoots
+from lit_training.diagnosis.rules.guessing import classes_of, guesses, overshoots
 from lit_training.diagnosis.updates import promised
 from lit_training.tracing.loss_calls import LossCall, from_loader
 
@@ -53,7 +53,8 @@ def unnormalised_target(evidence: Evidence) -> Iterator[Finding]:
     Unequal ones: a squared error of 2 to 8 columns of numbers, or a plain sum of squared errors, is all of the loss, and the
     targets' standard deviations differ by more than 50 times. The smaller then has a 2500th of the loss, and nothing pulls at it
     before the larger is explained to as much: with Adam and SGD, columns of 1 and 30 left the smaller at an R2 of .08 or less in
-    350 steps, where it has .88 if both are 1.
+    350 steps, where it has .88 if both are 1. A squared error that is 2500 times a cross-entropy, where the loss is the sum of both
+    and nothing else, leaves that one as little of what their networks share.
 
     At the end of a run (`LossMonitor`): the first loss was above 5 times that of the targets' mean, a quarter of the run went into
     coming down to that, and it came no further.
@@ -118,6 +119,11 @@ def _unequal(evidence: Evidence) -> Iterator[Finding]:
         message = f"Under one squared error the targets' std differ by {times:.3g} times: {share}."
         advice = "Standardise each target with the training data's mean and std; scale predictions back."
         yield Finding("unnormalised_target", "warning", "", evidence.step, message, advice, {"times": times})
+    times = _times_drowned(evidence)
+    if times > UNEQUAL**2:
+        message = f"The squared error is {times:.2g} times the cross-entropy that it is added to."
+        advice = "Standardise the numbers with the training data's mean and std, or weigh the losses; scale predictions back."
+        yield Finding("unnormalised_target", "warning", "", evidence.step, message, advice, {"times": times})
 
 
 def _times_apart(evidence: Evidence) -> float:
@@ -128,8 +134,20 @@ def _times_apart(evidence: Evidence) -> float:
     if len(calls) == 1:
         return calls[0].unequal or 0.0 if evidence.bare else 0.0
     variances, values = [call.constant or 0.0 for call in calls], [call.value or 0.0 for call in calls]
-    plain = evidence.loss is not None and math.isclose(sum(values), evidence.loss, rel_tol=PLAIN)
+    plain = _is_plain_sum(evidence, values)
     return math.sqrt(max(variances) / min(variances)) if plain and min(variances, default=0.0) > 0 else 0.0
+
+
+def _times_drowned(evidence: Evidence) -> float:
+    """Return how many times a squared error exceeds a cross-entropy, 0 unless the loss is their plain sum."""
+    errors = [call.value or 0.0 for call in evidence.losses if call.op == "mse_loss" and not call.summed]
+    classes = [call.value or 0.0 for call in evidence.losses if classes_of(evidence, call) and not call.summed]
+    alone = len(errors) + len(classes) == len(evidence.losses) and min(classes, default=0.0) > 0
+    return max(errors) / min(classes) if errors and alone and _is_plain_sum(evidence, errors + classes) else 0.0
+
+
+def _is_plain_sum(evidence: Evidence, values: Sequence[float]) -> bool:
+    return evidence.loss is not None and math.isclose(sum(values), evidence.loss, rel_tol=PLAIN)
 
 
 def _hardly_falls(evidence: Evidence) -> bool:

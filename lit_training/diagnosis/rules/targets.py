@@ -11,6 +11,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
+from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["ENOUGH", "commonest", "diversity", "labels_broken"]
 
@@ -18,6 +19,7 @@ ENOUGH = 48
 ONE_VALUE = 0.95
 IGNORED = 0.9
 FEW_VALUES = 10
+FAINT = 0.1
 
 
 @rule(
@@ -50,7 +52,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     validation only, though weights moved as they do and nothing else is wrong.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
-    `ignore_index`; a target of BCE is below 0 or above 1.
+    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.
 
     Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
     place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
@@ -85,6 +87,11 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
             advice = "Scale them, e.g. masks of 0 and 255 by / 255, labels of -1 and 1 by (y + 1) / 2."
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
             return
+        if "binary_cross_entropy" in call.op and _is_faint(call):
+            message = f"The targets of BCE are 0 and {high:.3g} only, so that the answer to all is no."
+            advice = "Look at how they are scaled: a mask of 0 and 1 is not to be divided by 255."
+            yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"high": high})
+            return
     targets, samples = evidence.samples.targets, evidence.samples
     if targets is None or len(targets) < ENOUGH or classes_told(evidence) == 1 or not evidence.losses:
         return
@@ -100,6 +107,15 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
         advice = "Look at how targets are read: the right column, no cast to integers before scaling."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
+
+
+def _is_faint(call: LossCall) -> bool:
+    """Tell whether targets are 0 and one small number: then their variance is half of that times their mean deviation."""
+    low, high = call.target_range
+    if low != 0 or not 0 < high < FAINT or call.spread is None:
+        return False
+    square, size, _ = call.spread
+    return math.isclose(square, high * size / 2, rel_tol=1e-3)
 
 
 def _only_takes_labels(evidence: Evidence) -> bool:

@@ -185,6 +185,24 @@ def test_a_target_that_has_next_to_nothing_of_a_squared_error_is_named(data, way
     assert found(x, x[:, :2] * torch.tensor([1.0, 9.0]), loss=loss, outputs=2, **steps) == []
 
 
+@pytest.mark.parametrize(("size", "weight", "said"), [(300, 1.0, ["unnormalised_target"]), (300, 1e-4, []), (3, 1.0, [])])
+def test_a_cross_entropy_that_drowns_in_the_error_that_it_is_added_to_is_named(data, size, weight, said) -> None:
+    x, y = data
+
+    def of_both(output: Tensor, target: Tensor) -> Tensor:
+        return F.cross_entropy(output[:, :4], target[:, 0].long()) + weight * F.mse_loss(output[:, 4], target[:, 1])
+
+    both = torch.stack([y.float(), size + size / 7 * x[:, 0]], 1)
+    assert found(x, both, loss=of_both, outputs=5, optimizer=torch.optim.Adam, lr=2e-3, steps=250) == said
+
+
+def test_yes_or_no_that_was_divided_once_more_is_no_answer_but_small_shares_are(data) -> None:
+    x, y = data
+    bce = {"loss": F.binary_cross_entropy_with_logits, "outputs": 1}
+    assert found(x, (y > 1).float() / 255, **bce) == ["labels_broken"]
+    assert found(x, 0.04 * torch.rand(512) * (y > 1), **bce) == []
+
+
 def test_a_seldom_number_beside_a_large_one_is_left_alone(data) -> None:
     x, y = data
     seldom = torch.stack([0.5 * (y == 0), 90 * x[:, 0]], 1)
