@@ -14,10 +14,10 @@ from torch.optim import Adam, Optimizer
 from lit_training.columns import batch_size_of
 from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.experiments import Calls
-from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import diagnose
 from lit_training.diagnosis.rules import RULES
 from lit_training.running import call_arguments, undisturbed
+from lit_training.showing.report import AuditReport, report
 from lit_training.tracing.probe import Probe
 
 __all__ = ["OverfitResult", "audit", "overfit_one_batch"]

@@ -23,14 +23,14 @@ from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
-from lit_training.diagnosis.report import AuditReport, report
 from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
 from lit_training.selection import classify, match, names_of
-from lit_training.showing.console import audit_view, show, verdict_view
+from lit_training.showing.console import show, verdict_view
+from lit_training.showing.report import AuditReport, audit_view, report
 
 __all__ = ["InitAuditor"]
 
