@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_training.callbacks._first_step import FirstStep, HandedOut
+from lit_training.callbacks._next_steps import NextSteps
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
-from lit_training.diagnosis.later import FirstSteps, Later
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
@@ -100,7 +100,7 @@ class InitAuditor(Callback):
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
-        self._first: FirstSteps | None = None
+        self._next: NextSteps | None = None
         self._handed_out = HandedOut()
         self._updates = self._batches = 0
 
@@ -151,8 +151,8 @@ class InitAuditor(Callback):
         """Note the loss, and what it is scaled by."""
         if self._step is not None:
             self._step.before_backward(trainer, loss)
-        if not self._idle:
-            self._before_backward(loss)
+        if self._next is not None:
+            self._next.before_backward(loss)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the gradients before anything clips them, and go on watching."""
@@ -164,7 +164,8 @@ class InitAuditor(Callback):
         if self._idle:
             return
         self._conclude(trainer, optimizer)
-        self._before_step(optimizer)
+        if self._next is not None:
+            self._next.before_step(optimizer)
         self._updates += 1
         if self._updates == LOOK_AGAIN * max(len(trainer.optimizers), 1):
             self._look_again(trainer)
@@ -180,8 +181,8 @@ class InitAuditor(Callback):
         if batch_idx + 1 >= trainer.accumulate_grad_batches:
             self._conclude(trainer)
         self._batches += 1
-        if self._batches <= LOOK_AGAIN:
-            self._after_batch()
+        if self._next is not None and self._batches <= LOOK_AGAIN:
+            self._next.after_batch()
         if self._batches == PATIENCE:
             self._look_again(trainer)
 
@@ -210,7 +211,7 @@ class InitAuditor(Callback):
         self._handed_out.release()
         if self._step is not None:
             self._step.detach()
-        self._step = self._evidence = self._first = None
+        self._step = self._evidence = self._next = None
 
     @property
     def _idle(self) -> bool:
@@ -230,23 +231,6 @@ class InitAuditor(Callback):
         if found and self.verbose:
             show(verdict_view(found))
 
-    @harmless
-    def _before_backward(self, loss: Tensor) -> None:
-        if self._first is not None:
-            self._first.before_backward(loss)
-
-    @harmless
-    def _after_batch(self) -> None:
-        if self._first is not None and self._updates == 0:
-            self._first.note_gradients()
-        elif self._first is not None:
-            self._first.after_step()
-
-    @harmless
-    def _before_step(self, optimizer: Optimizer) -> None:
-        if self._first is not None:
-            self._first.before_step(optimizer)
-
     def _conclude(self, trainer: Trainer, optimizer: Optimizer | None = None) -> None:
         """Merge what all ranks saw, judge it once, and tell all ranks; what fails on one rank must not leave others waiting."""
         if self._done or self._step is None:
@@ -261,15 +245,15 @@ class InitAuditor(Callback):
         if trainer.is_global_zero and self.report is not None:
             self._tell(self.report)
         stop_if_asked(self.stop_on, self.findings)
-        self._follow(trainer)
+        self._next = NextSteps(trainer)
 
     def _look_again(self, trainer: Trainer) -> None:
         """Judge once more, with what the first updates showed; what fails on one rank must not leave others waiting."""
         if self._evidence is None:
             return
-        evidence, first = self._evidence, self._first
+        evidence, following = self._evidence, self._next
         self.release()
-        later = None if first is None else self._later(first)
+        later = None if following is None else following.conclude(self._batches)
         if not trainer.strategy.reduce_boolean_decision(later is not None):
             return
         before = {(finding.rule, finding.where) for finding in self.findings if is_alarm(finding)}
@@ -312,15 +296,6 @@ class InitAuditor(Callback):
     @harmless
     def _weigh_guessing(self, evidence: Evidence) -> None:
         self.guess = cost_of_guessing(evidence)
-
-    @harmless
-    def _follow(self, trainer: Trainer) -> None:
-        self._first = FirstSteps(trainer.lightning_module, trainer.optimizers)
-
-    @harmless
-    def _later(self, first: FirstSteps) -> Later:
-        first.note_gradients()
-        return first.conclude(self._batches)
 
     @harmless
     def _collect(self, trainer: Trainer, optimizer: Optimizer | None, step: FirstStep) -> Evidence:

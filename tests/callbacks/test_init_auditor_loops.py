@@ -291,6 +291,6 @@ def test_the_second_look(make: Callable[[], LightningModule], said: list[str]) -
 def test_two_looks_leave_nothing_behind() -> None:
     module = Classifier()
     auditor = audited(module, loader())
-    assert auditor._first is None
+    assert auditor._next is None
     assert auditor._evidence is None
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())

@@ -88,7 +88,7 @@ def looked_at_again(make):
     options = {"accelerator": "cpu", "barebones": True, "max_steps": 6, "use_distributed_sampler": False}
     data = DataLoader(TensorDataset(*rows()), batch_size=4)
     Trainer(callbacks=[auditor], devices=2, strategy="ddp", **options).fit(make(), data)
-    return [finding.rule for finding in auditor.report.alarms], auditor._first is None
+    return [finding.rule for finding in auditor.report.alarms], auditor._next is None
 
 
 @pytest.mark.parametrize(("make", "said"), [(Healthy, []), (NeverZeroed, ["gradients_not_zeroed"])])
