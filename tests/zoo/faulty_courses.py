@@ -31,3 +31,10 @@ def f_trained_on_at_full_rate(case: Case) -> None:
 @faulty("lr_too_high", twin="h_words_post_norm", source="AdamW at 1e-3 times the batch size of 64, the rule for SGD misread")
 def f_rate_by_batch_size(case: Case) -> None:
     case.optimizer = adamw(0.064)
+
+
+@faulty(
+    "lr_too_high", "dead_relu", twin="h_narrow_waist", source="Adam at 0.3: within some steps all six units of a layer are dead"
+)
+def f_waist_thrown_over(case: Case) -> None:
+    case.optimizer = adam(0.3)

@@ -207,3 +207,8 @@ def h_decayed_wide_table(seed: int) -> Case:
         seed=seed, model=model, data=data.words(seed), optimizer=adamw(3e-3, weight_decay=1.0), trainer={"max_epochs": 12},
         max_steps=-1, **CE,
     )  # fmt: skip
+
+
+@healthy("dead_relu", "lr_too_high", source="an autoencoder whose rectified layers have six units each, at a brisk rate")
+def h_narrow_waist(seed: int) -> Case:
+    return Case(seed=seed, model=mlp([20, 6, 6, 6, 20]), data=data.manifold(seed), optimizer=adam(5e-2), **MSE)

@@ -51,6 +51,8 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like, whose first step moves each
     weight by the rate, rate over the weight's root mean square.
 
+    While a run goes on (`ActivationMonitor`): all units of a rectifier that fired at the start fall silent, and stay so.
+
     At the end of a run (`LossMonitor`): the loss rose to several times its start, or is where saying the same for every sample has
     it, and the weights were thrown far; or a network that could do its task was made worse, and did not come back (`forgot`).
 
