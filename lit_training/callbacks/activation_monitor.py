@@ -25,6 +25,7 @@ from lit_training.tracing.trace import Tracer
 __all__ = ["ActivationMonitor"]
 
 _ENOUGH, _GONE, _ALIVE = 8, 0.99, 0.6
+_NARROW, _ROWS, _STILL = 4, 16, 1e-5
 
 
 @dataclass
@@ -55,7 +56,8 @@ class ActivationMonitor(Callback):
 
     Attributes:
         findings: a `nan_loss` error at the first layer whose output was not finite; `lr_too_high` where all units of a rectifier
-            that fired at the start are silent at two samples in a row.
+            that fired at the start are silent at two samples in a row; of fewer than 8 units at four, of 16 rows or more, if
+            no layer behind them tells samples apart any more.
         latest: the last sample, `{layer: ActivationStats}`.
 
     Raises:
@@ -80,8 +82,8 @@ class ActivationMonitor(Callback):
         self._tracer: Tracer | None = None
         self._sampling = self._disabled = self._missed = False
         self._last_step, self._batch_size = -1, 0
-        self._dead_at_start: dict[str, float] = {}
-        self._gone: list[str] = []
+        self._at_start: dict[str, ActivationStats] = {}
+        self._gone: dict[str, int] = {}
         self._masked: set[str] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -89,7 +91,7 @@ class ActivationMonitor(Callback):
         self.release()
         self.findings, self.latest, self._sites, self._last_step = [], {}, {}, -1
         self._disabled = self._missed = False
-        self._dead_at_start, self._gone, self._masked = {}, [], None
+        self._at_start, self._gone, self._masked = {}, {}, None
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Attach if this step is sampled; the first time, also find out what follows each layer."""
@@ -201,19 +203,30 @@ class ActivationMonitor(Callback):
         log_scalars(trainer, _scalars(self.latest), self._last_step)
 
     def _judge(self, wide: set[str]) -> None:
-        dead = {name: stats.dead for name, stats in self.latest.items() if name in wide and stats.dead is not None}
-        self._dead_at_start = self._dead_at_start or dead
-        gone = [name for name, share in dead.items() if share >= _GONE and self._dead_at_start.get(name, 1.0) < _ALIVE]
-        twice = next((name for name in gone if name in self._gone), None)
-        if twice is not None and not self.findings:
-            self.findings += died(twice, self._last_step, self._dead_at_start[twice])
-        self._gone = gone
+        self._at_start = self._at_start or self.latest
+        gone = [name for name in self.latest if self._died(name) and (name in wide or self._cuts(name))]
+        self._gone = {name: self._gone.get(name, 0) + 1 for name in gone}
+        place = next((name for name, times in self._gone.items() if times >= (2 if name in wide else _NARROW)), None)
+        if place is not None and not self.findings:
+            self.findings += died(place, self._last_step, self._at_start[place].dead or 0.0)
         infinite = [name for name, stats in self.latest.items() if not stats.finite]
         if self._masked is None:
             self._masked = {name for name in infinite if self.latest[name].mean == -math.inf}
         broken = next((name for name in infinite if name not in self._masked), None)
         if broken is not None and not self.findings:
             self.findings += became_nan(broken, self._last_step)
+
+    def _died(self, name: str) -> bool:
+        """Tell whether all units behind a layer are silent, of which enough fired at the start."""
+        now, before = self.latest[name].dead, self._at_start[name].dead if name in self._at_start else None
+        return now is not None and before is not None and now >= _GONE and before < _ALIVE
+
+    def _cuts(self, name: str) -> bool:
+        """Tell whether all layers behind one, of which there are some, give the same for every sample, and did not at the start."""
+        names = list(self.latest)
+        behind = [(self.latest[n].signal, self._at_start.get(n)) for n in names[names.index(name) + 1 :]]
+        still = [before is not None and now < _STILL * before.signal for now, before in behind]
+        return self._batch_size >= _ROWS and bool(still) and all(still)
 
 
 def _scalars(stats: dict[str, ActivationStats]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.modules import collecting_norms, dropouts, flags, forget_gates, idle_norms, tracked
 from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
 from lit_training.diagnosis.plan import Plan
+from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.samples import Samples
 from lit_training.tracing.comparisons import Direction
 from lit_training.tracing.following import last_layers
@@ -165,6 +166,11 @@ def collect(
             arrived=arrived,
             judged={
                 *last_layers(probe.graph),
+                *(
+                    gathering_head(probe.graph, scores)
+                    for call in losses
+                    if (scores := logits_of(probe.graph, call)) is not None
+                ),
                 *(layer.weight for layer in layers if layer.op == "recurrent" or layer.calls > 1),
                 *(
                     layer.weight

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["can_tell", "looks_fresh"]
+__all__ = ["can_tell", "fills_its_bounds", "looks_fresh"]
 
 _MOST = 256
+_ENDS = 10  # entries' distance in which the outermost one lies, all but once in exp(10) times
 _ENTRIES = 48
 
 
@@ -19,6 +20,23 @@ def can_tell(shape: Sequence[int]) -> bool:
     (True, False, False)
     """
     return len(shape) > 1 and math.prod(shape) >= _ENTRIES and min(shape[0], math.prod(shape[1:])) > 1
+
+
+def fills_its_bounds(shape: Sequence[int], low: float, high: float) -> bool:
+    """Tell whether a weight ends where torch draws one of its shape: by default, in a recurrent layer, or by He or Glorot, uniform.
+
+    A step that moves every entry takes some beyond. What was drawn otherwise does not end there but by chance.
+
+    >>> weight = torch.nn.Linear(64, 64).weight.detach()
+    >>> fills_its_bounds((64, 64), float(weight.min()), float(weight.max()))
+    True
+    >>> fills_its_bounds((64, 64), float(weight.min()), 1.01 * float(weight.max()))
+    False
+    """
+    fan_in, fan_out = math.prod(shape[1:]), shape[0] * math.prod(shape[2:])
+    squares = [1 / fan_in, 6 / fan_in, 6 / (fan_in + fan_out), *(gates / shape[0] for gates in (1, 3, 4))]
+    end, inside = max(abs(low), abs(high)), 1 - _ENDS / math.prod(shape)
+    return any(inside < end / math.sqrt(square) < 1 + 1e-6 for square in squares)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from lit_training.diagnosis.freshness import looks_fresh
 from lit_training.selection import Kind, ParameterInfo, classify, match, names_of
 from lit_training.tracing.trace import Tracer
 
-__all__ = ["LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
+__all__ = ["BEHIND", "LooseTensor", "ParameterFacts", "loose_tensors", "norms", "parameter_facts", "to_host", "whole"]
 
 _ROUNDING = 1e-5
 _CLIPPED = 0.999  # what is left of a gradient that was clipped, at most
@@ -21,13 +21,17 @@ _PLAIN = (torch.optim.SGD,)
 _FIXED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.NAdam, torch.optim.Adamax, torch.optim.RMSprop)
 _ADADELTA_STEP = 0.03  # of its rate: a tenth of that at the first step, growing slowly (Zeiler 2012)
 
+BEHIND = 100.0
+"""How many times below the highest of its optimiser a rate is that may have been made for a trained weight."""
+
 
 @dataclass(frozen=True)
 class ParameterFacts:
     """One parameter after a backward pass: `gradient` is its gradient's norm, `None` where there is no gradient.
 
     `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a
-    weight that is frozen, in no optimiser, without gradient, or in doubt looks as it was drawn (`freshness.looks_fresh`),
+    weight that is frozen, in no optimiser, without gradient, at a far lower rate than others, or in doubt looks as it was drawn
+    (`freshness.looks_fresh`),
     `expected_frozen` whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser
     is known), `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its
     units (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and
@@ -137,10 +141,11 @@ def parameter_facts(
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         forgotten = held is not None and id(p) not in held
-        doubtful = not requires_grad or p.grad is None or forgotten or info.name in judged
-        gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
         optimizer, group = groups.get(id(p), (None, {}))
         kept = left.get(id(p), 1.0)
+        behind = optimizer is not None and BEHIND * _made_with(group) <= max(map(_made_with, optimizer.param_groups))
+        doubtful = not requires_grad or p.grad is None or forgotten or behind or info.name in judged
+        gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
             name=info.name,
@@ -159,7 +164,7 @@ def parameter_facts(
             high=high,
             descent=descents.get(id(p)),
             fixed_step=fixed[id(p)] * step_at_one if id(p) in fixed else None,
-            made_with=float(group.get("initial_lr", group.get("lr", 0.0))),
+            made_with=_made_with(group),
             step_at_one=step_at_one,
             shrinks=isinstance(optimizer, torch.optim.Adagrad),
             gradient_sum=sums.get(id(p), 0.0) / kept,
@@ -203,6 +208,11 @@ def _left(arrived: Mapping[int, float], now: Mapping[int, float]) -> dict[int, f
     powers = [math.log2(share) for share in shares.values()]
     scaled = all(abs(power - round(powers[0])) < _ROUNDING for power in powers)
     return {} if scaled else shares
+
+
+def _made_with(group: dict[str, Any]) -> float:
+    """Return the learning rate of a group of parameters before a schedule changed it."""
+    return float(group.get("initial_lr", group.get("lr", 0.0)))
 
 
 def _along(parameter: Tensor) -> Tensor:

@@ -4,16 +4,18 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lit_training.tracing.graph import LOSSES, Graph, Node
+from lit_training.tracing.graph import LINEAR, LOSSES, Graph, Node
 from lit_training.tracing.loss_calls import LossCall
 
-__all__ = ["Term", "is_masked", "logits_of", "producer", "summands", "terms"]
+__all__ = ["Term", "gathering_head", "is_masked", "logits_of", "producer", "summands", "terms"]
 
 _SHAPING = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
     "split split_with_sizes unsafe_split unbind".split()
 )
 _MOST_SUMMANDS = 500
+_PRODUCTS = frozenset("mm bmm _sparse_mm _sparse_addmm addmm".split())
+_GATHERS = frozenset("index_add scatter_add".split())
 _PICKS = frozenset("mul where masked_fill index masked_select index_put _index_put_impl".split())
 _SCALAR = frozenset("div mul neg add sub _to_copy clone alias squeeze view".split())
 
@@ -51,6 +53,42 @@ def logits_of(graph: Graph, call: LossCall) -> Node | None:
         maker = producer(graph, scores)
         return graph.nodes[maker.parents[0]] if maker.op == "log_softmax" and maker.parents else None
     return scores if call.op == "binary_cross_entropy_with_logits" else None
+
+
+def gathering_head(graph: Graph, node: Node) -> str:
+    """Return the weight that made scores which are then summed over neighbours, `""` where they are not.
+
+    Sums over neighbours are what a square matrix that is not learnt makes of its right side, or what edges add up.
+
+    >>> from lit_training.tracing.trace import trace
+    >>> import torch
+    >>> class Neighbours(torch.nn.Linear):
+    ...     def forward(self, x): return torch.ones(8, 8) @ super().forward(x)
+    >>> graph, _ = trace(Neighbours(3, 2), torch.zeros(8, 3))
+    >>> gathering_head(graph, graph.nodes[-1])
+    'weight'
+    """
+    made, gathered = graph.made_by_layers(), False
+    while node.parents and not node.weight:
+        parents = [graph.nodes[p] for p in node.parents]
+        learnt = [p for p in parents if p.index in made or (p.origin == "parameter" and len(p.shape) > 1)]
+        gathers = node.op in _GATHERS or (node.op in _PRODUCTS and _is_square(parents[-2]))
+        passes = node.op in _SHAPING or node.op in ("add", "index", "index_select") or (gathered and node.op == "mul")
+        if len(learnt) != 1 or not (gathers or passes):
+            break
+        gathered, node = gathered or gathers, learnt[0]
+    return _weight_of(graph, node) if gathered else ""
+
+
+def _is_square(node: Node) -> bool:
+    return len(node.shape) > 1 and node.shape[-1] == node.shape[-2]
+
+
+def _weight_of(graph: Graph, node: Node) -> str:
+    """Return the parameter that a node is or that it multiplies, also one that multiplies what is the same for every batch."""
+    while not node.weight and node.op != "parameter" and node.parents:
+        node = graph.nodes[node.parents[-1]] if node.op in LINEAR else graph.nodes[node.parents[0]]
+    return node.weight or node.name
 
 
 def _biased(graph: Graph, node: Node) -> Node | None:

@@ -17,6 +17,7 @@ __all__ = [
     "promised",
     "tables",
     "travelled",
+    "ways",
 ]
 
 
@@ -105,8 +106,17 @@ def travelled(evidence: Evidence, *, clipped: bool) -> float | None:
     learning = _learning(evidence)
     if learning is None:
         return None
-    ways = [(_length(f) * _rates(evidence, f, clipped), f.norm) for f in learning if _is_weight(f)]
-    return max((way / norm if norm > 0 else math.inf for way, norm in ways), default=None)
+    return max((_way(evidence, f, clipped=clipped) for f in learning if _is_weight(f)), default=None)
+
+
+def ways(evidence: Evidence) -> dict[str, float]:
+    """Return of each weight how far planned updates like the first one would take it, over its norm; empty as for `promised`."""
+    return {f.name: _way(evidence, f, clipped=False) for f in _learning(evidence) or () if _is_weight(f)}
+
+
+def _way(evidence: Evidence, facts: ParameterFacts, *, clipped: bool) -> float:
+    """Return how far a weight would get over its norm, infinite where it starts at zero."""
+    return _length(facts) * _rates(evidence, facts, clipped) / facts.norm if facts.norm > 0 else math.inf
 
 
 def goes_far(evidence: Evidence) -> bool:
@@ -114,8 +124,8 @@ def goes_far(evidence: Evidence) -> bool:
 
     Two factors that both start near zero get little gradient from each other at first, and more with every step.
     """
-    ways = [(_length(f) * _rates(evidence, f, clipped=False), f) for f in _learning(evidence) or () if _is_weight(f)]
-    return any(way > max(f.norm, math.sqrt(math.prod(f.shape)) * drawn_size(f)) for way, f in ways)
+    goals = [(_length(f) * _rates(evidence, f, clipped=False), f) for f in _learning(evidence) or () if _is_weight(f)]
+    return any(way > max(f.norm, math.sqrt(math.prod(f.shape)) * drawn_size(f)) for way, f in goals)
 
 
 def drawn_size(facts: ParameterFacts) -> float:

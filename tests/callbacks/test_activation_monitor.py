@@ -170,3 +170,35 @@ def test_units_that_a_step_threw_over_are_named() -> None:
                          enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
     trainer.fit(Thrown(), torch.utils.data.DataLoader(data, 16))
     assert [(finding.rule, finding.where, finding.step) for finding in monitor.findings] == [("lr_too_high", "model.0", 4)]
+
+
+class Dies(Net):
+    """All units of a rectifier are thrown over after three steps; what is beside it goes on."""
+
+    def __init__(self, width: int, beside: bool) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(6, width), nn.ReLU(), nn.Linear(width, 1))
+        self.beside, self.around = beside, nn.Linear(6, 1)
+        with torch.no_grad():
+            self.net[0].bias.fill_(1.0)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.global_step == 3:
+            self.net[0].bias.data.fill_(-100.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x = self.net(batch[0]) + (self.around(batch[0]) if self.beside else 0.0)
+        return x.square().mean()
+
+
+@pytest.mark.parametrize(
+    ("width", "beside", "steps", "found"),
+    [(8, False, 5, ["net.0"]), (8, True, 5, ["net.0"]), (4, False, 7, ["net.0"]), (4, False, 6, []), (4, True, 9, [])],
+)
+def test_a_layer_that_dies_is_found_a_narrow_one_if_it_cuts_the_network(
+    width: int, beside: bool, steps: int, found: list[str]
+) -> None:
+    torch.manual_seed(0)
+    monitor = ActivationMonitor(1)
+    fit(Dies(width, beside), monitor, max_steps=steps)
+    assert [(finding.rule, finding.where) for finding in monitor.findings] == [("lr_too_high", place) for place in found]

@@ -53,3 +53,10 @@ def f_returns_to_worst(case: Case) -> None:
 @faulty("lr_too_high", twin="h_words_post_norm", source="a post-norm transformer at Adam's 0.04, without a warm-up")
 def f_words_read_hot(case: Case) -> None:
     case.optimizer = adam(0.04)
+
+
+@faulty(
+    "lr_too_high", "dead_relu", twin="h_narrow_waist", source="Adam at 0.3: within some steps all six units of a layer are dead"
+)
+def f_waist_thrown_over(case: Case) -> None:
+    case.optimizer = adam(0.3)

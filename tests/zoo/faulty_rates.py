@@ -49,6 +49,21 @@ def f_deep_rate_for_sgd(case: Case) -> None:
     case.optimizer = adam(0.1)
 
 
+@faulty(
+    "lr_too_low",
+    "frozen_by_accident",
+    twin="h_deep_he",
+    source="fine-tuning's two rates, a thousandth for the body, which is drawn afresh",
+)
+def f_rates_of_fine_tuning(case: Case) -> None:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        *body, head = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+        groups = [{"params": nn.ModuleList(body).parameters(), "lr": 2e-6}, {"params": head.parameters(), "lr": 2e-3}]
+        return torch.optim.AdamW(groups)
+
+    case.optimizer = optimizer
+
+
 @faulty("lr_too_low", twin="h_adadelta", source="Keras' Adadelta: a rate of 0.001, its default there")
 def f_adadelta_keras(case: Case) -> None:
     case.optimizer = lambda model: torch.optim.Adadelta(model.parameters(), lr=1e-3)

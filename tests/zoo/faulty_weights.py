@@ -1,10 +1,12 @@
 """Faulty, second set: the start - weights, biases, gains - and what the layers do with it: activations dead, flat or missing."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, faulty
-from tests.zoo.nets import Lambda, init_weights, normal, weighted
+from tests.zoo.nets import Lambda, init_weights, normal, sgd, weighted
 
 
 def swap(model: nn.Module, old: type[nn.Module], new: object) -> None:
@@ -255,3 +257,35 @@ def f_zero_length(case: Case) -> None:
     train, val = case.data
     x = train.tensors[0].index_fill(0, torch.arange(0, len(train), 60), 0.0)  # type: ignore[attr-defined, arg-type]
     case.data = torch.utils.data.TensorDataset(x, train.tensors[1]), val  # type: ignore[attr-defined]
+
+
+# ------------------------------------------------------------------------------------------ sums over neighbours
+@faulty(
+    "init_exploding",
+    "bad_gain",
+    twin="h_mean_of_neighbours",
+    source="PyG and DGL: A @ H, not divided by degrees",
+)
+def f_adjacency_summed(case: Case) -> None:
+    case.model.adjacency = (case.model.adjacency > 0).float()  # type: ignore[operator, assignment]
+    case.optimizer = sgd(0.1)
+
+
+@faulty(
+    "init_exploding",
+    "bad_gain",
+    twin="h_mean_of_neighbours",
+    source="index_add of messages where a mean is meant",
+)
+def f_edges_added_up(case: Case) -> None:
+    net: Any = case.model
+    receiver, sender = net.adjacency.nonzero(as_tuple=True)
+
+    def forward(nodes: Tensor) -> Tensor:
+        def gathered(h: Tensor) -> Tensor:
+            return torch.zeros_like(h).index_add(0, receiver, h[sender])
+
+        return gathered(net.second(gathered(net.first(net.x)).relu()))[nodes]
+
+    net.forward = forward
+    case.optimizer = sgd(0.1)

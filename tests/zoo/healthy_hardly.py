@@ -228,3 +228,8 @@ def h_tables_penalised(seed: int) -> Case:
     case = h_ratings(seed)
     case.module = tables_penalised(1e-4)
     return case
+
+
+@healthy("dead_relu", "lr_too_high", source="an autoencoder whose rectified layers have six units each, at a brisk rate")
+def h_narrow_waist(seed: int) -> Case:
+    return Case(seed=seed, model=mlp([20, 6, 6, 6, 20]), data=data.manifold(seed), optimizer=adam(5e-2), **MSE)

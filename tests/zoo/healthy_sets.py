@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, healthy
+from tests.zoo.data import rng, split
 from tests.zoo.nets import CE, Lambda, adam, adamw
 
 # ------------------------------------------------------------------------------------------ signals
@@ -37,6 +38,45 @@ def h_one_graph(seed: int) -> Case:
         max_steps=80,
         **CE,
     )
+
+
+class Neighbours(nn.Module):
+    """Two convolutions over a fixed graph, kept in buffers; a batch is a list of nodes."""
+
+    def __init__(self, x: Tensor, adjacency: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("x", x)
+        self.register_buffer("adjacency", adjacency)
+        self.first, self.second = nn.Linear(x.shape[1], 24), nn.Linear(24, 4)
+
+    def forward(self, nodes: Tensor) -> Tensor:
+        h = F.relu(self.adjacency @ self.first(self.x))
+        return (self.adjacency @ self.second(h))[nodes]
+
+
+def communities(seed: int, likely: float, unlikely: float) -> tuple[Tensor, Tensor, Tensor]:
+    """A graph of 300 nodes in four communities: features `[300, 6]`, adjacency matrix with loops, community."""
+    g = rng(236, seed)
+    y = torch.randint(4, (300,), generator=g)
+    edges = (torch.rand(300, 300, generator=g) < torch.where(y[:, None] == y[None], likely, unlikely)).float().triu(1)
+    x = torch.randn(4, 6, generator=g)[y] + 1.2 * torch.randn(300, 6, generator=g)
+    return x, edges + edges.T + torch.eye(300), y
+
+
+@healthy(
+    "init_exploding", "lr_too_high", source="Hamilton et al. 2017: means over neighbours in one graph that every batch asks"
+)
+def h_mean_of_neighbours(seed: int) -> Case:
+    x, adjacency, y = communities(seed, 0.4, 0.08)
+    net = Neighbours(x, adjacency / adjacency.sum(1, keepdim=True))
+    return Case(seed=seed, model=net, data=split(torch.arange(300), y), optimizer=adam(1e-2), max_steps=120, **CE)
+
+
+@healthy("init_exploding", "lr_too_high", source="Xu et al. 2019: sums over neighbours, of whom there are few")
+def h_raw_adjacency(seed: int) -> Case:
+    x, adjacency, y = communities(seed, 0.03, 0.002)
+    net = Neighbours(x, adjacency)
+    return Case(seed=seed, model=net, data=split(torch.arange(300), y), optimizer=adam(1e-2), max_steps=120, **CE)
 
 
 def nodes_as_batch(samples: list[Any]) -> list[Tensor]:

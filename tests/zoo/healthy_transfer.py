@@ -107,6 +107,17 @@ def h_gentle_fine_tuning(seed: int) -> Case:
     return Case(seed=seed, model=model, data=data.digits(seed, flat=False), optimizer=adam(1e-4), max_steps=120, **CE)
 
 
+@healthy(
+    "lr_too_low", "frozen_by_accident", source="fine-tuning at two rates: the pretrained body at a thousandth of the head's"
+)
+def h_body_far_below_head(seed: int) -> Case:
+    def optimizer(model: nn.Module) -> torch.optim.Optimizer:
+        groups = [{"params": model.body.parameters(), "lr": 1e-5}, {"params": model.head.parameters(), "lr": 1e-2}]
+        return torch.optim.AdamW(groups)
+
+    return Case(seed=seed, model=transferred(seed), data=data.gratings(seed), optimizer=optimizer, max_steps=140, **CE)
+
+
 class LowRankAdapter(nn.Module):
     """Hu et al. 2021: a frozen layer plus `B A x`, with B zero at the start."""
 

@@ -8,6 +8,7 @@ from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
 from lit_training.gains import RECTIFIERS, gain
@@ -47,7 +48,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     What it means: outputs of thousands at the first step, a loss far above guessing, and gradients that throw the weights away.
     Typical causes: weights of unit variance, uniform in 0...1, or scaled for the wrong fan; a table of unit variance, as
     `nn.Embedding` draws it, that is tied to the head (Press and Wolf 2017; GPT-2 draws it with .02); residual branches that add up
-    without normalisation or scaling (Zhang, Dauphin and Ma 2019).
+    without normalisation or scaling (Zhang, Dauphin and Ma 2019); graph convolutions that sum over neighbours without dividing
+    by their number (Kipf and Welling 2017).
 
     How it is measured, in three ways:
     one layer: its gain is the signal of its output over the signal that arrives (as root mean squares over units, since variances
@@ -55,8 +57,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     1/sqrt(E[f(z)^2]) for the rectifier f that follows (He et al. 2015), 4 for a sigmoid, else 1. Its excess is the one over
     the other; together: the root mean square that arrives at a last layer, without normalisation on the way, over that of the
     first layer's output; the head: a cross-entropy above 5 times that of guessing, with logits whose std over samples is above
-    3; or a regression's loss above 30 times that of the targets' mean, with outputs whose std is above 3 times the largest
-    target.
+    3, or that are sums over neighbours in a graph (an adjacency matrix times them, or what edges add up); or a regression's loss
+    above 30 times that of the targets' mean, with outputs whose std is above 3 times the largest target.
 
     Threshold: an excess of 10, of 6.5 in front of a rectifier (what tanh and sigmoid take, saturation judges). With weights
     drawn at random it scatters by less than a factor of 2 over a width of 16, and trained nets stay below 4; squeeze layers
@@ -70,7 +72,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     a factor that no layer has (a scale for logits); growth along trained weights; frozen layers that are trained, or declared;
     large outputs of a regression.
 
-    What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, or scale the branches.
+    What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, scale the branches, or
+    divide sums over neighbours by the degrees.
     """
     layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
     layers = [(layer, excess) for layer, excess in layers if not _is_kept(evidence, layer)]
@@ -98,6 +101,13 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         )
         finding = _finding(evidence, "init_exploding", head, message, {"times_guessing": ratio})
         yield replace(finding, advice=TIED) if head in evidence.readouts else finding
+        return
+    gathers = _gathering(evidence) if ratio > WRONG else ""
+    if gathers:
+        message = f"Sums over neighbours grow from layer to layer: the first loss is {ratio:.2g} times that of guessing."
+        advice = "Divide them by the numbers of neighbours: D^-1/2 A D^-1/2, or a mean."
+        where = gathers.removesuffix(".weight")
+        yield Finding("init_exploding", "error", where, evidence.step, message, advice, {"times_guessing": ratio})
         return
     found = overshoots(evidence)
     if found is not None:
@@ -225,6 +235,13 @@ def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
         if first.node in before and not any(graph.nodes[i].op in NORMALISATIONS for i in before):
             grown.append((layer, growth))
     return max(grown, key=lambda pair: pair[1], default=None)
+
+
+def _gathering(evidence: Evidence) -> str:
+    """Return the weight, if it is as it was drawn, that made a cross-entropy's logits, which were then summed over neighbours."""
+    scores = (logits_of(evidence.graph, call) for call in evidence.losses)
+    weights = (gathering_head(evidence.graph, logits) for logits in scores if logits is not None)
+    return next((name for name in weights if (f := evidence.parameters.get(name)) is not None and f.fresh), "")
 
 
 def _is_kept(evidence: Evidence, layer: Layer) -> bool:

@@ -13,7 +13,7 @@ from lit_training.diagnosis.rules.flags import froze_in_vain, thawed_in_vain
 from lit_training.tracing.graph import LOSSES
 from lit_training.tracing.loss_calls import from_loader
 
-__all__ = ["frozen_by_accident", "gradients_not_zeroed", "no_update", "not_in_optimizer", "thawed_later"]
+__all__ = ["frozen_by_accident", "gradients_not_zeroed", "is_meant", "no_update", "not_in_optimizer", "thawed_later"]
 
 CARRIED = 2
 ROUNDING = 1e-5
@@ -94,7 +94,7 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    excuses = (_is_meant, _is_copy, _is_taught, _is_target)
+    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target)
     frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
     if frozen:
         first = frozen[0]
@@ -123,18 +123,22 @@ def thawed_later(findings: Sequence[Finding], trainable: Collection[str]) -> lis
     return sorted([*(f for f in findings if f not in meant), *notes], key=lambda f: not is_alarm(f))
 
 
-def _is_meant(evidence: Evidence, frozen: ParameterFacts) -> bool:
-    """Tell whether a random weight is to stay: by its name, as frequencies of the input, or as part of a weight that learns."""
-    if not MEANT.isdisjoint(frozen.name.lower().replace("_", ".").split(".")):
+def is_meant(evidence: Evidence, weight: ParameterFacts) -> bool:
+    """Tell whether a random weight is to stay: by its name, or as frequencies of the input."""
+    if not MEANT.isdisjoint(weight.name.lower().replace("_", ".").split(".")):
         return True
     graph = evidence.graph
     readers, made = graph.consumers(), graph.made_by_layers()
-    own = [node.index for node in graph.nodes if node.op == "parameter" and node.name == frozen.name]
-    if any(graph.nodes[r].origin == "parameter" and graph.nodes[r].requires_grad for i in own for r in readers[i]):
-        return True
-    calls = [node for node in graph.layers() if node.weight == frozen.name]
+    calls = [node for node in graph.layers() if node.weight == weight.name]
     acts = [set(graph.follows(node.index, readers)) for node in calls if made.isdisjoint(node.parents)]
     return len(acts) == len(calls) > 0 and all(act and act <= {"sin", "cos"} for act in acts)
+
+
+def _is_part(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a weight that learns is made of a frozen one, by a mask or an addition."""
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    own = [node.index for node in graph.nodes if node.op == "parameter" and node.name == frozen.name]
+    return any(graph.nodes[r].origin == "parameter" and graph.nodes[r].requires_grad for i in own for r in readers[i])
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:

@@ -6,9 +6,11 @@ from statistics import median_low
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
-from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.freshness import can_tell, fills_its_bounds
+from lit_training.diagnosis.parameters import BEHIND, ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import FLUNG, guesses, is_normalised, risen
+from lit_training.diagnosis.rules.learning import is_meant
 from lit_training.diagnosis.updates import (
     broken_at_once,
     change,
@@ -19,6 +21,7 @@ from lit_training.diagnosis.updates import (
     matrices,
     promised,
     travelled,
+    ways,
 )
 
 __all__ = ["clip_too_small", "lr_too_high", "lr_too_low"]
@@ -33,6 +36,7 @@ BARELY, STAYS = 1.0, 0.2
 MOST_CLIPPED, HALF = 0.05, 0.5
 HARDLY, HARDLY_MOVED = 3.0, 0.25
 LONG_MEMORY = 0.99
+LEFT, LEFT_PLAIN = 0.03, 0.005
 
 
 @rule(
@@ -47,6 +51,8 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
     mean) and against the first one. At the first step, norm of the first update over norm of the weight, the median over
     all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like, whose first step moves each
     weight by the rate, rate over the weight's root mean square.
+
+    While a run goes on (`ActivationMonitor`): all units of a rectifier that fired at the start fall silent, and stay so.
 
     At the end of a run (`LossMonitor`): the loss rose to several times its start, or is where saying the same for every sample has
     it, and the weights were thrown far; or a network that could do its task was made worse, and did not come back (`forgot`).
@@ -80,7 +86,7 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: what the first update lowers the loss by, to first order (rate times the gradient's square for SGD, over
     1 - m with momentum m; rate times the sum of the gradient's sizes for Adam and its like), times the number of planned
     updates and the mean of the planned rates, over the loss. And the length of the first update, times the same, over the
-    norm of the weight.
+    norm of the weight. And the same of the weights in groups of parameters whose rate is 100 times or more below that of others.
 
     At the end of a run (`LossMonitor`): the loss is where saying the same for every sample has it, and weights have hardly moved.
 
@@ -88,17 +94,23 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
     some weight would go as far as its size, or as that of what torch draws; or, since a batch's noise makes the figure too
     large, of 1 by all weights together (biases alone can only learn to guess), where no weight moves by more than a fifth of
     its norm. From scratch, weights of healthy set-ups move by 3 times their norm or more, counted like this, and those whose
-    loss promises to fall by less than 1.5 by 7 times.
+    loss promises to fall by less than 1.5 by 7 times. Where another weight goes as far as a fifth of its norm, those of the slow
+    groups count if all of them look as they were drawn, and none goes further than .03 of its norm, as weights at the end of a
+    run that never moved (.005 under SGD, whose first gradients may be the smallest). They also have to end where torch draws them,
+    or their biases to be zero still: small weights look as drawn after hundreds of steps, but all of 144 pretrained bodies had
+    left those bounds after 20.
 
     Not an alarm: fine-tuning of a network that is good already, were it only by a twentieth, or gently below a new head, which
     lowers the loss with little movement; weights that start at zero; two factors that both start near zero, whose gradients grow
-    with them; runs of unknown length.
+    with them; runs of unknown length; groups at a low rate of weights that look trained, as discriminative fine-tuning has them
+    (Howard and Ruder 2018), of random frequencies, or at a rate of 0, which is freezing.
 
     What to do: raise `lr`; a usual one makes the first update about a thousandth of the weights.
     """
     fall = promised(evidence, clipped=False) if _is_judged(evidence) else None
     if fall is None:
         return
+    slow = _left_behind(evidence)
     if fall < FALLS and not goes_far(evidence):
         message = (
             f"{evidence.plan.updates} updates like the first one lower the loss by {fall:.1g} of itself, not by 1 or more."
@@ -110,6 +122,14 @@ def lr_too_low(evidence: Evidence) -> Iterator[Finding]:
         message = f"{evidence.plan.updates} updates like the first one move no weight by more than {way:.2g} of its norm."
         advice = f"Raise lr by a factor of {_round(10 / way)} or so."
         yield Finding("lr_too_low", "error", "", evidence.step, message, advice, {"travelled": way})
+    elif slow:
+        way = max(slow.values())
+        message = (
+            f"{len(slow)} weight(s) look freshly drawn, and {evidence.plan.updates} updates at the rate of their group move none by"
+            f" more than {way:.2g} of its norm."
+        )
+        advice = "Give them the rate of the others; a lower one is for weights that were trained before."
+        yield Finding("lr_too_low", "error", next(iter(slow)), evidence.step, message, advice, {"travelled": way})
 
 
 @rule(explains=["slow_convergence", "constant_output"])
@@ -219,6 +239,25 @@ def _stays(evidence: Evidence, *, clipped: bool) -> bool:
     """Tell whether all planned updates hardly move the weights, and could lower the loss by little if they did."""
     fall, way = promised(evidence, clipped=clipped, weights_only=True), travelled(evidence, clipped=clipped)
     return fall is not None and way is not None and fall < BARELY and 0 < way < STAYS
+
+
+def _left_behind(evidence: Evidence) -> dict[str, float]:
+    """Return how far each weight of the groups with far lower rates gets, if all are as drawn and stay so while others learn."""
+    reached = ways(evidence)
+    fastest = max((evidence.parameters[name].made_with for name, way in reached.items() if way > STAYS), default=0.0)
+    group = [f for f in evidence.parameters.values() if f.requires_grad and 0 < BEHIND * f.made_with <= fastest]
+    slow = [f for f in group if f.kind == "weight" and can_tell(f.shape)]
+    stay = all(0 < reached.get(f.name, 0.0) < (LEFT_PLAIN if f.fixed_step is None else LEFT) for f in slow)
+    return {f.name: reached[f.name] for f in slow} if stay and _are_drawn(evidence, group, slow) else {}
+
+
+def _are_drawn(evidence: Evidence, group: list[ParameterFacts], weights: list[ParameterFacts]) -> bool:
+    """Tell for sure whether weights are as they were drawn: by where they end, or by vectors beside them that are constant yet."""
+    if not weights or not all(f.fresh and not is_meant(evidence, f) for f in weights):
+        return False
+    vectors = [f for f in group if len(f.shape) == 1 and math.prod(f.shape) > 1]
+    constant = bool(vectors) and all(f.low == f.high for f in vectors)
+    return constant or all(fills_its_bounds(f.shape, f.low, f.high) for f in weights)
 
 
 def _is_judged(evidence: Evidence) -> bool:

@@ -234,3 +234,36 @@ def test_a_table_that_also_reads_out_is_a_head(std: float, by_layer: bool, rules
     g = torch.Generator().manual_seed(1)
     tokens = torch.randint(40, (2, 64), generator=g)
     assert alarms(Tied(std, by_layer=by_layer), (tokens[0], tokens[1]), optimizer=adam, steps=1) == rules
+
+
+class Neighbours(nn.Module):
+    """Three layers over a graph: what each gives is gathered from the neighbours, as a matrix does it or edge by edge."""
+
+    def __init__(self, adjacency: Tensor, by_edge: bool) -> None:
+        super().__init__()
+        self.layers = mlp(16, 16, 16, 4)[::2]
+        self.register_buffer("adjacency", adjacency)
+        self.by_edge = by_edge
+
+    def gather(self, h: Tensor) -> Tensor:
+        if not self.by_edge:
+            return self.adjacency @ h
+        to, of = self.adjacency.nonzero(as_tuple=True)
+        return torch.zeros_like(h).index_add(0, to, self.adjacency[to, of][:, None] * h[of])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers[:-1]:
+            x = self.gather(layer(x)).relu()
+        return self.gather(self.layers[-1](x))
+
+
+@pytest.mark.parametrize("by_edge", [False, True])
+def test_sums_over_neighbours_explode_and_means_do_not(by_edge: bool) -> None:
+    adjacency = (torch.rand(64, 64, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+    batch = vectors(rows=64)
+    assert alarms(Neighbours(adjacency, by_edge), batch) == ["init_exploding"]
+    assert alarms(Neighbours(adjacency / adjacency.sum(1, keepdim=True), by_edge), batch) == []
+    trained = Neighbours(adjacency, by_edge)
+    with torch.no_grad():
+        trained.layers[-1].weight += torch.outer(torch.ones(4), torch.randn(16))
+    assert "init_exploding" not in alarms(trained, batch)
