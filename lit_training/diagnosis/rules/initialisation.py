@@ -138,12 +138,12 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
     Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
-    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; zero-initialised
-    heads and branches next to a skip connection (the signal that arrives is what counts), nets
-    with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40
-    layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent
-    though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than
-    .01.
+    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; branches behind
+    which a layer gets its signal all the same, as a gate whose few units are silent; zero-initialised heads and branches next to a
+    skip connection (the signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back,
+    as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small
+    weights in front of normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and
+    at width 32 it is hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -156,7 +156,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
             passed.append(layer)
             continue
         way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
-        if way is not None and not _is_small_branch(evidence, layer, way):
+        beside = way is not None and (_is_small_branch(evidence, layer, way) or _comes_back(evidence, layer, threshold * first))
+        if way is not None and not beside:
             culprit = next((p for p in way if _weak(p)), way[0])
             ratio = arriving / first
             yield Finding(
@@ -180,6 +181,12 @@ def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[L
     before = evidence.graph.ancestors(layer.node)
     way = [p for p in passed if p.node is None or p.node in before]
     return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
+
+
+def _comes_back(evidence: Evidence, layer: Layer, least: float) -> bool:
+    """Tell whether a layer behind one gets at least some signal, by another way."""
+    with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
+    return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
 
 
 def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:

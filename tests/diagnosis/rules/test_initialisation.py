@@ -267,3 +267,24 @@ def test_sums_over_neighbours_explode_and_means_do_not(by_edge: bool) -> None:
     with torch.no_grad():
         trained.layers[-1].weight += torch.outer(torch.ones(4), torch.randn(16))
     assert "init_exploding" not in alarms(trained, batch)
+
+
+class Gated(nn.Module):
+    """A body that a gate of a few units weighs; all of them are silent."""
+
+    def __init__(self, *, on_the_way: bool) -> None:
+        super().__init__()
+        self.body, self.squeeze, self.excite, self.head = mlp(16, 32), nn.Linear(32, 4), nn.Linear(4, 32), nn.Linear(32, 4)
+        nn.init.constant_(self.squeeze.bias, -9.0)
+        self.on_the_way = on_the_way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).relu()
+        gate = self.excite(self.squeeze(h).relu()).sigmoid()
+        return self.head(gate if self.on_the_way else h * gate)
+
+
+@pytest.mark.parametrize(("on_the_way", "rules"), [(True, ["init_vanishing"]), (False, [])])
+def test_a_signal_that_comes_back_by_another_way_is_not_lost(on_the_way: bool, rules: list[str]) -> None:
+    torch.manual_seed(0)
+    assert alarms(Gated(on_the_way=on_the_way), vectors(), optimizer=adam)[:1] == rules
