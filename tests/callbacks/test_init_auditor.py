@@ -262,3 +262,26 @@ def test_the_recording_holds_nothing_that_monitors_do() -> None:
                              enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
         trainer.fit(TrainedWhileValidating(nn.Identity()), data)
     assert len({tuple(ops) for ops in seen}) == 1
+
+
+class Forgetful(TrainedWhileValidating):
+    """Logs the loss and does not return it; or has none yet."""
+
+    def __init__(self, *, has_loss: bool) -> None:
+        super().__init__(nn.Identity())
+        self.has_loss = has_loss
+
+    def training_step(self, batch, batch_idx):
+        logits = self.model(batch[0])
+        if self.has_loss:
+            self.log("loss", nn.functional.cross_entropy(logits, batch[1]))
+
+
+@pytest.mark.parametrize(("has_loss", "rules"), [(True, ["no_update"]), (False, [])])
+def test_a_loss_that_is_not_returned_is_named(has_loss: bool, rules: list[str]) -> None:
+    data = DataLoader(TensorDataset(torch.randn(128, 8), torch.randint(2, (128,))), 16)
+    watch = Diagnostics(verbose=False)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(Forgetful(has_loss=has_loss), data)
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules

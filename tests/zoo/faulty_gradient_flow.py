@@ -112,6 +112,18 @@ class StepForgotten(Supervised):
         self.manual_backward(super().training_step(batch, batch_idx))
 
 
+class Logging(Supervised):
+    """Logs the loss and does not return it."""
+
+    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:  # type: ignore[override]
+        super().training_step(batch, batch_idx)
+
+
+@faulty("no_update", twin="h_mlp_sgd", source="Lightning forum: training_step logs the loss and forgets to return it")
+def f_loss_only_logged(case: Case) -> None:
+    case.module = Logging
+
+
 @faulty("no_update", twin="h_manual_optimisation", source="manual optimisation without optimizer.step()")
 def f_step_forgotten(case: Case) -> None:
     case.module = StepForgotten

@@ -188,19 +188,20 @@ def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:
 def no_update(evidence: Evidence) -> Iterator[Finding]:
     """Nothing moves: the weights are the same to the bit after several steps, or no step ever uses a gradient.
 
-    What it means: the loop runs, and nothing learns. Typical causes: `optimizer.step()` forgotten in manual optimisation,
-    `zero_grad()` between `backward()` and `step()`, an optimiser that holds a copy of the model, a checkpoint loaded in every
-    step, a learning rate of 0.
+    What it means: the loop runs, and nothing learns. Typical causes: a `training_step` that logs its loss and does not return it,
+    `optimizer.step()` forgotten in manual optimisation, `zero_grad()` between `backward()` and `step()`, an optimiser that holds a
+    copy of the model, a checkpoint loaded in every step, a learning rate of 0.
 
     How it is measured: every weight is hashed before the first update and again before the fourth (or at the end of the epoch,
-    or after 256 batches, where there was no step at all); not one has changed, although gradients arrived. And at the first
-    step: the backward pass went through the layers, but no parameter has a gradient when the optimiser steps. At the end of a run
-    (`LossMonitor`): epochs began with the very weights of the one before, though validation had become better in it.
+    or after 256 batches, where there was no step at all); not one has changed, although gradients arrived, or although a loss of
+    torch's was computed and no backward pass ever began. And at the first step: the backward pass went through the layers, but no
+    parameter has a gradient when the optimiser steps. At the end of a run (`LossMonitor`): epochs began with the very weights of
+    the one before, though validation had become better in it.
 
     Threshold: 3 such epochs, and half of all; else none, a single changed bit is an update.
 
     Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen
-    parts.
+    parts; steps that return nothing and compute no loss, as while a replay buffer fills.
 
     What to do: `zero_grad()`, `backward()`, `step()`, in this order, with an optimiser of `self.parameters()`.
     """
@@ -213,9 +214,15 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
         )
         return
     later = evidence.later
-    if later is None or any(later.moved.values()) or not any(later.gradients.values()):
+    if later is None or any(later.moved.values()):
         return
-    if later.steps == 0 and later.batches > 1:
+    if later.steps > 0 and trainable and _is_kept_to_itself(evidence):
+        message = f"A loss was computed, and none was differentiated in {later.steps} steps: no parameter ever had a gradient."
+        advice = "Return the loss from training_step; in manual optimisation call self.manual_backward(loss)."
+        yield Finding("no_update", "error", "", evidence.step, message, advice)
+    elif not any(later.gradients.values()):
+        return
+    elif later.steps == 0 and later.batches > 1:
         message = f"No optimiser step was taken in {later.batches} batches, although gradients arrive."
         yield Finding(
             "no_update", "error", "", evidence.step, message, "Call optimizer.step() after backward in training_step."
@@ -231,6 +238,13 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
         )
         advice = "Look for a second copy of the model in the optimiser, or for code that restores the weights in every step."
         yield Finding("no_update", "error", "", evidence.step, message, advice, {"lr": later.rate})
+
+
+def _is_kept_to_itself(evidence: Evidence) -> bool:
+    """Tell whether the first step computed a loss, and neither that nor a later one was differentiated."""
+    later = evidence.later
+    never = later is not None and not later.losses and all(norm is None for norm in later.gradients.values())
+    return never and bool(evidence.losses) and not evidence.differentiated
 
 
 @rule(explains=["oscillating_loss", "loss_diverging", "exploding_gradient", "nan_loss", "lr_too_high"])
