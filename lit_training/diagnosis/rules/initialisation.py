@@ -11,6 +11,7 @@ from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
+from lit_training.diagnosis.rules.units import LEAST_UNITS
 from lit_training.gains import RECTIFIERS, gain
 from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
@@ -138,8 +139,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
     Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
-    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; branches behind
-    which a layer gets its signal all the same, as a gate whose few units are silent; zero-initialised heads and branches next to a
+    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
+    few units all happen to be silent, if what they weigh goes on; zero-initialised heads and branches next to a
     skip connection (the signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back,
     as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small
     weights in front of normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and
@@ -156,7 +157,9 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
             passed.append(layer)
             continue
         way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
-        beside = way is not None and (_is_small_branch(evidence, layer, way) or _comes_back(evidence, layer, threshold * first))
+        beside = way is not None and (
+            _is_small_branch(evidence, layer, way) or _is_silent_gate(evidence, layer, way[-1], threshold * first)
+        )
         if way is not None and not beside:
             culprit = next((p for p in way if _weak(p)), way[0])
             ratio = arriving / first
@@ -183,8 +186,11 @@ def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[L
     return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
 
 
-def _comes_back(evidence: Evidence, layer: Layer, least: float) -> bool:
-    """Tell whether a layer behind one gets at least some signal, by another way."""
+def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:
+    """Tell whether a layer reads a few rectified units that all happen to be silent, and layers behind it get some signal."""
+    units = before.activation
+    if units is None or len(units.low) >= LEAST_UNITS or units.silent_units < 1:
+        return False
     with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
     return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
 

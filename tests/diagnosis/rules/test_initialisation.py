@@ -285,6 +285,6 @@ class Gated(nn.Module):
 
 
 @pytest.mark.parametrize(("on_the_way", "rules"), [(True, ["init_vanishing"]), (False, [])])
-def test_a_signal_that_comes_back_by_another_way_is_not_lost(on_the_way: bool, rules: list[str]) -> None:
+def test_a_silent_gate_does_not_lose_the_signal_that_it_weighs(on_the_way: bool, rules: list[str]) -> None:
     torch.manual_seed(0)
     assert alarms(Gated(on_the_way=on_the_way), vectors(), optimizer=adam)[:1] == rules
