@@ -24,6 +24,7 @@ pl.Trainer(
 ).fit(LitModule(net, lr=0.1, weight_decay=0.0), loader)
 weights = {n: p.detach().cpu() for n, p in net.named_parameters()}
 torch.save({"weights": weights, "first": x, "rules": [f.rule for f in watch.findings]}, f"{sys.argv[1]}/{os.environ['RANK']}.pt")
+torch.distributed.destroy_process_group()  # else torch may abort as the interpreter ends, after all is done
 """
 
 
