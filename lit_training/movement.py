@@ -40,11 +40,11 @@ class Movement:
         Weights that started at less than half the size that torch draws, 1 / sqrt(3 fan_in), count as if they had had that: they
         are small on purpose, and meant to grow.
         """
-        pairs = [(_sample(now), start, now) for now, start in zip(self._weights, self._start, strict=True) if bool(start.any())]
+        moved = [(_sample(weight), start, weight) for weight, start in zip(self._weights, self._start, strict=True)]
         changes = [
-            float((now - start).norm()) / _size(start, math.sqrt(start.numel() / (3 * math.prod(weight.shape[1:]))))
-            for now, start, weight in pairs
-            if now.shape == start.shape
+            float((end - start).norm()) / _size(start, math.sqrt(start.numel() / (3 * math.prod(weight.shape[1:]))))
+            for end, start, weight in moved
+            if end.shape == start.shape and bool(start.any())
         ]
         return median(changes) if changes else None
 
@@ -61,8 +61,8 @@ class Movement:
         """
         pairs = zip(self._weights, self._start, strict=True)
         wide = [(_sample(w), start) for w, start in pairs if math.prod(w.shape[1:]) > 1]
-        norms = [(float(now.norm()), float(start.norm())) for now, start in wide if now.shape == start.shape]
-        return max((now / start if start else math.inf for now, start in norms if now or start), default=None)
+        norms = [(float(end.norm()), float(start.norm())) for end, start in wide if end.shape == start.shape]
+        return max((end / start if start else math.inf for end, start in norms if end or start), default=None)
 
 
 class Rewinds:

@@ -1,7 +1,7 @@
 """Run every recipe and rebuild the gallery: recipes/README.md and its figures.
 
 python recipes/all.py            # about 20 minutes on 2 cores
-python recipes/all.py --smoke --out /tmp/smoke    # seconds each, the gallery goes to --out
+python recipes/all.py --smoke --out smoke    # seconds each, the gallery goes to --out
 python recipes/all.py --only init_depth,alexnet
 """
 

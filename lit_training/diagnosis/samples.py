@@ -1,7 +1,7 @@
 """What the loaders hand out: the targets of the first batches in order, and the first validation batch beside the training's."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -105,8 +105,8 @@ class FirstBatches:
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if len(self.columns) < BATCHES:
-            tensors = {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse}
-            self.columns.append({i: x.flatten().clone() for i, x in tensors.items() if _one_each(x)})
+            tensors = _dense(batch)
+            self.columns.append(_one_a_sample(tensors))
             numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
             self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
 
@@ -152,10 +152,10 @@ class Columns:
         """Take the next batch, unless enough were seen."""
         if self.rows >= MOST_ROWS:
             return
-        tensors = {i: x for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse and _one_each(x)}
-        for i, x in tensors.items():
-            self._kept.setdefault(i, []).append(x.detach().flatten().clone())
-        self.rows += max(map(len, tensors.values()), default=MOST_ROWS)
+        columns = _one_a_sample(_dense(batch))
+        for i, column in columns.items():
+            self._kept.setdefault(i, []).append(column)
+        self.rows += max(map(len, columns.values()), default=MOST_ROWS)
 
     def at(self, place: int | None) -> Tensor | None:
         """Return the values at a place of all batches, on the host."""
@@ -204,8 +204,14 @@ def _equal(a: Any, b: Any) -> bool:
     return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
-def _one_each(x: Tensor) -> bool:
-    return x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)
+def _dense(batch: Any) -> dict[int, Tensor]:
+    """Return the tensors of a batch that are not sparse, by their place among its leaves."""
+    return {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse}
+
+
+def _one_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return copies of those that have one value a sample, `[samples]`."""
+    return {i: x.flatten().clone() for i, x in tensors.items() if x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)}
 
 
 def _part(leaf: Any) -> Part | None:
