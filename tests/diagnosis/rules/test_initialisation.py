@@ -284,7 +284,8 @@ class Gated(nn.Module):
         return self.head(gate if self.on_the_way else h * gate)
 
 
-@pytest.mark.parametrize(("on_the_way", "rules"), [(True, ["init_vanishing"]), (False, [])])
-def test_a_silent_gate_does_not_lose_the_signal_that_it_weighs(on_the_way: bool, rules: list[str]) -> None:
+def test_a_silent_gate_does_not_lose_the_signal_that_it_weighs() -> None:
     torch.manual_seed(0)
-    assert alarms(Gated(on_the_way=on_the_way), vectors(), optimizer=adam)[:1] == rules
+    assert alarms(Gated(on_the_way=False), vectors(), optimizer=adam) == []
+    lost = findings(Gated(on_the_way=True), vectors(), optimizer=adam)[0]
+    assert (lost.rule, lost.message.split(",")[0]) == ("init_vanishing", "By excite")
