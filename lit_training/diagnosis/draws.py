@@ -82,12 +82,12 @@ def _only_penalised(graph: Graph, heads: set[int], near: set[int], reached: set[
     while stack:
         for reader in (graph.nodes[r] for r in readers[stack.pop()] if r in reached and r not in seen):
             others = [p for p in reader.parents if p not in seen]
-            if reader.weight or not near.isdisjoint(reader.parents) or any(_is_data(graph, p) for p in others if p not in made):
+            if (
+                reader.weight
+                or not near.isdisjoint(reader.parents)
+                or any(graph.reads_batch(p) for p in others if p not in made)
+            ):
                 return False
             seen.add(reader.index)
             stack.append(reader.index)
     return True
-
-
-def _is_data(graph: Graph, index: int) -> bool:
-    return any(graph.nodes[i].name == "batch" for i in graph.ancestors(index))

@@ -68,15 +68,21 @@ def cut_after(graph: Graph, index: int, used: set[int]) -> tuple[Node, str] | No
 
 
 def _returned(graph: Graph, index: int, used: set[int], readers: Sequence[Sequence[int]]) -> tuple[Node, str] | None:
-    """Find the new tensor as which a node's values came back, if they left torch on the way: it has the shape of a dead end."""
+    """Find the new tensor as which a node's values came back, if they left torch on the way.
+
+    It has the shape of a dead end; or as many rows as a detached one, if nothing else tells the loss's layers of the batch.
+    """
     seen, stack = {index}, [index]
     while stack:
         new = [reader for reader in readers[stack.pop()] if reader not in seen]
         seen.update(new)
         stack.extend(new)
-    ends = {graph.nodes[i].shape for i in seen if not readers[i]}
+    ends = [graph.nodes[i] for i in seen if not readers[i]]
+    shapes, rows = {end.shape for end in ends}, {end.shape[:1] for end in ends if end.op == "detach"}
+    alone = bool(rows) and not any(node.index in used and graph.reads_batch(node.index) for node in graph.layers())
     for leaf in (graph.nodes[i] for i in sorted(used) if i > index):
-        if leaf.op == "input" and not leaf.name and leaf.shape in ends and leaf.shape and leaf.dtype.is_floating_point:
+        back = leaf.shape in shapes or (alone and leaf.shape[:1] in rows)
+        if leaf.op == "input" and not leaf.name and back and leaf.shape and leaf.dtype.is_floating_point:
             return leaf, "leaves torch and comes back as a new tensor (numpy, tolist, torch.tensor)"
     return None
 

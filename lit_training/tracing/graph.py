@@ -101,6 +101,10 @@ class Graph:
             stack.extend(new)
         return seen
 
+    def reads_batch(self, index: int) -> bool:
+        """Tell whether a node was computed from a tensor of the batch."""
+        return any(self.nodes[i].name == "batch" for i in self.ancestors(index))
+
     def made_by_layers(self, *, chosen: bool = True) -> set[int]:
         """Return the nodes that some layer's output went into, or only chose from, as a sampled action chooses its reward."""
         made: set[int] = set()

@@ -229,6 +229,8 @@ class Cut(nn.Module):
                 hidden = self.body(x)
         elif self.how == "numpy":
             hidden = torch.from_numpy(self.body(x).detach().numpy())
+        elif self.how == "pooled":
+            hidden = torch.from_numpy(self.body(x).detach().numpy().mean((2, 3)))
         else:
             hidden = self.body(x).detach()
         return self.head(hidden)
@@ -247,6 +249,11 @@ def f_encoder_under_no_grad(case: Case) -> None:
 @faulty("detached_subgraph", twin="h_autoencoder", source="a trip through numpy in the middle of the network", margin=0.1)
 def f_through_numpy(case: Case) -> None:
     case.model = Cut(case.model[:5], case.model[5:], "numpy")  # type: ignore[index]
+
+
+@faulty("detached_subgraph", twin="h_conv_average", source="global average pooling written in numpy", margin=0.05)
+def f_pooled_in_numpy(case: Case) -> None:
+    case.model = Cut(case.model[:4], nn.Linear(16, 4), "pooled")  # type: ignore[index]
 
 
 class HardChoice(nn.Module):

@@ -33,12 +33,14 @@ class Parts(nn.Module):
             h = h.detach()
         elif self.between == "numpy":
             h = torch.from_numpy(h.detach().numpy().copy())
+        elif self.between == "numpy_sum":
+            h = torch.from_numpy(h.detach().numpy().reshape(-1, 32, 2).sum(2)).repeat(1, 2)
         elif self.between == "argmax":
             h = F.one_hot(h.argmax(1), 64).float()
         return self.head(h)
 
 
-@pytest.mark.parametrize("cut", ["detach", "numpy", "argmax", "no_grad_body"])
+@pytest.mark.parametrize("cut", ["detach", "numpy", "numpy_sum", "argmax", "no_grad_body"])
 def test_a_cut_between_the_loss_and_fresh_layers_is_found(cut: str) -> None:
     found = findings(Parts(cut))
     assert [f.rule for f in found if f.severity != "note"] == ["detached_subgraph"]
@@ -97,6 +99,22 @@ class Unused(nn.Module):
 
 def test_an_unused_head_is_no_cut() -> None:
     assert alarms(Unused()) == []
+
+
+class Mining(nn.Module):
+    """Samples are weighed by what another network says, in numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.other = mlp(16, 32, 4), nn.Linear(16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        weights = torch.from_numpy(self.other(x).detach().numpy().clip(0.5, 2).mean(1))
+        return self.net(x) * weights[:, None]
+
+
+def test_numbers_beside_what_the_loss_reads_of_the_batch_are_no_cut() -> None:
+    assert alarms(Mining()) == []
 
 
 def test_a_trained_encoder_may_run_under_no_grad() -> None:
