@@ -19,7 +19,7 @@ from lit_training.selection import clean_names
 __all__ = ["SEVERAL", "Call", "Calls", "InEval", "fed", "try_in_eval"]
 
 _MOST_CALLS = 3
-_FEW = 13  # samples show what a batch shows; a prime, so that hardly anything else has as many
+_FEW = 19  # samples show what a batch shows; hardly anything else has as many: 13 are a class token and twelve words
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
 SEVERAL = 3  # passes in one, to average over masks on purpose
 

@@ -63,9 +63,10 @@ def tokens() -> tuple[Tensor, Tensor]:
     return torch.randn(32, 8, 16), torch.arange(32) % 4
 
 
-def test_attention_over_the_batch_is_seen_though_the_class_token_is_the_same_for_all() -> None:
+@pytest.mark.parametrize("words", [8, 12, 16, 64])
+def test_attention_over_the_batch_is_seen_though_the_class_token_is_the_same_for_all(words: int) -> None:
     torch.manual_seed(0)
-    call = Call("", ClassToken(batch_first=False), (tokens()[0],), {})
+    call = Call("", ClassToken(batch_first=False), (torch.randn(32, words, 16),), {})
     assert try_in_eval([call])[0].attending == "layer.self_attn"
 
 
