@@ -16,6 +16,7 @@ from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.experiments import Calls
 from lit_training.diagnosis.rule import diagnose
 from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.samples import of_one_batch
 from lit_training.running import call_arguments, undisturbed
 from lit_training.showing.report import AuditReport, report
 from lit_training.tracing.probe import Probe
@@ -64,7 +65,8 @@ def audit(model: nn.Module, batch: Any, loss_fn: LossFunction, *, optimizer: Opt
         if probe.tracer.failure is not None:
             raise probe.tracer.failure
         held = None if optimizer is None else [optimizer]
-        evidence = collect(probe, optimizers=held, loss=loss, stepping=optimizer, calls=calls.seen)
+        samples = of_one_batch(probe)
+        evidence = collect(probe, optimizers=held, loss=loss, stepping=optimizer, samples=samples, calls=calls.seen)
     return report(evidence, diagnose(evidence, RULES))
 
 

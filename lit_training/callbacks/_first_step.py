@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -82,12 +81,7 @@ class HandedOut:
     @harmless
     def with_targets(self, known: Samples) -> Samples:
         """Add to what is known the targets of all batches seen so far."""
-        targets = self._batches.targets(known.target)
-        labels = targets is not None and not targets.is_floating_point()
-        sizes = self._batches.sizes(known.target)
-        return replace(
-            known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken(), wild=self._batches.wild()
-        )
+        return known.with_targets(self._batches)
 
 
 class FirstStep:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from torch import Tensor
 from lit_training.columns import leaves_of, some_elements
 from lit_training.tracing.probe import Probe
 
-__all__ = ["Columns", "FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
+__all__ = ["Columns", "FirstBatches", "Part", "Samples", "in_order", "of_one_batch", "summary", "target_place"]
 
 BATCHES = 4
 MOST_ROWS = 2**15
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 BEYOND = 30.0
+WIDE, REPEATED = 10.0, 3
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class Part:
     that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a
     sum over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how
     many samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ.
+    `code` is the number that stands where something is missing, 0 if there is none: it comes three times or more, in columns that
+    otherwise vary, and everything else is 30 times as small.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +43,7 @@ class Part:
     busy: float = 0.0
     drift: float = 0.0
     combinations: float = math.inf
+    code: float = 0.0
 
     @property
     def ordered(self) -> bool:
@@ -87,6 +91,13 @@ class Samples:
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
+
+    def with_targets(self, batches: "FirstBatches") -> "Samples":
+        """Add the targets of the first batches, as many as were seen, and which of them are broken or wild."""
+        targets = batches.targets(self.target)
+        labels = targets is not None and not targets.is_floating_point()
+        sizes = batches.sizes(self.target)
+        return replace(self, targets=targets, labels=labels, sizes=sizes, broken=batches.broken(), wild=batches.wild())
 
 
 @dataclass
@@ -184,6 +195,13 @@ def target_place(probe: Probe) -> int | None:
     return next((i for i, leaf in enumerate(leaves_of(probe.batch)) if leaf is target), None)
 
 
+def of_one_batch(probe: Probe) -> Samples:
+    """Return what one batch alone tells."""
+    batches, place = FirstBatches(), target_place(probe)
+    batches.note(probe.batch)
+    return Samples(train=summary(probe.batch), target=place).with_targets(batches)
+
+
 @torch.no_grad()
 def summary(batch: Any, known: Sequence[tuple[Any, Part | None]] = ()) -> tuple[Part | None, ...]:
     """Return mean and spread of each floating-point tensor of a batch; of those that equal a known one, what is known."""
@@ -224,7 +242,8 @@ def _part(leaf: Any) -> Part | None:
     distinct = len(torch.unique(marks))
     mean, std, core, blank, busy, drift = _on_host([values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks)])
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
-    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations)
+    code = _code(rows) if std > WIDE * core else 0.0
+    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, code)
 
 
 def _drift(marks: Tensor) -> Tensor:
@@ -236,6 +255,16 @@ def _combinations(rows: Tensor) -> float:
     """Return the logarithm of the product of how many values each column takes."""
     values = rows.sort(0).values
     return float((1 + (values[1:] != values[:-1]).sum(0)).double().log().sum())
+
+
+def _code(rows: Tensor) -> float:
+    """Return the largest number if it stands in columns of other, far smaller ones, 0 if not."""
+    largest = rows.flatten()[rows.abs().argmax()]
+    same = rows == largest
+    others = rows.masked_fill(same, 0)
+    vary = (rows.masked_fill(same, math.inf).amin(0) < rows.masked_fill(same, -math.inf).amax(0)) & same.any(0)
+    is_code = same.sum() >= REPEATED and vary.any() and others.abs().max() * BEYOND < largest.abs()
+    return float(largest) if is_code else 0.0
 
 
 def _core(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import FLUNG, is_normalised, risen
-from lit_training.diagnosis.samples import Part
+from lit_training.diagnosis.samples import BEYOND, Part
 from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
@@ -31,7 +31,9 @@ BOUNDED = frozenset("tanh sigmoid softmax hardtanh hardsigmoid".split())
     explains=[
         "overfit_no_regularisation",
         "train_val_mismatch",
+        "unnormalised_input",
         "unnormalised_target",
+        "init_exploding",
         "nan_loss",
         "lr_too_low",
         "lr_too_high",
@@ -54,7 +56,9 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     quarter of 16 or more samples of 16 or more elements are empty, while at least 30 % of the others' elements are not;
     a std of 10 times that of the middle, where that of the first validation batch is below twice it; of the first four batches,
     the first whose loss is above 5 times a guess's and the first batch's, if it holds a number 30 times as large as any that the
-    first batch has at that place, as a code for what is missing is (without one it is lr_too_high).
+    first batch has at that place, as a code for what is missing is (without one it is lr_too_high); inputs that are too large for
+    a layer (unnormalised_input) and that hold one number three times or more, in columns that otherwise vary, where all others
+    are 30 times as small and the std is 10 times that of the middle.
 
     Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
     sparse features; a few columns of a few values each, half of whose combinations occur; one of several inputs that is missing.
@@ -92,6 +96,14 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("bad_data", "error", "", evidence.step, message, advice, {"std": ours.std, "core": ours.core})
         return
     inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
+    code = next((part.code for part in inputs if part is not None and part.code), 0.0)
+    if code and any(_is_off(evidence, layer) for layer in evidence.layers):
+        message = f"{code:.4g} stands in several places, {BEYOND:g} times as far from zero as any other number of its tensor."
+        advice = (
+            "Is it a code for what is missing? Impute it (0 once standardised, with a column that says so), do not feed it."
+        )
+        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"value": code})
+        return
     known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
     if samples.target is None or not inputs or len(known) != len(inputs):
         return
@@ -162,24 +174,35 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """
     for layer in evidence.layers:
         stats = layer.source
-        if stats is None or not stats.finite or not _reads_inputs(evidence, layer):
+        if stats is None or not _is_off(evidence, layer):
             continue
-        if 0 < stats.largest < SMALL and not is_normalised(evidence, layer):
+        if _is_tiny(evidence, layer, stats):
             message = f"The inputs are within {stats.largest:.2g} of zero where {layer.name} reads them, not of size 1."
             advice = "Standardise: x = (x - mean) / std; were they divided by 255 twice?"
-            yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, {"largest": stats.largest})
-            return
-        offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
-        far = offset > OFFSET and stats.rms > 2
-        large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
-        if large or (far and not _is_centred(evidence, layer, stats)):
+            numbers = {"largest": stats.largest}
+        else:
             message = (
                 f"The inputs have mean {stats.mean:.3g} and std {stats.std:.3g} where {layer.name} reads them, not 0 and 1."
             )
             advice = "Standardise: x = (x - mean) / std, with the training data's statistics."
-            evidence_numbers = {"mean": stats.mean, "std": stats.std}
-            yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, evidence_numbers)
-            return
+            numbers = {"mean": stats.mean, "std": stats.std}
+        yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, numbers)
+        return
+
+
+def _is_off(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer reads inputs at a scale, or with an offset, that its weights are not made for."""
+    stats = layer.source
+    if stats is None or not stats.finite or not _reads_inputs(evidence, layer):
+        return False
+    offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
+    far = offset > OFFSET and stats.rms > 2
+    large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
+    return large or (far and not _is_centred(evidence, layer, stats)) or _is_tiny(evidence, layer, stats)
+
+
+def _is_tiny(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
+    return 0 < stats.largest < SMALL and not is_normalised(evidence, layer)
 
 
 def _scales_along(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:

@@ -14,6 +14,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.later import FirstSteps
 from lit_training.diagnosis.rule import diagnose
 from lit_training.diagnosis.rules import RULES
+from lit_training.diagnosis.samples import of_one_batch
 from lit_training.tracing.probe import Probe
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -72,7 +73,8 @@ def findings(
         value = loss(model(x), y)
         probe.differentiate(value)
         value.backward()
-    evidence = collect(probe, optimizers=[held], loss=value, stepping=held, expect_frozen=expect_frozen)
+    samples = of_one_batch(probe)
+    evidence = collect(probe, optimizers=[held], loss=value, stepping=held, expect_frozen=expect_frozen, samples=samples)
     first = FirstSteps(model, [held])
     first.before_step(held)
     held.step()

@@ -16,6 +16,22 @@ def test_inputs_of_another_scale_are_seen(scale: float, rules: list[str]) -> Non
     assert alarms(mlp(16, 32, 4), (scale * x / x.abs().max() * 2, y)) == rules
 
 
+@pytest.mark.parametrize(
+    ("value", "places", "rules"),
+    [(-999.0, 0.03, ["bad_data"]), (-999.0, 0.0, []), (-9.0, 0.03, [])],
+)
+def test_a_code_for_what_is_missing_is_told_from_inputs_of_another_scale(value: float, places: float, rules: list[str]) -> None:
+    x, y = vectors()
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < places
+    assert alarms(mlp(16, 32, 4), (x.masked_fill(missing, value), y)) == rules
+
+
+def test_a_column_that_is_large_everywhere_holds_no_code() -> None:
+    x, y = vectors()
+    x[:, 3] = -999
+    assert alarms(mlp(16, 32, 4), (x, y))[0] == "unnormalised_input"
+
+
 def test_small_inputs_that_a_normalisation_takes_are_silent() -> None:
     x, y = vectors()
     net = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
