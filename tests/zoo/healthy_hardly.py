@@ -233,3 +233,17 @@ def h_tables_penalised(seed: int) -> Case:
 @healthy("dead_relu", "lr_too_high", source="an autoencoder whose rectified layers have six units each, at a brisk rate")
 def h_narrow_waist(seed: int) -> Case:
     return Case(seed=seed, model=mlp([20, 6, 6, 6, 20]), data=data.manifold(seed), optimizer=adam(5e-2), **MSE)
+
+
+@healthy("weight_decay_too_strong", source="ninety spectra of four substances: a small net that is all but a ridge regression")
+def h_strong_decay_few_rows(seed: int) -> Case:
+    g = data.rng(1320, seed)
+    substances = torch.randn(700, 4, generator=g)
+    x = substances @ torch.randn(4, 20, generator=g) + 0.3 * torch.randn(700, 20, generator=g)
+    y = data.standardise(substances[:, 0] + 0.6 * substances[:, 1] + 0.3 * torch.randn(700, generator=g))[:, None]
+    train, val = data.split(data.standardise(x), y)
+    few = TensorDataset(*(tensor[:90] for tensor in train.tensors))  # type: ignore[attr-defined]
+    return Case(
+        seed=seed, model=mlp([20, 8, 1], act=nn.Tanh), data=(few, val), optimizer=adamw(5e-3, weight_decay=3.0), batch_size=90,
+        max_steps=120, **MSE,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from lit_training.diagnosis.updates import drawn_size, tables
 
 __all__ = ["weight_decay_too_strong"]
 
+SHRINKS = 2.0
 STRONGER = 0.5
 ALONG, PARTLY_ALONG = 0.7, 0.5
 FEW = 100
@@ -44,7 +45,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     loss is above .4 of that at the start.
 
     Threshold: a pull above .5, or a penalty of more than twice the loss (healthy set-ups have .4 at most), where the planned
-    updates would shrink the weights by more than a factor e; a cosine above .7 (.5 where most of the loss is a penalty), over
+    updates would shrink the weights by more than a factor e^2 (faults have e^4 and more, small nets that are ridge regressions on
+    purpose e^1.8); a cosine above .7 (.5 where most of the loss is a penalty), over
     100 weights or more; for the penalty's size a product within a quarter of twice the rest of the loss, most of the loss, and
     a pull above .3, which grows as the loss falls. Healthy set-ups with a usual decay start below .1.
 
@@ -72,7 +74,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         if decoupled
         else math.hypot(*(f.decay * f.norm for f in decayed)) / gradient
     )
-    if shrink > 1 and pull > STRONGER:
+    if shrink > SHRINKS and pull > STRONGER:
         against = "the step" if decoupled else "the loss"
         message = f"Decay pulls {pull:.2g} times as hard as {against}, and alone would divide the weights by e^{shrink:.2g}."
         advice = f"weight_decay={'0.01' if decoupled else '5e-4'} or so instead of {max(f.decay for f in decayed):g}."
@@ -80,7 +82,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"pull": pull, "shrink": shrink}
         )
-    elif shrink > 1 and (cost := _cost_of_decay(evidence, decayed)) > OUTWEIGHS * abs(evidence.loss or math.inf):
+    elif shrink > SHRINKS and (cost := _cost_of_decay(evidence, decayed)) > OUTWEIGHS * abs(evidence.loss or math.inf):
         message = f"Decay through the gradient costs {cost:.3g} at the start, the loss is {evidence.loss:.3g}: zero is cheaper."
         where = max(decayed, key=lambda f: f.decay).name
         advice = f"weight_decay=5e-4 or so instead of {max(f.decay for f in decayed):g}; SGD and Adam take less than AdamW."
