@@ -7,7 +7,7 @@ __all__ = ["Course"]
 
 ALIKE = 1.7
 OTHER, UNITS, LEARNS = 3.0, 1.5, 0.5
-MASTERED = 0.5
+MASTERED = 0.6
 
 
 @dataclass(frozen=True)

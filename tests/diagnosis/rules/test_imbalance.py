@@ -31,6 +31,13 @@ def test_imbalance_is_named_unless_something_makes_up_for_it(data) -> None:
     assert found(x, (torch.rand(512) < 0.25).long(), outputs=2) == []
 
 
+@pytest.mark.parametrize(("outputs", "said"), [(2, []), (3, ["class_imbalance"])])
+def test_one_in_eleven_of_two_is_a_usual_scorecard(outputs: int, said: list[str]) -> None:
+    rows = torch.arange(902)
+    y = torch.where(rows % 11 == 0, 1 + rows % (outputs - 1), 0)
+    assert found(torch.randn(902, 6), y, outputs=outputs, shuffle=False) == said
+
+
 def test_rare_labels_that_are_learnt_all_the_same_are_a_note() -> None:
     found = [Finding("bad_data", "error"), Finding("class_imbalance", "warning"), Finding("labels_broken", "note")]
     assert [(f.rule, f.severity) for f in learned_anyway(found)] == [
