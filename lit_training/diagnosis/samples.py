@@ -28,6 +28,8 @@ class Part:
     that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a
     sum over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how
     many samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ.
+    `between` is the std over samples of their means, `uneven` that of their mean squared deviations over the mean of those: the
+    elements of a sample have much in common, so that a batch tells its mean and std as well as so many samples can.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +42,8 @@ class Part:
     busy: float = 0.0
     drift: float = 0.0
     combinations: float = math.inf
+    between: float = 0.0
+    uneven: float = 0.0
 
     @property
     def ordered(self) -> bool:
@@ -222,9 +226,18 @@ def _part(leaf: Any) -> Part | None:
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
     marks = rows @ weights
     distinct = len(torch.unique(marks))
-    mean, std, core, blank, busy, drift = _on_host([values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks)])
+    apart = _apart(rows) if len(leaf) > 1 else ()
+    mean, std, core, blank, busy, drift, *varied = _on_host(
+        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks), *apart]
+    )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
-    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations)
+    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, *varied)
+
+
+def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far samples lie apart in their means, and in their squared deviations."""
+    squares = (rows - rows.mean()).square().mean(1)
+    return rows.mean(1).std(), squares.std() / squares.mean().clamp(min=1e-30)
 
 
 def _drift(marks: Tensor) -> Tensor:
