@@ -86,7 +86,13 @@ class HandedOut:
         labels = targets is not None and not targets.is_floating_point()
         sizes = self._batches.sizes(known.target)
         return replace(
-            known, targets=targets, labels=labels, sizes=sizes, broken=self._batches.broken(), wild=self._batches.wild()
+            known,
+            targets=targets,
+            labels=labels,
+            sizes=sizes,
+            broken=self._batches.broken(),
+            numbers=self._batches.numbers(known.target),
+            wild=self._batches.wild(),
         )
 
 

@@ -1,6 +1,7 @@
 """What the loaders hand out: the targets of the first batches in order, and the first validation batch beside the training's."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from lit_training.tracing.probe import Probe
 __all__ = ["Columns", "FirstBatches", "Part", "Samples", "in_order", "summary", "target_place"]
 
 BATCHES = 4
-MOST_ROWS = 2**15
+MOST_ROWS, WIDEST = 2**15, 64
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 BEYOND = 30.0
@@ -73,6 +74,7 @@ class Samples:
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
         fed_val: of the first one in validation.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
+        numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
             in it, and in the first.
     """
@@ -90,12 +92,13 @@ class Samples:
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
+    numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
 
 
 @dataclass
 class FirstBatches:
-    """Keep of the first batches what has one value a sample; nothing waits for the device.
+    """Keep of the first batches what has one value a sample, or a few numbers; nothing waits for the device.
 
     >>> first = FirstBatches()
     >>> first.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
@@ -104,6 +107,7 @@ class FirstBatches:
     """
 
     columns: list[dict[int, Tensor]] = field(default_factory=list)
+    few: list[dict[int, Tensor]] = field(default_factory=list)
     extremes: list[list[Tensor]] = field(default_factory=list)
 
     def note(self, batch: Any) -> None:
@@ -111,6 +115,7 @@ class FirstBatches:
         if len(self.columns) < BATCHES:
             tensors = _dense(batch)
             self.columns.append(_one_a_sample(tensors))
+            self.few.append(_some_a_sample(tensors))
             numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
             self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
 
@@ -118,6 +123,10 @@ class FirstBatches:
         """Return the values at a place of all batches, in order, on the host."""
         found = [column[place].cpu() for column in self.columns if place is not None and place in column]
         return torch.cat(found) if found and len(found) == len(self.columns) else None
+
+    def numbers(self, place: int | None) -> tuple[Tensor, ...]:
+        """Return the numbers at a place of each batch, on the host."""
+        return tuple(few[place].cpu() for few in self.few if place is not None and place in few)
 
     def sizes(self, place: int | None) -> tuple[int, ...]:
         """Return how many values there are at a place in each batch."""
@@ -141,24 +150,30 @@ class FirstBatches:
 
 @dataclass
 class Columns:
-    """Keep what has one value a sample of the first 32 thousand samples; nothing waits for the device.
+    """Keep of the first 32 thousand samples what has one value each, and 32 thousand of numbers that come 64 at most a sample.
+
+    Nothing waits for the device.
 
     >>> columns = Columns()
     >>> columns.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
-    >>> columns.at(1)
-    tensor([0, 1, 2])
+    >>> columns.at(1), columns.at(0).shape
+    (tensor([0, 1, 2]), torch.Size([3, 5]))
     """
 
     rows: int = 0
     _kept: dict[int, list[Tensor]] = field(default_factory=dict)
+    _numbers: Counter[int] = field(default_factory=Counter)
 
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if self.rows >= MOST_ROWS:
             return
-        columns = _one_a_sample(_dense(batch))
+        tensors = _dense(batch)
+        columns = _some_a_sample(tensors) | _one_a_sample(tensors)
         for i, column in columns.items():
-            self._kept.setdefault(i, []).append(column)
+            if self._numbers[i] < MOST_ROWS:
+                self._kept.setdefault(i, []).append(column)
+                self._numbers[i] += column.numel()
         self.rows += max(map(len, columns.values()), default=MOST_ROWS)
 
     def at(self, place: int | None) -> Tensor | None:
@@ -216,6 +231,12 @@ def _dense(batch: Any) -> dict[int, Tensor]:
 def _one_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Return copies of those that have one value a sample, `[samples]`."""
     return {i: x.flatten().clone() for i, x in tensors.items() if x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)}
+
+
+def _some_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return copies of those that have a few numbers a sample, `[samples, numbers]`."""
+    numbers = {i: x for i, x in tensors.items() if x.is_floating_point() and x.ndim > 0 and x.numel()}
+    return {i: x.reshape(len(x), -1).clone() for i, x in numbers.items() if x[0].numel() <= WIDEST}
 
 
 def _part(leaf: Any) -> Part | None:
