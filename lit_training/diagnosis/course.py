@@ -13,6 +13,7 @@ MASTERED = 0.5
 UNSEEN = 0.98
 UNMOVED, OFFSET = 0.955, 5.0
 BY_CHANCE = 4.0
+GAINED, AT_ITS_BEST = 0.95, 1.02
 STEPS_OF_NOISE = 0.954  # the median distance of two normal numbers of standard deviation 1
 
 
@@ -88,10 +89,14 @@ class Course:
 
     @property
     def doubtful(self) -> bool:
-        """Whether validation came down a little from about what a guess costs, which is known from a few targets only."""
+        """Whether validation came down a little from before training, and what a guess costs is known from a few targets only.
+
+        What came down from far above a guess may have been an offset, if it ended near that.
+        """
         if self.guess_apart or not self.sampled or not self.guess or not self.before or not self.validation:
             return False
-        return min(self.validation) < UNMOVED * self.before and self.before < OFFSET * self.guess
+        best = min(self.validation)
+        return best < UNMOVED * self.before and (self.before < OFFSET * self.guess or best > ALIKE * self.guess)
 
     @property
     def by_chance(self) -> float:
@@ -104,6 +109,14 @@ class Course:
             return math.inf
         deviance = (math.sqrt(max(self.classes - 1, 1)) + BY_CHANCE) ** 2
         return deviance / self.samples_apart / (2 * self.guess_apart if self.classes else 1.0)
+
+    @property
+    def still_gains(self) -> bool:
+        """Whether validation is at its best in the end, and better than a guess by more than chance has it, or by 5 %."""
+        if not self.shares:
+            return False
+        best = min(self.shares)
+        return best < (1 - self.by_chance if self.guess_apart else GAINED) and self.shares[-1] <= AT_ITS_BEST * best
 
     @property
     def spread(self) -> float:

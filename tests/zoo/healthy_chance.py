@@ -81,6 +81,35 @@ def h_stormy_market(seed: int) -> Case:
     )  # fmt: skip
 
 
+class Factors(nn.Module):
+    """Koren et al. 2009: products of users' and items' factors, and an offset of each."""
+
+    def __init__(self, users: int, items: int) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(users, 8), nn.Embedding(items, 8)
+        self.of_user, self.of_item = nn.Embedding(users, 1), nn.Embedding(items, 1)
+        for table in self.parameters():
+            nn.init.normal_(table, std=0.1)
+
+    def forward(self, user: Tensor, item: Tensor) -> Tensor:
+        products = (self.user(user) * self.item(item)).sum(1)
+        return products + self.of_user(user)[:, 0] + self.of_item(item)[:, 0]
+
+
+@healthy(
+    "train_val_mismatch", "overfit_no_regularisation", source="ratings of which a tenth can be told: validation still falls"
+)
+def h_tastes(seed: int) -> Case:
+    g = data.rng(1511, seed)
+    user, item = torch.randint(200, (8000,), generator=g), torch.randint(150, (8000,), generator=g)
+    taste, kind = torch.randn(200, 3, generator=g), torch.randn(150, 3, generator=g)
+    liked = 0.2 * (taste[user] * kind[item]).sum(1) + 0.4 * torch.randn(150, generator=g)[item]
+    return Case(
+        seed=seed, model=Factors(200, 150), data=data.split(user, item, liked + 0.8 * torch.randn(8000, generator=g)),
+        optimizer=adam(3e-3, weight_decay=1e-5), batch_size=64, trainer={"max_epochs": 6}, max_steps=-1, **MSE,
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------ a guess from a few targets
 @healthy("labels_broken", source="two numbers of which a third can be told, in batches of eight, the first of them small")
 def h_noisy_pair_outputs(seed: int) -> Case:

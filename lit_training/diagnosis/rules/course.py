@@ -141,8 +141,9 @@ def validated_apart(course: Course) -> list[Finding]:
     is above .85 and all above .7 (of 340 healthy set-ups none stayed above .54); the first epoch's last below .85 of the lowest, by
     3 standard errors; of a gain that is lost again, a thousand training samples, since fewer are known by heart within a few
     epochs; a gain of 5 % (of 1 % for labels that are not broken, where validation's targets are known); 12 epochs with one, 30
-    without. Of fewer than 64 validation samples nothing is said: their loss is chance. Validation before training is within a
-    factor of 1.7 of training's first losses, so that both are one formula.
+    without. Of fewer than 64 validation samples nothing is said: their loss is chance; nor of overfitting if validation is at its
+    best in the end, within 2 %, and better than a guess. Validation before training is within a factor of 1.7 of training's first
+    losses, so that both are one formula.
 
     >>> apart = Course((1.4, 0.3), (1.9, 2.4), 200, guess=1.39, before=1.4, first_pass=0.7, passes=6)
     >>> validated_apart(apart)[0].rule
@@ -165,6 +166,8 @@ def validated_apart(course: Course) -> list[Finding]:
     lost_again = gained and passes <= FEW_PASSES and first > GAIN and course.samples >= FEW_TO_LEARN and not course.stops_early
     if course.uneven:
         rule, advice = "class_imbalance", "weight= in the loss, or a WeightedRandomSampler; are validation's classes as common?"
+    elif not seen_through and course.still_gains:
+        return []
     elif seen_through or lost_again:
         rule = "train_val_mismatch"
         advice = "Compare a validation batch with a training batch: preprocessing, label numbers, columns, mode of batch norm."
@@ -194,10 +197,10 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     .01 of that, the validation loss above .45 of it and 60 times the training loss, and never below .25 (of 400 healthy
     set-ups the nearest ended at .38 and 42 times).
 
-    Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides; a validation loss of another
-    size than training's, by a factor of 3, before anything is learned (another formula, other units: currency, a sum over the
-    batch) that fell by a fifth; one that comes below .3 of its first value: it learns too. A run that `EarlyStopping` ends gets a
-    note.
+    Not an alarm: a gap that closes, or a validation loss that is at its best (by 2 %) in the end, and better than a guess's; tiny
+    losses on both sides; a validation loss of another size than training's, by a factor of 3, before anything is learned (another
+    formula, other units: currency, a sum over the batch) that fell by a fifth; one that comes below .3 of its first value: it
+    learns too. A run that `EarlyStopping` ends gets a note.
 
     What to do: stop at the minimum (`EarlyStopping`), `weight_decay`, dropout, augmentation, more data, a smaller network.
 
@@ -229,7 +232,7 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
 
 def _by_heart(course: Course) -> bool:
     """Tell whether nothing is left of the training loss, or a third of a validation loss that is not far from a guess's."""
-    if not course.guess or not course.one_formula:
+    if not course.guess or not course.one_formula or course.still_gains:
         return False
     best, last = min(course.validation), course.validation[-1]
     vanished = course.end < BY_HEART * course.guess and last > max(POOR * course.guess, FAR_APART * course.end)

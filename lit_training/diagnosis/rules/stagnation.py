@@ -34,13 +34,14 @@ def learned_nothing(course: Course) -> list[Finding]:
     (`Course.by_chance`): whether a price goes up is told no better. Of 250 the gain of a tenth is four standard errors; of fewer,
     training must have gained nothing either. A run that ends above a guess's cost in validation and at it in training kept nothing.
     Changes of less than 3 %; if the last validation loss is no gain, of more than 4 times the weights (those behind a thousand
-    words start small, and get there while they learn), or a first epoch that ends below .9 of the run's end; and of more than their
-    size where a stretch of the run's first quarter is 15 %, and 5 standard deviations of a stretch, above both the first loss and a
-    guess's (healthy set-ups that hardly learn: 0 %, and 6 % for numbers). A loss of numbers that fell by 15 % since the first epoch
-    learned something, whatever the first targets cost: they may lack the few large ones, or hold too many: where validation's
-    targets are not known, weights that moved by 30 %, while training gained less than 7 % since the first epoch, and validation
-    never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still falls is another fault. Offset: a first
-    loss above 5 times a guess's that did not rise, and a quarter of the run above twice that cost.
+    words start small, and get there while they learn), or a first epoch that ends below .9 of the run's end (250 validation samples
+    or more); and of more than their size where a stretch of the run's first quarter is 15 %, and 5 standard deviations of a
+    stretch, above both the first loss and a guess's (healthy set-ups that hardly learn: 0 %, and 6 % for numbers). A loss of
+    numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost: they may lack the few large
+    ones, or hold too many: where validation's targets are not known, weights that moved by 30 %, while training gained less than 7
+    % since the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
+    falls is another fault. Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above twice
+    that cost.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -58,7 +59,8 @@ def learned_nothing(course: Course) -> list[Finding]:
         return []
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
-    lost = course.first_pass is not None and course.first_pass < LOST * course.end
+    told = not course.guess_apart or course.samples_apart >= FEW
+    lost = told and course.first_pass is not None and course.first_pass < LOST * course.end
     best = min(course.shares, default=course.last)
     severity: Severity = "error"
     if course.moved < STILL and nothing and best >= _least(course) and not _knew(course):

@@ -123,3 +123,31 @@ def test_targets_of_several_numbers_are_kept_to_tell_what_a_guess_costs() -> Non
 def test_a_guess_of_labels_that_are_given_as_numbers(targets: Tensor, classes: int, cost: float | None) -> None:
     guess = Guess(1.0, call=LossCall("nll_loss", 0, 1, (0.0, 0.0), (0.0, 0.0), 0.0, 1.0), classes=classes)
     assert guess.on(targets) == (None if cost is None else pytest.approx(cost))
+
+
+@pytest.mark.parametrize(("last", "cause"), [(0.88, []), (0.95, ["train_val_mismatch"])])
+def test_validation_that_is_at_its_best_in_the_end_is_neither_lost_nor_overfitted(last: float, cause: list[str]) -> None:
+    ratings = {
+        "training": (1.0, *[0.65] * 30),
+        "validation": (0.95, 0.88, last),
+        "guess": 1.0,
+        "before": 1.0,
+        "first_pass": 0.96,
+    }
+    assert rules(**ratings, guess_apart=1.0, samples_apart=3000, sampled=True) == cause
+    by_heart = {"training": (1.40, *[0.1] * 30), "validation": (1.3, 1.0, last / 0.88), "passes": 24, "guess_apart": LN4}
+    assert bool(rules(**by_heart, samples_apart=3000, classes=4)) == bool(cause)
+
+
+@pytest.mark.parametrize(
+    ("best", "before", "cause"), [(8.4, 9.4, []), (9.3, 9.4, ["labels_broken"]), (1.05, 9.4, ["labels_broken"])]
+)
+def test_a_guess_known_from_one_batch_of_small_targets_is_doubted(best: float, before: float, cause: list[str]) -> None:
+    small = {"training": (9.0, *[max(best, 1.0)] * 30), "validation": (best + 0.1, best), "guess": 1.0, "first": 4.0}
+    assert rules(**small, before=before, first_pass=best, sampled=True) == cause
+
+
+@pytest.mark.parametrize(("samples", "cause"), [(64, []), (600, ["lr_too_high"])])
+def test_few_validation_samples_do_not_tell_that_all_was_lost(samples: int, cause: list[str]) -> None:
+    patients = {"training": (1.4, *[1.38] * 30), "validation": (1.24, 1.40), "first_pass": 1.2, "guess_apart": LN4}
+    assert rules(**patients, samples_apart=samples, classes=4) == cause
