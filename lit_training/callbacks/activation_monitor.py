@@ -217,9 +217,14 @@ class ActivationMonitor(Callback):
             self.findings += became_nan(broken, self._last_step)
 
     def _died(self, name: str) -> bool:
-        """Tell whether all units behind a layer are silent, of which enough fired at the start."""
-        now, before = self.latest[name].dead, self._at_start[name].dead if name in self._at_start else None
-        return now is not None and before is not None and now >= _GONE and before < _ALIVE
+        """Tell whether all units behind a layer are silent, of which enough fired at the start.
+
+        Exactly zero everywhere, they were given nothing to tell: a modality that is left out of this batch, an expert without a
+        sample.
+        """
+        now, before = self.latest[name], self._at_start[name].dead if name in self._at_start else None
+        given = now.mean != 0 or now.variance != 0
+        return given and now.dead is not None and before is not None and now.dead >= _GONE and before < _ALIVE
 
     def _cuts(self, name: str) -> bool:
         """Tell whether all layers behind one, of which there are some, give the same for every sample, and did not at the start."""

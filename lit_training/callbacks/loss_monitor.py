@@ -1,5 +1,7 @@
 """Callback: how training and validation losses went. What they tell is in `lit_training.diagnosis.rules.course`."""
 
+import math
+from statistics import fmean, stdev
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -56,6 +58,7 @@ class LossMonitor(Callback):
         self._validation: list[float] = []
         self._before: float | None = None
         self._first_pass: float | None = None
+        self._first_pass_error = 0.0
         self._passes = 0
         self._movement: Movement | None = None
         self._rewinds = Rewinds()
@@ -146,7 +149,9 @@ class LossMonitor(Callback):
     def _note_first_pass(self) -> None:
         means = self._curve.means()
         last = means[-max(1, len(means) // 4) :]
-        self._first_pass = sum(last) / len(last) if last else None
+        self._first_pass = fmean(last) if last else None
+        known = len(means) > 1 and all(map(math.isfinite, means))
+        self._first_pass_error = stdev(means) / math.sqrt(len(last)) if known else 0.0
 
     @harmless
     def _note_validation(self, trainer: Trainer) -> None:
@@ -163,13 +168,14 @@ class LossMonitor(Callback):
 
     def _course(self, trainer: Trainer) -> Course:
         guess = self.guess
-        apart = None if guess is None else self._seen_apart.at(guess.place)
+        place = None if guess is None else guess.place
+        seen, apart = self._seen.at(place), self._seen_apart.at(place)
         return Course(
             tuple(self._curve.means()),
             tuple(self._validation),
             trainer.global_step,
             self._curve.first_broken(),
-            guess=None if guess is None else guess.on(self._seen.at(guess.place)) or guess.cost,
+            guess=None if guess is None else guess.on(seen) or guess.cost,
             before=self._before,
             first=self._curve.first(),
             first_pass=self._first_pass,
@@ -183,4 +189,8 @@ class LossMonitor(Callback):
             uneven=guess is not None and guess.uneven,
             guess_apart=None if guess is None else guess.on(apart),
             samples_apart=0 if apart is None else len(apart),
+            classes=0 if guess is None else guess.classes,
+            first_pass_error=self._first_pass_error,
+            stops_early=bool(trainer.early_stopping_callbacks),
+            samples=self._seen.rows // max(self._passes, 1),
         )

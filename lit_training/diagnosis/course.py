@@ -2,12 +2,19 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
 __all__ = ["Course"]
 
 ALIKE = 1.7
 OTHER, UNITS, LEARNS = 3.0, 1.5, 0.5
 MASTERED = 0.6
+UNSEEN = 0.98
+UNMOVED, OFFSET = 0.955, 5.0
+BY_CHANCE = 4.0
+GAINED, AT_ITS_BEST = 0.95, 1.02
+STEPS_OF_NOISE = 0.954  # the median distance of two normal numbers of standard deviation 1
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,10 @@ class Course:
         uneven: whether a guess costs little because some labels are far more common than others.
         guess_apart: what it costs to say the same for every validation sample, `None` if that is not known; then `guess` is taken.
         samples_apart: of how many validation samples that is known, 0 if it is not.
+        classes: how many classes the loss tells apart, 0 for numbers.
+        first_pass_error: the standard error of `first_pass`, 0 if that is not known.
+        stops_early: whether the run ends when validation gets no better.
+        samples: how many training samples there are, as far as they were counted; 0 if that is not known.
     """
 
     training: tuple[float, ...]
@@ -53,6 +64,10 @@ class Course:
     uneven: bool = False
     guess_apart: float | None = None
     samples_apart: int = 0
+    classes: int = 0
+    first_pass_error: float = 0.0
+    stops_early: bool = False
+    samples: int = 0
 
     @property
     def known(self) -> bool:
@@ -66,6 +81,57 @@ class Course:
         """Return the validation losses over what a guess costs on those data."""
         guess = self.guess_apart or self.guess or math.inf
         return tuple(loss / guess for loss in self.validation)
+
+    @property
+    def last(self) -> float:
+        """Return the last of `shares`; without validation a little less than that of the training loss, whose samples are known."""
+        return self.shares[-1] if self.shares else self.end / (self.guess or math.inf) * UNSEEN
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether validation came down a little from before training, and what a guess costs is known from a few targets only.
+
+        What came down from far above a guess may have been an offset, if it ended near that.
+        """
+        if self.guess_apart or not self.sampled or not self.guess or not self.before or not self.validation:
+            return False
+        best = min(self.validation)
+        return best < UNMOVED * self.before and (self.before < OFFSET * self.guess or best > ALIKE * self.guess)
+
+    @property
+    def by_chance(self) -> float:
+        """Return the share of a guess's cost that validation samples may seem to gain where nothing is to be learned.
+
+        The deviance that the best of some directions gains by chance is a chi-square number: its root is about that of how many
+        there are, here of classes but one, with a standard deviation of .7. Six of those leave room for the best of many epochs.
+        """
+        if not self.guess_apart or not self.samples_apart:
+            return math.inf
+        deviance = (math.sqrt(max(self.classes - 1, 1)) + BY_CHANCE) ** 2
+        return deviance / self.samples_apart / (2 * self.guess_apart if self.classes else 1.0)
+
+    @property
+    def still_gains(self) -> bool:
+        """Whether validation is at its best in the end, and better than a guess by more than chance has it, or by 5 %."""
+        if not self.shares:
+            return False
+        best = min(self.shares)
+        return best < (1 - self.by_chance if self.guess_apart else GAINED) and self.shares[-1] <= AT_ITS_BEST * best
+
+    @property
+    def spread(self) -> float:
+        """Return the standard error of a validation loss over its mean: of squares of normal numbers, or of about exponential ones.
+
+        0 where it is not known of how many samples it is.
+        """
+        return math.sqrt((1.0 if self.classes else 2.0) / self.samples_apart) if self.samples_apart else 0.0
+
+    @property
+    def noise(self) -> float:
+        """Return the standard deviation of a stretch's mean, from how far those of the second half lie from the ones before."""
+        half = self.training[len(self.training) // 2 :]
+        steps = [abs(b - a) for a, b in pairwise(half)]
+        return median(steps) / STEPS_OF_NOISE if steps else math.inf
 
     @property
     def one_formula(self) -> bool:

@@ -1,6 +1,7 @@
 """What the loaders hand out: the targets of the first batches in order, and the first validation batch beside the training's."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,7 +15,7 @@ from lit_training.tracing.probe import Probe
 __all__ = ["Columns", "FirstBatches", "Part", "Samples", "in_order", "of_one_batch", "summary", "target_place"]
 
 BATCHES = 4
-MOST_ROWS = 2**15
+MOST_ROWS, WIDEST = 2**15, 64
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 BEYOND = 30.0
@@ -29,6 +30,8 @@ class Part:
     that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a
     sum over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how
     many samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ.
+    `between` is the std over samples of their means, `uneven` that of their mean squared deviations over the mean of those: the
+    elements of a sample have much in common, so that a batch tells its mean and std as well as so many samples can.
     `code` is the number that stands where something is missing, 0 if there is none: it comes three times or more, in columns that
     otherwise vary, and everything else is 30 times as small.
     """
@@ -43,6 +46,8 @@ class Part:
     busy: float = 0.0
     drift: float = 0.0
     combinations: float = math.inf
+    between: float = 0.0
+    uneven: float = 0.0
     code: float = 0.0
 
     @property
@@ -73,6 +78,7 @@ class Samples:
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
         fed_val: of the first one in validation.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
+        numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
             in it, and in the first.
     """
@@ -90,6 +96,7 @@ class Samples:
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
+    numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
 
     def with_targets(self, batches: "FirstBatches") -> "Samples":
@@ -97,12 +104,15 @@ class Samples:
         targets = batches.targets(self.target)
         labels = targets is not None and not targets.is_floating_point()
         sizes = batches.sizes(self.target)
-        return replace(self, targets=targets, labels=labels, sizes=sizes, broken=batches.broken(), wild=batches.wild())
+        return replace(
+            self, targets=targets, labels=labels, sizes=sizes, broken=batches.broken(),
+            numbers=batches.numbers(self.target), wild=batches.wild(),
+        )  # fmt: skip
 
 
 @dataclass
 class FirstBatches:
-    """Keep of the first batches what has one value a sample; nothing waits for the device.
+    """Keep of the first batches what has one value a sample, or a few numbers; nothing waits for the device.
 
     >>> first = FirstBatches()
     >>> first.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
@@ -111,6 +121,7 @@ class FirstBatches:
     """
 
     columns: list[dict[int, Tensor]] = field(default_factory=list)
+    few: list[dict[int, Tensor]] = field(default_factory=list)
     extremes: list[list[Tensor]] = field(default_factory=list)
 
     def note(self, batch: Any) -> None:
@@ -118,6 +129,7 @@ class FirstBatches:
         if len(self.columns) < BATCHES:
             tensors = _dense(batch)
             self.columns.append(_one_a_sample(tensors))
+            self.few.append(_some_a_sample(tensors))
             numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
             self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
 
@@ -125,6 +137,10 @@ class FirstBatches:
         """Return the values at a place of all batches, in order, on the host."""
         found = [column[place].cpu() for column in self.columns if place is not None and place in column]
         return torch.cat(found) if found and len(found) == len(self.columns) else None
+
+    def numbers(self, place: int | None) -> tuple[Tensor, ...]:
+        """Return the numbers at a place of each batch, on the host."""
+        return tuple(few[place].cpu() for few in self.few if place is not None and place in few)
 
     def sizes(self, place: int | None) -> tuple[int, ...]:
         """Return how many values there are at a place in each batch."""
@@ -148,24 +164,30 @@ class FirstBatches:
 
 @dataclass
 class Columns:
-    """Keep what has one value a sample of the first 32 thousand samples; nothing waits for the device.
+    """Keep of the first 32 thousand samples what has one value each, and 32 thousand of numbers that come 64 at most a sample.
+
+    Nothing waits for the device.
 
     >>> columns = Columns()
     >>> columns.note((torch.randn(3, 5), torch.tensor([0, 1, 2])))
-    >>> columns.at(1)
-    tensor([0, 1, 2])
+    >>> columns.at(1), columns.at(0).shape
+    (tensor([0, 1, 2]), torch.Size([3, 5]))
     """
 
     rows: int = 0
     _kept: dict[int, list[Tensor]] = field(default_factory=dict)
+    _numbers: Counter[int] = field(default_factory=Counter)
 
     def note(self, batch: Any) -> None:
         """Take the next batch, unless enough were seen."""
         if self.rows >= MOST_ROWS:
             return
-        columns = _one_a_sample(_dense(batch))
+        tensors = _dense(batch)
+        columns = _some_a_sample(tensors) | _one_a_sample(tensors)
         for i, column in columns.items():
-            self._kept.setdefault(i, []).append(column)
+            if self._numbers[i] < MOST_ROWS:
+                self._kept.setdefault(i, []).append(column)
+                self._numbers[i] += column.numel()
         self.rows += max(map(len, columns.values()), default=MOST_ROWS)
 
     def at(self, place: int | None) -> Tensor | None:
@@ -232,6 +254,12 @@ def _one_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
     return {i: x.flatten().clone() for i, x in tensors.items() if x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)}
 
 
+def _some_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
+    """Return copies of those that have a few numbers a sample, `[samples, numbers]`."""
+    numbers = {i: x for i, x in tensors.items() if x.is_floating_point() and x.ndim > 0 and x.numel()}
+    return {i: x.reshape(len(x), -1).clone() for i, x in numbers.items() if x[0].numel() <= WIDEST}
+
+
 def _part(leaf: Any) -> Part | None:
     if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
         return None
@@ -240,10 +268,21 @@ def _part(leaf: Any) -> Part | None:
     weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
     marks = rows @ weights
     distinct = len(torch.unique(marks))
-    mean, std, core, blank, busy, drift = _on_host([values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks)])
+    mean, std, core, blank, busy, drift, between, uneven = _on_host(
+        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks), *_apart(rows)]
+    )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
-    return Part(tuple(leaf.shape[1:]), len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, code)
+    shape = tuple(leaf.shape[1:])
+    return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code)
+
+
+def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how far samples lie apart in their means, and in their squared deviations; zeros for a single one."""
+    if len(rows) == 1:
+        return rows.new_zeros(()), rows.new_zeros(())
+    squares = (rows - rows.mean()).square().mean(1)
+    return rows.mean(1).std(), squares.std() / squares.mean().clamp(min=1e-30)
 
 
 def _drift(marks: Tensor) -> Tensor:

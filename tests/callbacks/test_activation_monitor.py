@@ -202,3 +202,15 @@ def test_a_layer_that_dies_is_found_a_narrow_one_if_it_cuts_the_network(
     monitor = ActivationMonitor(1)
     fit(Dies(width, beside), monitor, max_steps=steps)
     assert [(finding.rule, finding.where) for finding in monitor.findings] == [("lr_too_high", place) for place in found]
+
+
+def test_units_that_are_given_nothing_are_not_dead() -> None:
+    class LeftOut(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.net(batch[0] * (batch_idx < 2)).square().mean()
+
+    module, monitor = LeftOut(), ActivationMonitor(1)
+    module.net = nn.Sequential(nn.Linear(6, 16, bias=False), nn.ReLU(), nn.Linear(16, 1))
+    fit(module, monitor, max_steps=6)
+    assert monitor.latest["net.0"].dead == 1
+    assert monitor.findings == []

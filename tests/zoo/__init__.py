@@ -25,6 +25,7 @@ from tests.zoo import (
     faulty_weights,
     healthy_batches,
     healthy_by_hand,
+    healthy_chance,
     healthy_classes,
     healthy_courses,
     healthy_generative,

@@ -3,7 +3,7 @@
 import math
 
 from lit_training.diagnosis.course import Course
-from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.finding import Finding, Severity
 from lit_training.diagnosis.rules.sinking import sinks
 from lit_training.diagnosis.rules.stagnation import ENOUGH_PASSES, FAR, NOTHING, collapsed, learned_nothing
 
@@ -16,7 +16,8 @@ SEEN_THROUGH = 0.85
 USUAL_DROPOUT, HALF, HELD_BACK = 0.5, 0.5, 1.1
 FEW_PASSES, MANY_PASSES = 12, 30
 HARDLY, GAIN, TOLD, APART = 0.7, 0.95, 0.99, 0.8
-FEW_SAMPLES = 64
+FEW_SAMPLES, FEW_TO_LEARN = 64, 1000
+SIGNIFICANT = 3.0
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
 SLIGHT = 0.6
 REWINDS = 3
@@ -35,7 +36,8 @@ def diverged(course: Course) -> list[Finding]:
     Threshold: 3 times its start, without having come back to it in the second half of the run, by weights that were thrown to
     more than 4 times their size (faulty rates: 12 times or more). A loss that grows while weights stay near is a harder task:
     longer rollouts, penalties that are ramped up, values that a network learns to expect; one that rises from a single small
-    batch is noise, as may be one that ends below three quarters of a guess's cost.
+    batch is noise (by less than 3 standard deviations of a stretch, unless it ends above 3 times a guess's cost), as may be one
+    that ends below three quarters of that.
 
     >>> [finding.rule for finding in diverged(Course((1.0, 5.0, math.nan), broken=17))]
     ['lr_too_high']
@@ -60,7 +62,8 @@ def diverged(course: Course) -> list[Finding]:
 def _stayed_up(course: Course, start: float) -> bool:
     """Tell whether a loss that is a number throughout never came back to its start, and the weights were thrown far."""
     thrown = course.moved is None or not course.moved < FAR
-    return thrown and course.end > ROSE * start and min(course.training[len(course.training) // 2 :]) > start
+    surely = course.end > ROSE * (course.guess or 0.0) or course.end - start > SIGNIFICANT * course.noise
+    return thrown and surely and course.end > ROSE * start and min(course.training[len(course.training) // 2 :]) > start
 
 
 def went_back(course: Course) -> list[Finding]:
@@ -107,8 +110,8 @@ def shrank_away(course: Course) -> list[Finding]:
 def held_back(course: Course) -> list[Finding]:
     """Say so if dropout leaves too little to learn with: `dropout_too_high`.
 
-    Threshold: a layer drops more than half, training ends 10 % above validation, which runs without dropout, and both above half
-    of a guess's cost (healthy set-ups with dropout come to .2 and below).
+    Threshold: a layer drops more than half, training ends 10 % above validation, which runs without dropout, and 3 standard errors
+    of a loss of so many samples; and both above half of a guess's cost (healthy set-ups with dropout come to .2 and below).
 
     >>> held_back(Course((1.4, 1.1), (1.3, 0.9), 200, guess=1.39, before=1.4, passes=6, dropout=0.8))[0].rule
     'dropout_too_high'
@@ -116,9 +119,9 @@ def held_back(course: Course) -> list[Finding]:
     slow = course.known and course.guess and course.one_formula and course.passes >= ENOUGH_PASSES
     if not slow or course.dropout <= USUAL_DROPOUT or min(course.validation) < HALF * (course.guess or 0.0):
         return []
-    if course.end < HELD_BACK * course.validation[-1]:
-        return []
     last = course.validation[-1]
+    if course.end < max(HELD_BACK, 1 + SIGNIFICANT * course.spread) * last:
+        return []
     message = f"The loss ends at {course.end:.3g} in training, with dropout {course.dropout:g}, at {last:.3g} without."
     advice = "Use dropout 0.5 or less; a network that does not fit its training data needs none."
     return [Finding("dropout_too_high", "warning", "", course.updates, message, advice, {"dropout": course.dropout})]
@@ -127,18 +130,20 @@ def held_back(course: Course) -> list[Finding]:
 def validated_apart(course: Course) -> list[Finding]:
     """Say so if what is learned in training does not hold in validation, whose loss stays at that of a guess.
 
-    In the first epoch each sample is new when its loss is computed. If that loss falls below all of validation's, or if
-    validation gains a little and loses it again within a few epochs although the first one taught nothing yet, the two are not
-    computed on the same kind of data or in the same way: `train_val_mismatch`. If nothing is gained at all, training learns
-    samples one by one: targets that have nothing to do with their inputs (`labels_broken`). After many epochs, or if the little
-    that can be gained is gained by both, it is `overfit_no_regularisation`. If a guess is good in training because of a common
-    label, and not in validation, it is `class_imbalance`.
+    In the first epoch each sample is new when its loss is computed. If that loss falls below all of validation's, or if validation
+    gains a little and loses it again within a few epochs although the first one taught nothing yet, the two are not computed on the
+    same kind of data or in the same way: `train_val_mismatch`. If nothing is gained at all, training learns samples one by one:
+    targets that have nothing to do with their inputs (`labels_broken`). After many epochs, or if the little that can be gained is
+    gained by both, it is `overfit_no_regularisation` (a note where `EarlyStopping` ends the run). If a guess is good in training
+    because of a common label, and not in validation, it is `class_imbalance`.
 
-    Threshold: over what a guess costs on the same data, the training loss ends below .8 of all validation losses, the last of
-    which is above .85 and all above .7 (of 340 healthy set-ups none stayed above .54); the first epoch's last below .85 of the
-    lowest; a gain of 5 % (of 1 % for labels that are not broken, where validation's targets are known); 12 epochs with one, 30
-    without. Of fewer than 64 validation samples nothing is said: their loss is chance. Validation before training is within a
-    factor of 1.7 of training's first losses, so that both are one formula.
+    Threshold: over what a guess costs on the same data, the training loss ends below .8 of all validation losses, the last of which
+    is above .85 and all above .7 (of 340 healthy set-ups none stayed above .54); the first epoch's last below .85 of the lowest, by
+    3 standard errors; of a gain that is lost again, a thousand training samples, since fewer are known by heart within a few
+    epochs; a gain of 5 % (of 1 % for labels that are not broken, where validation's targets are known); 12 epochs with one, 30
+    without. Of fewer than 64 validation samples nothing is said: their loss is chance; nor of overfitting if validation is at its
+    best in the end, within 2 %, and better than a guess. Validation before training is within a factor of 1.7 of training's first
+    losses, so that both are one formula.
 
     >>> apart = Course((1.4, 0.3), (1.9, 2.4), 200, guess=1.39, before=1.4, first_pass=0.7, passes=6)
     >>> validated_apart(apart)[0].rule
@@ -147,7 +152,7 @@ def validated_apart(course: Course) -> list[Finding]:
     guess, passes = course.guess, course.passes
     if not course.known or not guess or course.first_pass is None or not course.one_formula or passes < ENOUGH_PASSES:
         return []
-    if course.guess_apart and course.samples_apart < FEW_SAMPLES:
+    if course.doubtful or (course.guess_apart and course.samples_apart < FEW_SAMPLES):
         return []
     first, end = course.first_pass / guess, course.end / guess
     best, last = min(course.shares), course.shares[-1]
@@ -157,18 +162,23 @@ def validated_apart(course: Course) -> list[Finding]:
     came = f"from at best {min(course.validation):.3g} to {course.validation[-1]:.3g}"
     message = f"Training comes to {course.end:.3g}, validation {came}; {costs}."
     gained = best < GAIN
+    seen_through = first + SIGNIFICANT * course.first_pass_error / guess < SEEN_THROUGH * best
+    lost_again = gained and passes <= FEW_PASSES and first > GAIN and course.samples >= FEW_TO_LEARN and not course.stops_early
     if course.uneven:
         rule, advice = "class_imbalance", "weight= in the loss, or a WeightedRandomSampler; are validation's classes as common?"
-    elif first < SEEN_THROUGH * best or (gained and passes <= FEW_PASSES and first > GAIN):
+    elif not seen_through and course.still_gains:
+        return []
+    elif seen_through or lost_again:
         rule = "train_val_mismatch"
         advice = "Compare a validation batch with a training batch: preprocessing, label numbers, columns, mode of batch norm."
-    elif best < (TOLD if course.guess_apart else GAIN) or passes > MANY_PASSES:
+    elif best < (max(TOLD, 1 - course.by_chance) if course.guess_apart else GAIN) or passes > MANY_PASSES:
         rule, advice = "overfit_no_regularisation", "Get more data, a smaller network, weight_decay, dropout, augmentation."
     else:
         rule = "labels_broken"
         advice = "Print a few training targets next to their inputs: samples are learned one by one, and nothing in common."
     numbers = {"end": end, "best": best, "last": last, "first_pass": first}
-    return [Finding(rule, "error", "", course.updates, message, advice, numbers)]
+    severity: Severity = "note" if rule == "overfit_no_regularisation" and course.stops_early else "error"
+    return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
 
 
 def overfit_no_regularisation(course: Course) -> list[Finding]:
@@ -187,9 +197,10 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     .01 of that, the validation loss above .45 of it and 60 times the training loss, and never below .25 (of 400 healthy
     set-ups the nearest ended at .38 and 42 times).
 
-    Not an alarm: a gap that closes, or a validation loss that still falls; tiny losses on both sides; a validation loss of another
-    size than training's, by a factor of 3, before anything is learned (another formula, other units: currency, a sum over the
-    batch) that fell by a fifth; one that comes below .3 of its first value: it learns too.
+    Not an alarm: a gap that closes, or a validation loss that is at its best (by 2 %) in the end, and better than a guess's; tiny
+    losses on both sides; a validation loss of another size than training's, by a factor of 3, before anything is learned (another
+    formula, other units: currency, a sum over the batch) that fell by a fifth; one that comes below .3 of its first value: it
+    learns too. A run that `EarlyStopping` ends gets a note.
 
     What to do: stop at the minimum (`EarlyStopping`), `weight_decay`, dropout, augmentation, more data, a smaller network.
 
@@ -215,12 +226,13 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
         return [Finding("train_val_mismatch", "error", "", course.updates, message, advice, numbers)]
     message = f"The loss ends at {figures} (at best {min(validation):.3g}): the training data are learned by heart."
     advice = "Stop at the minimum, EarlyStopping('val_loss'), or add weight_decay, dropout, augmentation, data."
-    return [Finding("overfit_no_regularisation", "warning", "", course.updates, message, advice, numbers)]
+    severity: Severity = "note" if course.stops_early else "warning"
+    return [Finding("overfit_no_regularisation", severity, "", course.updates, message, advice, numbers)]
 
 
 def _by_heart(course: Course) -> bool:
     """Tell whether nothing is left of the training loss, or a third of a validation loss that is not far from a guess's."""
-    if not course.guess or not course.one_formula:
+    if not course.guess or not course.one_formula or course.still_gains:
         return False
     best, last = min(course.validation), course.validation[-1]
     vanished = course.end < BY_HEART * course.guess and last > max(POOR * course.guess, FAR_APART * course.end)

@@ -152,15 +152,25 @@ def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> f
         return None if found is None else replace(call, spread=found).constant
     if len(targets) < 8 * classes or bool((targets < 0).any()):
         return None
-    if classes == 2 and targets.is_floating_point():
-        yes = targets.double().mean()
-        return float(torch.special.entr(torch.stack([yes, 1 - yes])).sum()) if bool((targets <= 1).all()) else None
+    if targets.is_floating_point():
+        shares = targets.double().mean(0)
+        if classes == 2:
+            return float(torch.special.entr(torch.stack([shares, 1 - shares])).sum(0).mean()) if targets.max() <= 1 else None
+        return float(torch.special.entr(shares).sum()) if targets.ndim == 2 and shares.numel() == classes else None
     shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
     return float(torch.special.entr(shares).sum())
 
 
+def _costs_of_batches(evidence: Evidence) -> list[float]:
+    """Return what a guess costs on each of the first batches of numbers, of which one may hold far larger ones than the first."""
+    call = evidence.losses[0]
+    bent = _bent(evidence, call)
+    costs = (_cost(call, bent, 0, targets) for targets in evidence.samples.numbers) if classes_of(evidence, call) < 2 else ()
+    return [cost for cost in costs if cost is not None and math.isfinite(cost)]
+
+
 def risen(evidence: Evidence) -> tuple[float, ...]:
-    """Return each loss after the first updates over that of guessing, or over the first one if that is higher.
+    """Return each loss after the first updates over that of guessing on any batch, or over the first one if that is higher.
 
     Infinite where it is NaN; nothing where that is not known, or for a single layer that begins anew.
     """
@@ -169,7 +179,7 @@ def risen(evidence: Evidence) -> tuple[float, ...]:
         return ()
     if len(evidence.layers) == 1 and all(f.shrinks for f in matrices(evidence)):
         return ()
-    start = max(evidence.loss, level)
+    start = max(evidence.loss, level, *_costs_of_batches(evidence))
     return tuple(math.inf if math.isnan(loss) else loss / start for loss in later.losses) if 0 < start < math.inf else ()
 
 

@@ -47,10 +47,10 @@ def lr_too_high(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: what was drawn with care is overwritten by noise at once; the loss jumps, units die or saturate.
 
-    How it is measured: after the first three updates, the loss against that of guessing (all classes alike, or the targets'
-    mean) and against the first one. At the first step, norm of the first update over norm of the weight, the median over
-    all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like, whose first step moves each
-    weight by the rate, rate over the weight's root mean square.
+    How it is measured: after the first three updates, the loss against that of guessing (all classes alike, or the targets' mean,
+    on whichever of the first batches it costs most) and against the first one. At the first step, norm of the first update over
+    norm of the weight, the median over all weight matrices: rate times gradient (after clipping) for SGD; for Adam and its like,
+    whose first step moves each weight by the rate, rate over the weight's root mean square.
 
     While a run goes on (`ActivationMonitor`): all units of a rectifier that fired at the start fall silent, and stay so.
 

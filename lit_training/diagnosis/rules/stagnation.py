@@ -2,7 +2,7 @@
 
 import math
 
-from lit_training.diagnosis.course import ALIKE, Course
+from lit_training.diagnosis.course import ALIKE, UNMOVED, Course
 from lit_training.diagnosis.finding import Finding, Severity
 
 __all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "collapsed", "learned_nothing"]
@@ -11,9 +11,10 @@ NOTHING, HARD, KNOWN_HARD, FELL = 0.85, 0.98, 0.99, 0.85
 ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
-ROSE_FIRST, OVERWRITTEN = 1.15, 1.0
+ROSE_FIRST, SIGNIFICANT, OVERWRITTEN = 1.15, 5.0, 1.0
 OFF, SPENT, NO_MORE = 5.0, 0.25, 0.92
-FLAT_START, FLAT_MOVED, FLAT_TRAINED, FLAT = 0.5, 0.3, 0.93, 0.955
+FEW = 250
+FLAT_START, FLAT_MOVED, FLAT_TRAINED = 0.5, 0.3, 0.93
 
 
 def learned_nothing(course: Course) -> list[Finding]:
@@ -29,13 +30,18 @@ def learned_nothing(course: Course) -> list[Finding]:
     healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to .97, so
     that `labels_broken` and `lr_too_low` take validation losses above .98, or for numbers and rare labels .99 of what a guess costs
     in validation, which may hold other years or more of the rare label; where that is not known, numbers above 1, and 2 % more of
-    the training loss where there is no validation); changes of less than 3 %, and of more than 4 times the weights, or of more than
-    their size where a stretch of the run's first quarter is 15 % above both the first loss and a guess's (healthy set-ups that
-    hardly learn: 0 %, and 6 % for numbers); a first epoch that ends below .9 of the run's end. A loss of numbers that fell by 15 %
-    since the first epoch learned something, whatever the first targets cost: they may lack the few large ones, or hold too many:
-    where validation's targets are not known, weights that moved by 30 %, while training gained less than 7 % since the first epoch,
-    and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still falls is another fault.
-    Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above twice that cost.
+    the training loss where there is no validation). Ten thousand validation samples tell a gain of .3 % from chance
+    (`Course.by_chance`): whether a price goes up is told no better. Of 250 the gain of a tenth is four standard errors; of fewer,
+    training must have gained nothing either. A run that ends above a guess's cost in validation and at it in training kept nothing.
+    Changes of less than 3 %; if the last validation loss is no gain, of more than 4 times the weights (those behind a thousand
+    words start small, and get there while they learn), or a first epoch that ends below .9 of the run's end (250 validation samples
+    or more); and of more than their size where a stretch of the run's first quarter is 15 %, and 5 standard deviations of a
+    stretch, above both the first loss and a guess's (healthy set-ups that hardly learn: 0 %, and 6 % for numbers). A loss of
+    numbers that fell by 15 % since the first epoch learned something, whatever the first targets cost: they may lack the few large
+    ones, or hold too many: where validation's targets are not known, weights that moved by 30 %, while training gained less than 7
+    % since the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
+    falls is another fault. Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above twice
+    that cost.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -53,10 +59,11 @@ def learned_nothing(course: Course) -> list[Finding]:
         return []
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
-    lost = course.first_pass is not None and course.first_pass < LOST * course.end
-    best = min(course.shares, default=course.end / guess * HARD)
+    told = not course.guess_apart or course.samples_apart >= FEW
+    lost = told and course.first_pass is not None and course.first_pass < LOST * course.end
+    best = min(course.shares, default=course.last)
     severity: Severity = "error"
-    if course.moved < STILL and nothing and best >= _hard(course):
+    if course.moved < STILL and nothing and best >= _least(course) and not _knew(course):
         rule, advice = (
             "lr_too_low",
             f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
@@ -64,9 +71,9 @@ def learned_nothing(course: Course) -> list[Finding]:
     elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE):
         rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
-    elif (course.moved > FAR or lost or (best < _hard(course) and _was_flung(course))) and nothing:
+    elif nothing and (_was_flung(course) if course.last < _hard(course) else course.moved > FAR or lost):
         rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif not _is_flat(course) and best < _hard(course):
+    elif not _is_flat(course) and (not _ends_at_nothing(course, best) or _may_have_learned(course)):
         return []
     else:
         rule, severity = "labels_broken", "warning"
@@ -78,7 +85,8 @@ def collapsed(course: Course) -> list[Finding]:
     """Say so if a run that had learned something fell back to the cost of a guess and stayed there: `lr_too_high`.
 
     Threshold: a stretch of the first half of the run is below .8 of a guess's cost, all of the last quarter and the last validation
-    loss, over what a guess costs there, between .9 and 1.5 of it; weights moved by more than 30 %.
+    loss, over what a guess costs there, between .9 and 1.5 of it; some validation loss was below .9, since a calm beginning of a
+    stream is low in training only; weights moved by more than 30 %.
 
     >>> fell = Course((2.5, 1.9, 1.8, 1.9, *[2.35] * 20), (1.9, 2.35), 240, guess=2.48, passes=16, moved=2.0)
     >>> collapsed(fell)[0].rule
@@ -90,7 +98,7 @@ def collapsed(course: Course) -> list[Finding]:
     quarter = max(1, len(training) // 4)
     best = min(training[: 2 * quarter], default=math.inf)
     ends = (*(loss / guess for loss in training[-quarter:]), *course.shares[-1:])
-    back = len(training) > 4 and all(BACK < share < BEYOND for share in ends)
+    back = len(training) > 4 and all(BACK < share < BEYOND for share in ends) and min(course.shares, default=0.0) < BACK
     if not back or best > CAME_TO * guess or course.moved < FLAT_MOVED:
         return []
     message = (
@@ -106,15 +114,37 @@ def _was_flung(course: Course) -> bool:
     """Tell whether the loss rose at first above a guess's and its own start, by weights that moved by more than their size."""
     if course.sampled or course.uneven or course.first is None or course.guess is None or course.moved is None:
         return False
-    early = max(course.training[: max(1, len(course.training) // 4)])
-    return early > ROSE_FIRST * max(course.first, course.guess) and course.moved > OVERWRITTEN
+    early, level = max(course.training[: max(1, len(course.training) // 4)]), max(course.first, course.guess)
+    return early > max(ROSE_FIRST * level, level + SIGNIFICANT * course.noise) and course.moved > OVERWRITTEN
 
 
-def _hard(course: Course) -> float:
-    """Return the share of a guess's cost below which targets are taken to follow from the inputs, if only just."""
+def _least(course: Course) -> float:
+    """Return the share of a guess's cost below which targets surely follow from the inputs, if only just."""
     if course.guess_apart and (course.sampled or course.uneven):
         return KNOWN_HARD
     return 1.0 if course.sampled else HARD
+
+
+def _hard(course: Course) -> float:
+    """Return the same where so many validation samples tell it that less can be no chance."""
+    return max(_least(course), 1 - course.by_chance)
+
+
+def _ends_at_nothing(course: Course, best: float) -> bool:
+    """Tell whether validation never was better than a guess, or is worse in the end, while training gained nothing either."""
+    lost_all = course.samples_apart >= FEW and course.last >= 1 and course.end >= HARD * (course.guess or 0.0)
+    return best >= _hard(course) or lost_all
+
+
+def _knew(course: Course) -> bool:
+    """Tell whether validation was better than a guess before training, by more than chance has it."""
+    return course.before is not None and course.before < (1 - course.by_chance) * (course.guess_apart or 0.0)
+
+
+def _may_have_learned(course: Course) -> bool:
+    """Tell whether too few validation samples to show a gain of a tenth hide what training shows, or a rough guess what both do."""
+    few = bool(course.guess_apart) and course.samples_apart < FEW
+    return course.doubtful or (few and course.end < HARD * (course.guess or 0.0))
 
 
 def _is_flat(course: Course) -> bool:
@@ -125,7 +155,7 @@ def _is_flat(course: Course) -> bool:
     roughly = course.sampled and not course.guess_apart
     if not roughly or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
         return False
-    return course.end > FLAT_TRAINED * first_pass and min(course.validation) > FLAT * before
+    return course.end > FLAT_TRAINED * first_pass and min(course.validation) > UNMOVED * before
 
 
 def _came_down(course: Course) -> bool:

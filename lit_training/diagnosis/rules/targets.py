@@ -49,7 +49,8 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     layer of one direction or a causal mask.
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or in
-    validation only, though weights moved as they do and nothing else is wrong.
+    validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing else is
+    wrong.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.

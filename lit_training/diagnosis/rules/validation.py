@@ -12,7 +12,7 @@ __all__ = ["train_val_mismatch"]
 
 SHIFT, STRETCH, FAR = 1.0, 3.0, 10.0
 HEAVY, CORE_STRETCH = 2.5, 2.0
-NUMBERS = 32
+NUMBERS, SAMPLES, SIGNIFICANT = 32, 16, 5.0
 
 
 @rule(explains=["train_val_mismatch", "overfit_no_regularisation", "train_val_gap", "overfitting"])
@@ -30,10 +30,12 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     validation, whose loss stays at that of a guess.
 
     Threshold: a mean that differs by more than a std (the larger of the two), or a std that differs by a factor of more than 3,
-    where the width of the middle 68 % does by 2: outliers alone are no scale; 8 samples and 32 numbers or more each. Of what
-    networks are given, where a call may hold one task or one episode, two stds and 16 samples. A validation batch whose neighbours
-    are alike (windows of a series one after the other, rows of a picture, samples sorted by what is told) is a part of the data,
-    no sample of them: it has to be ten times as far away, and may be as narrow as it likes. The beginning of a stream
+    where the width of the middle 68 % does by 2: outliers alone are no scale; 16 samples (8 may all be of one kind) and 32 numbers
+    or more each. Both have to be five times what so few samples leave to chance, which have levels and scales of their own, or the
+    width ten times another: two batches of 8 series, each at its level, differ by a std in one run of 40. Of what networks are
+    given, where a call may hold one task or one episode, two stds. A validation batch whose neighbours are alike (windows of a
+    series one after the other, rows of a picture, samples sorted by what is told) is a part of the data, no sample of them: it has
+    to be ten times as far away, and may be as narrow as it likes. The beginning of a stream
     (`IterableDataset`: a replay buffer, a curriculum, a shard) is no sample of it either: ten times as far away, or as wide.
 
     Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
@@ -49,7 +51,7 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     advice = "Preprocess both alike, with the training data's statistics."
     if found is None and samples.fed_train[0] == samples.fed_val[0]:
         fed_train, fed_val = samples.fed_train[1], samples.fed_val[1]
-        found = _apart(fed_train, fed_val, shift_of=2 * SHIFT, samples=16, streamed=samples.streamed)
+        found = _apart(fed_train, fed_val, shift_of=2 * SHIFT, streamed=samples.streamed)
         what, advice = "inputs that the network gets", "Do in validation_step to a batch what training_step does to it."
     if found is not None:
         _, ours, theirs, numbers = found
@@ -65,7 +67,6 @@ def _apart(
     val: Sequence[Part | None],
     *,
     shift_of: float = SHIFT,
-    samples: int = 8,
     streamed: bool = False,
 ) -> tuple[int, Part, Part, dict[str, float]] | None:
     """Return the first tensor whose scale differs, its place, and by how much."""
@@ -78,7 +79,7 @@ def _apart(
             ours is None
             or theirs is None
             or len(ours.shape) != len(theirs.shape)
-            or min(ours.samples, theirs.samples) < samples
+            or min(ours.samples, theirs.samples) < SAMPLES
         ):
             continue
         numbers = _differences(ours, theirs, shift_of, far=far, in_time=in_time)
@@ -101,12 +102,15 @@ def _differences(ours: Part, theirs: Part, shift_of: float, *, far: float, in_ti
     if _is_yes_or_no(ours) and _is_yes_or_no(theirs):
         return None
     shift, stretch = abs(ours.mean - theirs.mean) / max(ours.std, theirs.std), _factor(ours.std, theirs.std)
+    chance = SIGNIFICANT * math.sqrt(1 / ours.samples + 1 / theirs.samples)
+    least = max(far * shift_of, chance * max(ours.between, theirs.between) / max(ours.std, theirs.std))
+    widest = min(FAR, math.exp(chance * max(ours.uneven, theirs.uneven) / 2))
     if in_time:
-        differs = shift > far * shift_of or theirs.std > far * ours.std
+        differs = shift > least or theirs.std > max(far, widest) * ours.std
     elif _core_differs(ours, theirs):
-        differs = shift > far * shift_of or stretch > max(far, STRETCH)
+        differs = shift > least or stretch > max(far, STRETCH, widest)
     else:
-        differs = shift > far * shift_of and not _is_heavy(ours) and not _is_heavy(theirs)
+        differs = shift > least and not _is_heavy(ours) and not _is_heavy(theirs)
     return {"shift": shift, "stretch": stretch} if differs else None
 
 

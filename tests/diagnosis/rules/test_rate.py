@@ -173,6 +173,18 @@ def test_a_loss_that_is_flung_up_by_the_first_updates_is_seen(lr: float, rules: 
     ) == (rules)
 
 
+def test_a_batch_of_far_larger_targets_than_the_first_is_no_loss_that_was_flung() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(128, 16), torch.randn(128, 2)
+    y[32:] *= 10
+    data = DataLoader(TensorDataset(x, y), 32)
+    watch = Diagnostics(verbose=False, select=["lr_too_high"])
+    trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    trainer.fit(LitModule(mlp(16, 32, 2), lr=1e-3, loss=nn.functional.mse_loss, metrics=[]), data)
+    assert watch.findings == []
+
+
 def test_a_converged_network_may_jump_below_the_level_of_guessing() -> None:
     net, (x, y) = mlp(16, 32, 1), numbers()
     y = net(x).detach() + 1e-3 * y

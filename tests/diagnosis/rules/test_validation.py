@@ -48,6 +48,21 @@ def test_outliers_that_only_training_has_are_bad_data(data) -> None:
     assert found(x.exp().exp().clamp(max=50), y, val=(x[:64].exp().exp().clamp(max=50), y[:64])) == []
 
 
+@pytest.mark.parametrize(("rows", "cause"), [(16, []), (32, ["train_val_mismatch"])])
+def test_few_series_at_levels_of_their_own_are_no_other_offset(data, rows: int, cause: list[str]) -> None:
+    levels = torch.linspace(-1.7, 1.7, 32)[torch.randperm(32), None]  # of a standard deviation of 1
+    x = (levels + 0.1 * torch.randn(32, 6)).repeat(16, 1)
+    apart = levels[torch.randperm(32)[:rows]] + 1.45 + 0.1 * torch.randn(rows, 6)
+    assert found(x, data[1], val=(apart, data[1][:rows])) == cause
+
+
+@pytest.mark.parametrize(("rows", "cause"), [(8, []), (16, ["train_val_mismatch"])])
+def test_eight_samples_may_all_be_of_one_kind(data, rows: int, cause: list[str]) -> None:
+    levels = torch.tensor([-1.0, 1.0]).repeat(256)[:, None]
+    x = levels + 0.1 * torch.randn(512, 6)
+    assert found(x, data[1], val=(x[::2][:rows], data[1][:rows])) == cause
+
+
 class OnlyInTraining(LitModule):
     """Centres pictures of 100 to 110 in one of its two steps."""
 
