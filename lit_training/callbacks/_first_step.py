@@ -18,7 +18,8 @@ from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import SEVERAL, Calls, fed
 from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parameters import norms, to_host
-from lit_training.diagnosis.samples import Fed, FirstBatches, Part, Samples, in_order, summary, target_place
+from lit_training.diagnosis.parts import Fed, Part, summary
+from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
 from lit_training.tracing.probe import Probe
 
 __all__ = ["FirstStep", "HandedOut"]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_training.diagnosis.samples import Fed, Part, summary
+from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.watching import Attending, Dropping, Summarising
 from lit_training.running import undisturbed
 from lit_training.selection import clean_names

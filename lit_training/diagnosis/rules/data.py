@@ -5,9 +5,9 @@ from collections.abc import Iterator
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parts import BEYOND, Part
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import FLUNG, is_normalised, risen
-from lit_training.diagnosis.samples import BEYOND, Part
 from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parts import Part
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.samples import Part
 
 __all__ = ["train_val_mismatch"]
 

@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from torch.distributions import Exponential
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
+from lit_training.diagnosis.parts import summary
 from lit_training.diagnosis.rules.validation import _apart
-from lit_training.diagnosis.samples import in_order, summary
+from lit_training.diagnosis.samples import in_order
 from tests.diagnosis.rules.looking import Loss, alarms, mlp, numbers, vectors
 
 
