@@ -8,10 +8,10 @@ from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.detached import detached_subgraph
 from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
 from lit_training.diagnosis.rules.evaluation import batch_mixing, dropout_active_in_eval, dropout_too_high
+from lit_training.diagnosis.rules.exploding import init_exploding
 from lit_training.diagnosis.rules.finite import nan_loss
 from lit_training.diagnosis.rules.gain import bad_gain
 from lit_training.diagnosis.rules.imbalance import class_imbalance
-from lit_training.diagnosis.rules.initialisation import init_exploding, init_vanishing
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
@@ -25,6 +25,7 @@ from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gr
 from lit_training.diagnosis.rules.targets import labels_broken
 from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
 from lit_training.diagnosis.rules.validation import train_val_mismatch
+from lit_training.diagnosis.rules.vanishing import init_vanishing
 
 __all__ = ["MONITORED", "RULES"]
 

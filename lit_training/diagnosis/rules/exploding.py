@@ -1,32 +1,32 @@
-"""Rules about how the weights were drawn: does the signal reach every layer at a scale it can learn from?"""
+"""The rule about weights that are drawn too large: activations or gradients blow up on their way."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 
 from lit_training.diagnosis.evidence import GROWN, Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.freshness import can_tell
-from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, is_normalised, overshoots, times_guessing
-from lit_training.diagnosis.rules.units import LEAST_UNITS
-from lit_training.gains import RECTIFIERS, gain
+from lit_training.diagnosis.rules.layer_gains import (
+    REINITIALISE,
+    excess_gain,
+    gain_in_words,
+    measured_gain,
+    needed_gain,
+)
+from lit_training.gains import RECTIFIERS
 from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
 
-__all__ = ["init_exploding", "init_vanishing"]
+__all__ = ["init_exploding"]
 
-VANISHED = 1e-3
-VANISHED_ADAPTIVE = 1e-5
 STEEP = 10.0
 STEEP_RECTIFIED = 6.5
 WRONG = 5.0
-SIGMOID = 4.0
 SUMS = frozenset(["sum", "index_add", "scatter_add"])
-REINITIALISE = "Initialise with kaiming_normal_ (ReLU family) or xavier_normal_ (tanh, linear), or normalise between layers."
-
 TIED = "Draw the table that is both embedding and head with a std of 0.02, or of 1 / sqrt(width)."
 
 
@@ -76,13 +76,13 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, scale the branches, or
     divide sums over neighbours by the degrees.
     """
-    layers = [(layer, excess) for layer in hidden(evidence) if (excess := _excess(layer)) is not None]
+    layers = [(layer, excess) for layer in hidden(evidence) if (excess := excess_gain(layer)) is not None]
     layers = [(layer, excess) for layer, excess in layers if not _is_kept(evidence, layer)]
     steep = [(layer, excess) for layer, excess in layers if excess > _steep(layer) and not _may_be_steep(evidence, layer)]
     if steep:
         layer, excess = steep[0]
         more = f" ({len(steep)} layers like this)" if len(steep) > 1 else ""
-        message = f"The gain is {excess:.1f} times what keeps the scale: {_gain_text(layer)}{more}."
+        message = f"The gain is {excess:.1f} times what keeps the scale: {gain_in_words(layer)}{more}."
         yield _finding(evidence, "init_exploding", layer, message, {"excess": excess, "layers": len(steep)})
         return
     grown = _growth(evidence)
@@ -90,9 +90,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     if grown is not None and culprits and not any(_is_trained(evidence, layer) for layer in culprits):
         culprit = culprits[0]
         end, growth = grown
-        message = (
-            f"Values grow {growth:.3g} times from the first layer's output to the input of {end.name}: {_gain_text(culprit)}."
-        )
+        way = f"from the first layer's output to the input of {end.name}"
+        message = f"Values grow {growth:.3g} times {way}: {gain_in_words(culprit)}."
         yield _finding(evidence, "init_exploding", culprit, message, {"growth": growth})
         return
     ratio, head = times_guessing(evidence)
@@ -119,104 +118,8 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
         yield _finding(evidence, "init_exploding", head, message, {"times_constant": ratio})
 
 
-@rule(
-    explains=["vanishing_gradient", "constant_output", "slow_convergence", "lr_too_low", "dead_relu", "bad_gain", "no_update"]
-)
-def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
-    """The signal dies on its way through the layers, so that the last layers see the same input whatever the sample.
-
-    What it means: no gradient of use comes back either, and the network outputs one and the same. Typical causes: weights of a
-    small constant std, default initialisation in a deep plain net, Glorot's scheme in front of ReLU.
-
-    How it is measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over
-    the one that arrived at the first, or over 1 if that was larger, as pixels are before they are normalised. The first layer
-    on the way whose gain is below 3/4 of what its nonlinearity needs is named. The overall std does not tell: biases keep it
-    at 10^-1.2 in a 30-layer ReLU net with torch's default initialisation, while the signal is 10^-8.6.
-
-    Threshold: 1e-3 under plain gradient descent, 1e-5 under optimisers that divide the size of gradients out. Measured on nets
-    of 4 to 16 layers of 64 ReLU, GELU, SiLU units with default initialisation, 250 steps: SGD reaches 92 % and more down to a
-    signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
-    He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
-
-    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
-    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
-    few units all happen to be silent, if what they weigh goes on; zero-initialised heads and branches next to a
-    skip connection (the signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back,
-    as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small
-    weights in front of normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and
-    at width 32 it is hardly better than .01.
-
-    What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
-    """
-    threshold = VANISHED if any(f.descent is not None for f in evidence.parameters.values()) else VANISHED_ADAPTIVE
-    first = 0.0
-    passed: list[Layer] = []
-    for layer in evidence.layers:
-        arriving = layer.source.signal if layer.source is not None else math.nan
-        if math.isnan(arriving) or (arriving == 0 and layer.calls > 1):  # the first of several steps may see a start token
-            passed.append(layer)
-            continue
-        way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
-        beside = way is not None and (
-            _is_small_branch(evidence, layer, way) or _is_silent_gate(evidence, layer, way[-1], threshold * first)
-        )
-        if way is not None and not beside:
-            culprit = next((p for p in way if _weak(p)), way[0])
-            ratio = arriving / first
-            yield Finding(
-                "init_vanishing",
-                "error",
-                culprit.name,
-                evidence.step,
-                f"By {layer.name}, what tells samples apart has faded to {_power(ratio)} of its strength: {_gain_text(culprit)}.",
-                REINITIALISE,
-                {"signal_ratio": ratio, "gain": _gain(culprit) or 0.0, "needed": _needed(culprit)},
-            )
-            return
-        first = first or min(arriving, 1.0)
-        passed.append(layer)
-
-
-def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[Layer] | None:
-    """Return the layers on the way to one, `None` if what arrives at it did not come from any signal that layers could lose."""
-    if layer.node is None:
-        return list(passed)
-    before = evidence.graph.ancestors(layer.node)
-    way = [p for p in passed if p.node is None or p.node in before]
-    return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
-
-
-def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:
-    """Tell whether a layer reads a few rectified units that all happen to be silent, and layers behind it get some signal."""
-    units = before.activation
-    if units is None or len(units.low) >= LEAST_UNITS or units.silent_units < 1:
-        return False
-    with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
-    return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
-
-
-def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:
-    """Tell whether the first step overwrites the weak weights on the way, and others are added to what the way leads to."""
-    weak = [evidence.parameters.get(p.weight) for p in way if _weak(p)]
-    if layer.node is None or not weak or not all(f is not None and _is_overwritten(f) for f in weak):
-        return False
-    made, behind = evidence.graph.made_by_layers(), {layer.node}
-    for node in evidence.graph.nodes[layer.node + 1 :]:
-        others = set(node.parents) - behind
-        if len(others) < len(set(node.parents)):
-            if node.op == "add" and not made.isdisjoint(others):
-                return True
-            behind.add(node.index)
-    return False
-
-
-def _is_overwritten(facts: ParameterFacts) -> bool:
-    """Tell whether the first step of Adam or its like is larger than a weight."""
-    return (facts.fixed_step or 0.0) * math.sqrt(math.prod(facts.shape)) > facts.norm
-
-
 def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbers: dict[str, float]) -> Finding:
-    numbers = numbers | {"gain": _gain(layer) or 0.0, "needed": _needed(layer)}
+    numbers = numbers | {"gain": measured_gain(layer) or 0.0, "needed": needed_gain(layer)}
     return Finding(rule_id, "error", layer.name, evidence.step, message, REINITIALISE, numbers)
 
 
@@ -279,39 +182,5 @@ def _summed(graph: Graph, index: int) -> float:
     return factor
 
 
-def _gain(layer: Layer) -> float | None:
-    if layer.source is None or not layer.source.signal > 0:
-        return None
-    return layer.output.energy / layer.source.energy
-
-
-def _needed(layer: Layer) -> float:
-    """Return the gain that keeps the scale: that of the nonlinearity for rectifiers, 1 for what is linear around zero."""
-    if layer.nonlinearity == "sigmoid":
-        return SIGMOID
-    return gain(layer.nonlinearity) if layer.nonlinearity in RECTIFIERS else 1.0
-
-
 def _steep(layer: Layer) -> float:
     return STEEP_RECTIFIED if layer.nonlinearity in RECTIFIERS else STEEP
-
-
-def _excess(layer: Layer) -> float | None:
-    g = _gain(layer)
-    return None if g is None else g / _needed(layer)
-
-
-def _weak(layer: Layer) -> bool:
-    excess = _excess(layer)
-    return excess is not None and excess < 0.75
-
-
-def _gain_text(layer: Layer) -> str:
-    follows = f" before {layer.nonlinearity}" if layer.nonlinearity else ""
-    g = _gain(layer)
-    figure = "an unknown gain" if g is None else f"gain {g:.2g}"
-    return f"{layer.name} has {figure} where {_needed(layer):.2g} keeps the scale{follows}"
-
-
-def _power(value: float) -> str:
-    return f"10^{math.log10(value):.1f}" if value > 0 else "0"

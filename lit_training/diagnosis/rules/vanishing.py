@@ -1,0 +1,124 @@
+"""The rule about weights that are drawn too small: the signal dies on its way."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+from lit_training.diagnosis.evidence import Evidence
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.layer_gains import (
+    REINITIALISE,
+    gain_in_words,
+    is_weak,
+    measured_gain,
+    needed_gain,
+)
+from lit_training.diagnosis.rules.units import LEAST_UNITS
+from lit_training.tracing.probe import Layer
+
+__all__ = ["init_vanishing"]
+
+VANISHED = 1e-3
+VANISHED_ADAPTIVE = 1e-5
+
+
+@rule(
+    explains=["vanishing_gradient", "constant_output", "slow_convergence", "lr_too_low", "dead_relu", "bad_gain", "no_update"]
+)
+def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
+    """The signal dies on its way through the layers, so that the last layers see the same input whatever the sample.
+
+    What it means: no gradient of use comes back either, and the network outputs one and the same. Typical causes: weights of a
+    small constant std, default initialisation in a deep plain net, Glorot's scheme in front of ReLU.
+
+    How it is measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over
+    the one that arrived at the first, or over 1 if that was larger, as pixels are before they are normalised. The first layer
+    on the way whose gain is below 3/4 of what its nonlinearity needs is named. The overall std does not tell: biases keep it
+    at 10^-1.2 in a 30-layer ReLU net with torch's default initialisation, while the signal is 10^-8.6.
+
+    Threshold: 1e-3 under plain gradient descent, 1e-5 under optimisers that divide the size of gradients out. Measured on nets
+    of 4 to 16 layers of 64 ReLU, GELU, SiLU units with default initialisation, 250 steps: SGD reaches 92 % and more down to a
+    signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
+    He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
+
+    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
+    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
+    few units all happen to be silent, if what they weigh goes on; zero-initialised heads and branches next to a
+    skip connection (the signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back,
+    as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small
+    weights in front of normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and
+    at width 32 it is hardly better than .01.
+
+    What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
+    """
+    threshold = VANISHED if any(f.descent is not None for f in evidence.parameters.values()) else VANISHED_ADAPTIVE
+    first = 0.0
+    passed: list[Layer] = []
+    for layer in evidence.layers:
+        arriving = layer.source.signal if layer.source is not None else math.nan
+        if math.isnan(arriving) or (arriving == 0 and layer.calls > 1):  # the first of several steps may see a start token
+            passed.append(layer)
+            continue
+        way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
+        beside = way is not None and (
+            _is_small_branch(evidence, layer, way) or _is_silent_gate(evidence, layer, way[-1], threshold * first)
+        )
+        if way is not None and not beside:
+            culprit = next((p for p in way if is_weak(p)), way[0])
+            ratio = arriving / first
+            yield Finding(
+                "init_vanishing",
+                "error",
+                culprit.name,
+                evidence.step,
+                f"By {layer.name}, what tells samples apart has faded to {_power(ratio)} of its strength: "
+                f"{gain_in_words(culprit)}.",
+                REINITIALISE,
+                {"signal_ratio": ratio, "gain": measured_gain(culprit) or 0.0, "needed": needed_gain(culprit)},
+            )
+            return
+        first = first or min(arriving, 1.0)
+        passed.append(layer)
+
+
+def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[Layer] | None:
+    """Return the layers on the way to one, `None` if what arrives at it did not come from any signal that layers could lose."""
+    if layer.node is None:
+        return list(passed)
+    before = evidence.graph.ancestors(layer.node)
+    way = [p for p in passed if p.node is None or p.node in before]
+    return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
+
+
+def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:
+    """Tell whether a layer reads a few rectified units that all happen to be silent, and layers behind it get some signal."""
+    units = before.activation
+    if units is None or len(units.low) >= LEAST_UNITS or units.silent_units < 1:
+        return False
+    with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
+    return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
+
+
+def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:
+    """Tell whether the first step overwrites the weak weights on the way, and others are added to what the way leads to."""
+    weak = [evidence.parameters.get(p.weight) for p in way if is_weak(p)]
+    if layer.node is None or not weak or not all(f is not None and _is_overwritten(f) for f in weak):
+        return False
+    made, behind = evidence.graph.made_by_layers(), {layer.node}
+    for node in evidence.graph.nodes[layer.node + 1 :]:
+        others = set(node.parents) - behind
+        if len(others) < len(set(node.parents)):
+            if node.op == "add" and not made.isdisjoint(others):
+                return True
+            behind.add(node.index)
+    return False
+
+
+def _is_overwritten(facts: ParameterFacts) -> bool:
+    """Tell whether the first step of Adam or its like is larger than a weight."""
+    return (facts.fixed_step or 0.0) * math.sqrt(math.prod(facts.shape)) > facts.norm
+
+
+def _power(value: float) -> str:
+    return f"10^{math.log10(value):.1f}" if value > 0 else "0"

@@ -1,0 +1,126 @@
+"""Weights that are drawn too small."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.diagnosis.rules.looking import adam, alarms, fill, findings, mlp, vectors
+
+
+def he(weight: Tensor) -> Tensor:
+    return nn.init.kaiming_normal_(weight, nonlinearity="relu")
+
+
+DEEP = [16] + [64] * 10 + [4]
+
+
+@pytest.mark.parametrize("act", [nn.ReLU, nn.Tanh, nn.GELU])
+def test_a_small_std_in_a_deep_net_vanishes(act: Callable[[], nn.Module]) -> None:
+    found = findings(fill(mlp(*DEEP, act=act), lambda w: nn.init.normal_(w, std=0.01)))
+    assert [f.rule for f in found if f.severity != "note"] == ["init_vanishing"]
+    assert found[0].where == "0"
+
+
+def test_he_keeps_the_signal_in_thirty_layers() -> None:
+    assert alarms(fill(mlp(16, *[64] * 30, 4), he), optimizer=adam) == []
+
+
+@pytest.mark.parametrize(("depth", "vanishes"), [(4, False), (12, True)])
+def test_default_initialisation_vanishes_in_deep_nets_only(depth: int, vanishes: bool) -> None:
+    assert alarms(mlp(16, *[64] * depth, 4)) == (["init_vanishing"] if vanishes else [])
+
+
+def test_adam_takes_what_sgd_does_not() -> None:
+    assert alarms(mlp(16, *[64] * 8, 4)) == ["init_vanishing"]
+    assert alarms(mlp(16, *[64] * 8, 4), optimizer=adam) == []
+
+
+class Residual(nn.Module):
+    """Blocks with a skip connection, whose last layers start at zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(16, 64), nn.Linear(64, 4)
+        self.blocks = nn.ModuleList(mlp(64, 64, 64, seed=i) for i in range(5))
+        for block in self.blocks:
+            nn.init.zeros_(block[-1].weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.head(x)
+
+
+def test_branches_that_start_at_zero_are_silent() -> None:
+    assert alarms(Residual()) == []
+
+
+def test_a_head_that_starts_at_zero_is_silent() -> None:
+    model = mlp(16, 64, 64, 4)
+    nn.init.zeros_(model[-1].weight)
+    nn.init.zeros_(model[-1].bias)
+    assert alarms(model) == []
+
+
+class Counting(nn.Module):
+    """Units that fire above a threshold, at the second step for the first time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner, self.outer = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        charge, logits = torch.zeros(1), torch.zeros(1)
+        for threshold in (1e3, 0.5, 0.5):
+            charge = charge + self.inner(x)
+            logits = logits + self.outer((charge - threshold).relu())
+        return logits
+
+
+def test_a_first_step_without_a_signal_is_silent() -> None:
+    assert alarms(Counting(), optimizer=adam) == []
+
+
+class Deep(nn.Module):
+    """A deep part of small weights, alone or added to a wide one."""
+
+    def __init__(self, wide: bool) -> None:
+        super().__init__()
+        self.deep = fill(mlp(16, 64, 64, 4), lambda w: nn.init.normal_(w, std=1e-4))
+        self.wide = nn.Linear(16, 4) if wide else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.deep(x) if self.wide is None else self.deep(x) + self.wide(x)
+
+
+def test_small_weights_that_adam_overwrites_are_silent_beside_a_wide_part() -> None:
+    assert alarms(Deep(wide=True), optimizer=adam) == []
+    assert alarms(Deep(wide=False), optimizer=adam) == ["init_vanishing"]
+    assert alarms(Deep(wide=True), optimizer=lambda m: torch.optim.SGD(m.parameters(), 0.05)) == ["init_vanishing"]
+
+
+class Gated(nn.Module):
+    """A body that a gate of a few units weighs; all of them are silent."""
+
+    def __init__(self, *, on_the_way: bool) -> None:
+        super().__init__()
+        self.body, self.squeeze, self.excite, self.head = mlp(16, 32), nn.Linear(32, 4), nn.Linear(4, 32), nn.Linear(32, 4)
+        nn.init.constant_(self.squeeze.bias, -9.0)
+        self.on_the_way = on_the_way
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x).relu()
+        gate = self.excite(self.squeeze(h).relu()).sigmoid()
+        return self.head(gate if self.on_the_way else h * gate)
+
+
+def test_a_silent_gate_does_not_lose_the_signal_that_it_weighs() -> None:
+    torch.manual_seed(0)
+    assert alarms(Gated(on_the_way=False), vectors(), optimizer=adam) == []
+    lost = findings(Gated(on_the_way=True), vectors(), optimizer=adam)[0]
+    assert (lost.rule, lost.message.split(",")[0]) == ("init_vanishing", "By excite")
