@@ -2,6 +2,7 @@
 
 from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
+from lit_training.diagnosis.rules.biases import bad_bias_init
 from lit_training.diagnosis.rules.course import overfit_no_regularisation
 from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
 from lit_training.diagnosis.rules.decay import weight_decay_too_strong
@@ -23,7 +24,7 @@ from lit_training.diagnosis.rules.schedule import lr_schedule
 from lit_training.diagnosis.rules.symmetry import init_symmetry
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import labels_broken
-from lit_training.diagnosis.rules.units import bad_bias_init, dead_relu, saturation
+from lit_training.diagnosis.rules.units import dead_relu, saturation
 from lit_training.diagnosis.rules.validation import train_val_mismatch
 from lit_training.diagnosis.rules.vanishing import init_vanishing
 
