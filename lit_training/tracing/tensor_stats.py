@@ -43,8 +43,7 @@ class TensorStats:
     @cached_property
     def std(self) -> float:
         """Standard deviation over all elements."""
-        between = (self.columns.mean - self.columns.mean.mean()).square()
-        return math.sqrt(float((self.columns.variance + between).mean()))
+        return math.sqrt(self._deviation / float(self.columns.count) + float(self.columns.mean.var(correction=0)))
 
     @property
     def rms(self) -> float:
@@ -54,22 +53,23 @@ class TensorStats:
     @cached_property
     def signal(self) -> float:
         """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
-        return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
+        return float(self.columns.deviations.sqrt().mean()) / math.sqrt(self.rows - 1) if self.rows > 1 else math.nan
 
     @cached_property
     def energy(self) -> float:
         """Standard deviation over the batch of each position, as a root mean square: what a layer adds up; NaN for a single row."""
-        return math.sqrt(float((self.columns.deviations / (self.columns.count - 1)).mean())) if self.rows > 1 else math.nan
+        return math.sqrt(self._deviation / (self.rows - 1)) if self.rows > 1 else math.nan
 
-    @cached_property
+    @property
     def largest(self) -> float:
         """Largest absolute value."""
-        return float(torch.maximum(self.low.abs(), self.high.abs()).max())
+        low, high = self._extremes
+        return max(-low, high)
 
-    @cached_property
+    @property
     def finite(self) -> bool:
         """Whether no element is NaN or infinite."""
-        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
+        return all(map(math.isfinite, self._extremes))
 
     @cached_property
     def constant_units(self) -> float:
@@ -80,6 +80,15 @@ class TensorStats:
     def silent_units(self) -> float:
         """Fraction of units that are nowhere above zero: dead, after a rectifier."""
         return float((self.high <= 0).double().mean())
+
+    @cached_property
+    def _deviation(self) -> float:
+        """Squared deviations of a column, averaged over columns."""
+        return float(self.columns.deviations.mean())
+
+    @cached_property
+    def _extremes(self) -> tuple[float, float]:
+        return float(self.low.min()), float(self.high.max())
 
     def merge(self, other: "TensorStats") -> "TensorStats":
         """Return the statistics of both tensors' rows together."""
@@ -120,11 +129,12 @@ def measure(
     x = tensor if tensor.dtype in _ORDERED else tensor.float()
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    columns = as_columns(x, batch_size).double()
+    columns = as_columns(x, batch_size).to(torch.float64, copy=True)
+    saturated = _saturated(columns, bounded_by, scalars)
     mean = columns.mean(0)
     count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
-    seen = Moments(count, mean, (columns - mean).square_().sum(0))  # float64 needs no correction for the centre's rounding
-    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by, scalars))
+    deviations = columns.sub_(mean).square_().sum(0)  # float64 needs no correction for the centre's rounding
+    return TensorStats(Moments(count, mean, deviations), low.double(), high.double(), saturated)
 
 
 def _saturated(x: Tensor, activation: str, scalars: Sequence[float]) -> Tensor:
