@@ -23,7 +23,7 @@ from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
-from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
+from lit_training.diagnosis.rule import Check, Diagnosis, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
@@ -100,6 +100,7 @@ class InitAuditor(Callback):
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
+        self._diagnosis = Diagnosis(self.rules, self.wanted)
         self._next: NextSteps | None = None
         self._handed_out = HandedOut()
         self._updates = self._batches = 0
@@ -120,6 +121,7 @@ class InitAuditor(Callback):
         self.findings, self.report, self.guess, self._done = [], None, None, False
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
+        self._diagnosis = Diagnosis(self.rules, self.wanted)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -274,7 +276,7 @@ class InitAuditor(Callback):
 
     @harmless
     def _diagnose(self, evidence: Evidence) -> list[Finding]:
-        return diagnose(evidence, self.rules, self.wanted)
+        return self._diagnosis(evidence)
 
     @harmless
     def _lay_out(self, evidence: Evidence) -> AuditReport:
