@@ -23,7 +23,7 @@ class Later:
     """The first few steps, up to the gradients of the last one.
 
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
-    start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps of an
+    start; `gradients` is the norm of its first gradient that is not zero (`None` if it never had one); `carried` counts the steps of an
     optimiser whose gradients were added to those of the step before, where they were never set back (the most of all optimisers);
     `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate so far;
     `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left after the
@@ -73,6 +73,7 @@ class FirstSteps:
         self._set_back: dict[int, list[bool]] = {}
         self._rate = 0.0
         self._losses: list[Tensor] = []
+        self._before = 0.0
         self._kept: float | None = None
 
     @property
@@ -93,6 +94,8 @@ class FirstSteps:
         zeroed = self._pending.get(id(optimizer))
         if zeroed is not None:
             self._set_back.setdefault(id(optimizer), []).append(zeroed)
+        if not self._counts:
+            self._before = self._gradient_norm()
         self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
         self._rate = max([self._rate, *(float(group.get("lr", 1.0)) for group in optimizer.param_groups)])
         self.note_gradients()
@@ -101,15 +104,12 @@ class FirstSteps:
     def after_step(self) -> None:
         """Compare what is left of the gradients with what they were before the first step."""
         if self.steps == 1 and self._kept is None and len(self._optimizers) == 1:
-            before = math.hypot(*(g for g in self._gradients.values() if g is not None))
-            after = math.hypot(*to_host(norms([p.grad for p in self._parameters.values() if p.grad is not None])))
-            self._kept = after / before if 0 < before < math.inf else None
+            self._kept = self._gradient_norm() / self._before if 0 < self._before < math.inf else None
 
     def note_gradients(self) -> None:
-        """Keep the largest gradient that each parameter has had."""
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        for name, norm in zip(gradients, to_host(norms(list(gradients.values()))), strict=True):
-            self._gradients[name] = max(self._gradients[name] or 0.0, norm)
+        """Keep the first gradient of each parameter that is not zero."""
+        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None and not self._gradients[name]}
+        self._gradients |= dict(zip(gradients, to_host(norms(list(gradients.values()))), strict=True))
 
     def conclude(self, batches: int = 0) -> Later:
         """Compare the weights with those at the start."""
@@ -122,6 +122,9 @@ class FirstSteps:
         )
         losses = tuple(to_host(self._losses))
         return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
+
+    def _gradient_norm(self) -> float:
+        return math.hypot(*to_host(norms([p.grad for p in self._parameters.values() if p.grad is not None])))
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]
