@@ -167,7 +167,7 @@ def loose_tensors(tracer: Tracer, optimizers: Sequence[Optimizer] | None) -> tup
     held = _held(optimizers or ())
     readers = tracer.graph.consumers()
     loose = []
-    for node, tensor in tracer.leaves("unregistered"):
+    for node, tensor in tracer.unregistered():
         if id(tensor) not in held and tensor.grad is not None and readers[node.index]:
             first = readers[node.index][0]
             is_parameter = isinstance(tensor, nn.Parameter)
