@@ -102,6 +102,8 @@ class TensorStats:
 
     def scaled(self, factor: float) -> "TensorStats":
         """Return the statistics of the tensor times a positive factor."""
+        if factor == 1:
+            return self
         count, mean, deviations = self.columns.count, self.columns.mean, self.columns.deviations
         columns = Moments(count, mean * factor, deviations * factor**2)
         return TensorStats(columns, self.low * factor, self.high * factor, self.saturated)

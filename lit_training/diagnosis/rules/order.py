@@ -58,10 +58,10 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         changes, expected, deviation = _changes(targets)
         if expected == 0 and samples.in_order and classes_told(evidence) > 1 and float(targets[0]) >= 0:
             message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif not _are_mixed(targets, samples.sizes) and (
+        elif (
             (changes < expected / 2 and changes < expected - SORTED * deviation)
             or _in_blocks(targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE)
-        ):
+        ) and not _are_mixed(targets, samples.sizes):
             order = f"in random order about {expected:.0f} times"
             message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
         else:
