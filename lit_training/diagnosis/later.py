@@ -23,11 +23,11 @@ class Later:
     """The first few steps, up to the gradients of the last one.
 
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
-    start; `gradients` is the norm of its first gradient that is not zero (`None` if it never had one); `carried` counts the steps of an
-    optimiser whose gradients were added to those of the step before, where they were never set back (the most of all optimisers);
-    `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate so far;
-    `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left after the
-    first step, so that clipping by the user's own code shows, `None` where that is not known.
+    start; `gradients` is the norm of its first gradient that is not zero (`None` if it never had one); `carried` counts the steps
+    of an optimiser whose gradients were added to those of the step before, where they were never set back (the most of all
+    optimisers); `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate
+    so far; `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left
+    after the first step, so that clipping by the user's own code shows, `None` where that is not known.
     """
 
     steps: int
