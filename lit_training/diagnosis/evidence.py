@@ -177,7 +177,6 @@ def collect(
                     for layer in layers
                     if layer.activation is not None and float(layer.activation.saturated) > _MANY
                 ),
-                *(name for name, _ in probe.module.named_parameters() if "weight_hh" in name),
                 *(weight for weights, _ in one_hot for weight in weights),
                 *_growing(layers),
             },

@@ -1,7 +1,7 @@
 """What only the first few steps show: does anything move, do gradients arrive after all, are they set back in between?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +95,9 @@ class FirstSteps:
         if zeroed is not None:
             self._set_back.setdefault(id(optimizer), []).append(zeroed)
         if not self._counts:
-            self._before = self._gradient_norm()
+            arriving = self._norms(self._parameters)
+            self._before = math.hypot(*arriving.values())
+            self._gradients |= {name: self._gradients[name] or norm for name, norm in arriving.items()}
         self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
         self._rate = max([self._rate, *(float(group.get("lr", 1.0)) for group in optimizer.param_groups)])
         self.note_gradients()
@@ -104,12 +106,12 @@ class FirstSteps:
     def after_step(self) -> None:
         """Compare what is left of the gradients with what they were before the first step."""
         if self.steps == 1 and self._kept is None and len(self._optimizers) == 1:
-            self._kept = self._gradient_norm() / self._before if 0 < self._before < math.inf else None
+            after = math.hypot(*self._norms(self._parameters).values())
+            self._kept = after / self._before if 0 < self._before < math.inf else None
 
     def note_gradients(self) -> None:
         """Keep the first gradient of each parameter that is not zero."""
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None and not self._gradients[name]}
-        self._gradients |= dict(zip(gradients, to_host(norms(list(gradients.values()))), strict=True))
+        self._gradients |= self._norms(name for name, norm in self._gradients.items() if not norm)
 
     def conclude(self, batches: int = 0) -> Later:
         """Compare the weights with those at the start."""
@@ -123,8 +125,9 @@ class FirstSteps:
         losses = tuple(to_host(self._losses))
         return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
 
-    def _gradient_norm(self) -> float:
-        return math.hypot(*to_host(norms([p.grad for p in self._parameters.values() if p.grad is not None])))
+    def _norms(self, names: Iterable[str]) -> dict[str, float]:
+        gradients = {name: g for name in names if (g := self._parameters[name].grad) is not None}
+        return dict(zip(gradients, to_host(norms(list(gradients.values()))), strict=True))
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]

@@ -131,7 +131,7 @@ def parameter_facts(
         optimizer, group = groups.get(id(p), (None, {}))
         kept = left.get(id(p), 1.0)
         behind = optimizer is not None and BEHIND * _made_with(group) <= max(map(_made_with, optimizer.param_groups))
-        doubtful = not requires_grad or p.grad is None or forgotten or behind or info.name in judged
+        doubtful = not requires_grad or p.grad is None or forgotten or behind or info.name in judged or "weight_hh" in info.name
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
             name=info.name,
