@@ -20,7 +20,7 @@ from lit_training.tracing.following import last_layers
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import LossCall
 from lit_training.tracing.probe import Layer, Probe
-from lit_training.tracing.tensor_stats import TensorStats
+from lit_training.tracing.tensor_stats import TensorStats, read_together
 
 __all__ = ["GROWN", "Evidence", "ParameterFacts", "collect"]
 
@@ -146,6 +146,12 @@ def collect(
     layers = tuple(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
         for layer in probe.layers.values()
+    )
+    read_together(
+        stats
+        for layer in layers
+        for stats in (layer.output, layer.source, layer.activation, layer.gradient)
+        if stats is not None
     )
     losses = tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node))
     value = float(loss.detach()) if isinstance(loss, Tensor) else loss

@@ -1,9 +1,10 @@
 """Statistics of one tensor over its batch, mergeable across processes and calls."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lit_training.columns import as_columns
 from lit_training.moments import Moments, merge
 
-__all__ = ["TensorStats", "measure"]
+__all__ = ["TensorStats", "measure", "read_together"]
 
 _ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
@@ -33,32 +34,32 @@ class TensorStats:
     @property
     def rows(self) -> int:
         """Number of samples."""
-        return int(self.columns.count)
+        return int(self._figures.rows)
 
-    @cached_property
+    @property
     def mean(self) -> float:
         """Mean over all elements."""
-        return float(self.columns.mean.mean())
+        return self._figures.mean
 
-    @cached_property
+    @property
     def std(self) -> float:
         """Standard deviation over all elements."""
-        return math.sqrt(self._deviation / float(self.columns.count) + float(self.columns.mean.var(correction=0)))
+        return math.sqrt(self._figures.deviation / self._figures.rows + self._figures.between)
 
     @property
     def rms(self) -> float:
         """Root mean square over all elements."""
         return math.hypot(self.std, self.mean)
 
-    @cached_property
+    @property
     def signal(self) -> float:
         """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
-        return float(self.columns.deviations.sqrt().mean()) / math.sqrt(self.rows - 1) if self.rows > 1 else math.nan
+        return self._figures.root / math.sqrt(self.rows - 1) if self.rows > 1 else math.nan
 
-    @cached_property
+    @property
     def energy(self) -> float:
         """Standard deviation over the batch of each position, as a root mean square: what a layer adds up; NaN for a single row."""
-        return math.sqrt(self._deviation / (self.rows - 1)) if self.rows > 1 else math.nan
+        return math.sqrt(self._figures.deviation / (self.rows - 1)) if self.rows > 1 else math.nan
 
     @property
     def largest(self) -> float:
@@ -82,9 +83,8 @@ class TensorStats:
         return float((self.high <= 0).double().mean())
 
     @cached_property
-    def _deviation(self) -> float:
-        """Squared deviations of a column, averaged over columns."""
-        return float(self.columns.deviations.mean())
+    def _figures(self) -> "_Figures":
+        return _read([self])[0]
 
     @cached_property
     def _extremes(self) -> tuple[float, float]:
@@ -107,6 +107,37 @@ class TensorStats:
         count, mean, deviations = self.columns.count, self.columns.mean, self.columns.deviations
         columns = Moments(count, mean * factor, deviations * factor**2)
         return TensorStats(columns, self.low * factor, self.high * factor, self.saturated)
+
+
+class _Figures(NamedTuple):
+    """What is derived of one tensor's columns: their rows, the mean and variance of their means, the mean deviations and roots."""
+
+    rows: float
+    mean: float
+    between: float
+    deviation: float
+    root: float
+
+
+def read_together(parts: Iterable[TensorStats]) -> None:
+    """Bring what is derived of many tensors to the host, in one transfer of those with equally many columns.
+
+    Otherwise each does so for itself when it is asked.
+    """
+    alike: dict[tuple[torch.device, int], list[TensorStats]] = {}
+    for part in parts:
+        alike.setdefault((part.low.device, part.columns.mean.numel()), []).append(part)
+    for some in alike.values():
+        for part, figures in zip(some, _read(some), strict=True):
+            vars(part)["_figures"] = figures
+
+
+def _read(parts: Sequence[TensorStats]) -> list[_Figures]:
+    counts, means, deviations = (
+        torch.stack([getattr(part.columns, name) for part in parts]) for name in ("count", "mean", "deviations")
+    )
+    figures = [counts, means.mean(1), means.var(1, correction=0), deviations.mean(1), deviations.sqrt().mean(1)]
+    return [_Figures(*row) for row in torch.stack(figures, 1).tolist()]
 
 
 @torch.no_grad()
