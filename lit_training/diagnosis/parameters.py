@@ -33,10 +33,10 @@ class ParameterFacts:
     weight that is frozen, in no optimiser, without gradient, at a far lower rate than others, or in doubt looks as it was drawn
     (`freshness.looks_fresh`),
     `expected_frozen` whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser
-    is known), `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its
-    units (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and
-    `high` are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with
-    the loss, else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it
+    is known), `stepping` whether the optimiser that is about to step does; `equal_units` whether all its units (slices along the
+    first dimension, of an embedding columns) have the same weights, `equal_gradients` whether they have the same gradients, too;
+    `low` and `high` are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow
+    with the loss, else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it
     (about, for RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad);
     `made_with` the rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum`
     is, where `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the
@@ -218,29 +218,27 @@ class _Figures:
 def _figures(infos: Sequence[ParameterInfo], summed: Collection[int]) -> list[_Figures]:
     """Measure parameters in one transfer; `gradient_sum` of those whose ids are in `summed`."""
     weights = [info.parameter for info in infos]
-    learning = {i: (p, p.grad) for i, p in enumerate(weights) if p.grad is not None}
-    by_sign = [i for i, (p, _) in learning.items() if id(p) in summed]
-    known = iter(
+    gradients = {i: p.grad for i, p in enumerate(weights) if p.grad is not None}
+    by_sign = [i for i in gradients if id(weights[i]) in summed]
+    measured = iter(
         to_host(
             [
                 *norms(weights),
                 *(_extreme(p, "amin") for p in weights),
                 *(_extreme(p, "amax") for p in weights),
-                *norms([gradient for _, gradient in learning.values()]),
-                *(_along(p, gradient) for p, gradient in learning.values()),
-                *norms([learning[i][1] for i in by_sign], order=1),
+                *norms(list(gradients.values())),
+                *(_along(weights[i], gradient) for i, gradient in gradients.items()),
+                *norms([gradients[i] for i in by_sign], order=1),
             ]
         )
     )
-    size, low, high = ([next(known) for _ in weights] for _ in range(3))
-    gradient, along = (dict(zip(learning, known, strict=False)) for _ in range(2))
-    total = dict(zip(by_sign, known, strict=True))
-    equal = equal_units(
-        [*map(_by_unit, infos, weights), *(_by_unit(infos[i], gradient) for i, (_, gradient) in learning.items())]
-    )
-    same = dict(zip(learning, equal[len(weights) :], strict=True))
+    size, low, high = ([next(measured) for _ in weights] for _ in range(3))
+    length, along, total = ({i: next(measured) for i in indices} for indices in (gradients, gradients, by_sign))
+    equal = equal_units([_by_unit(info, p) for info, p in zip(infos, weights, strict=True)])
+    suspects = [i for i in gradients if equal[i]]
+    same = dict(zip(suspects, equal_units([_by_unit(infos[i], gradients[i]) for i in suspects]), strict=True))
     return [
-        _Figures(size[i], low[i], high[i], equal[i], gradient.get(i), same.get(i, False), along.get(i, 0.0), total.get(i, 0.0))
+        _Figures(size[i], low[i], high[i], equal[i], length.get(i), same.get(i, False), along.get(i, 0.0), total.get(i, 0.0))
         for i in range(len(weights))
     ]
 
