@@ -122,11 +122,10 @@ class FirstStep:
         """Note the loss, and what it is scaled by."""
         if self._probe is not None:
             self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
+            self._probe.tracer.pause()
         if self.loss is None:
             self._loss_scale = loss_scale(trainer)
             self.loss = loss.detach().clone()
-        if self._probe is not None:
-            self._probe.tracer.pause()
 
     @harmless
     def after_backward(self, module: LightningModule) -> None:
