@@ -26,7 +26,8 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
         target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1.
 
     Returns:
-        The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary or is not finite.
+        The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary or is not
+        finite.
 
     >>> y = torch.tensor([0, 1, 2, 1, 0])
     >>> round(agreement(torch.full((5, 3), 1 / 3) - F.one_hot(y), y), 3)
