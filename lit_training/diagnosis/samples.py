@@ -121,11 +121,11 @@ class FirstBatches:
 
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
-        return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
+        return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(math.isfinite, map(float, extremes))))
 
     def wild(self) -> tuple[tuple[int, float, float], ...]:
         """Return which batches hold numbers more than 30 times as large as the first has at that place, theirs and the first's."""
-        sizes = [[float(extreme.abs()) for extreme in extremes] for extremes in self.extremes]
+        sizes = [[abs(float(extreme)) for extreme in extremes] for extremes in self.extremes]
         reach = [[max(pair) for pair in zip(each[::2], each[1::2], strict=True)] for each in sizes]
         found = []
         for i, each in enumerate(reach[1:], 1):
