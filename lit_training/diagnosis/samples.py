@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -87,6 +88,13 @@ class Samples:
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
+
+    @cached_property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """The different targets in ascending order, and how often each of them came; nothing where they are not known."""
+        targets = torch.empty(0) if self.targets is None else self.targets
+        values, counts = torch.unique(targets, return_counts=True)
+        return values, counts
 
 
 @dataclass

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import logits_of, producer
+from lit_training.diagnosis.samples import Samples
 from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import Node
 from lit_training.tracing.loss_calls import LossCall, from_loader, spread
@@ -133,9 +134,9 @@ def guess(evidence: Evidence) -> float | None:
     """
     if len(evidence.losses) != 1 or evidence.losses[0].summed or abs(evidence.losses[0].scale) > NORMALISED:
         return None
-    call, targets = evidence.losses[0], evidence.samples.targets
+    call = evidence.losses[0]
     classes = classes_of(evidence, call)
-    cost = None if targets is None else _cost(call, _bent(evidence, call), classes, targets)
+    cost = _cost(call, _bent(evidence, call), classes, evidence.samples)
     return cost if cost is not None else math.log(classes) if classes > 1 else call.constant
 
 
@@ -145,8 +146,11 @@ def _bent(evidence: Evidence, call: LossCall) -> Node | None:
     return evidence.graph.nodes[call.node] if given else None
 
 
-def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> float | None:
+def _cost(call: LossCall, node: Node | None, classes: int, samples: Samples) -> float | None:
     """Return what the best guess costs on some targets: the entropy of labels, or the spread of numbers; `None` for too few."""
+    targets = samples.targets
+    if targets is None:
+        return None
     if classes < 2:
         found = None if node is None else spread(targets, node)
         return None if found is None else replace(call, spread=found).constant
@@ -155,7 +159,7 @@ def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> f
     if classes == 2 and targets.is_floating_point():
         yes = targets.double().mean()
         return float(torch.special.entr(torch.stack([yes, 1 - yes])).sum()) if bool((targets <= 1).all()) else None
-    shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
+    shares = samples.counts[1].double() / len(targets)
     return float(torch.special.entr(shares).sum())
 
 
@@ -191,9 +195,7 @@ class Guess:
 
     def on(self, targets: Tensor | None) -> float | None:
         """Return what it costs on other targets of the same kind, `None` where that cannot be told."""
-        if self.call is None or targets is None:
-            return None
-        cost = _cost(self.call, self.node, self.classes, targets)
+        cost = None if self.call is None else _cost(self.call, self.node, self.classes, Samples(targets=targets))
         return cost if cost is not None and math.isfinite(cost) and cost > 0 else None
 
 
