@@ -28,7 +28,7 @@ from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
-from lit_training.selection import classify, match, names_of
+from lit_training.selection import classify, clean_names, match, names_of
 from lit_training.showing.console import show, verdict_view
 from lit_training.showing.report import AuditReport, audit_view, report
 
@@ -292,7 +292,9 @@ class InitAuditor(Callback):
         meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
         frozen = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
         known = {(finding.rule, finding.where) for finding in self.findings}
-        new = [f for f in thawed_in_vain(flags(module), frozen, trainer.global_step) if (f.rule, f.where) not in known]
+        new = [
+            f for f in thawed_in_vain(flags(clean_names(module)), frozen, trainer.global_step) if (f.rule, f.where) not in known
+        ]
         self.findings = [*(finding for finding in new if self.wanted.wants(finding)), *self.findings]
 
     @harmless

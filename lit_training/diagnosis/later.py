@@ -67,7 +67,7 @@ class FirstSteps:
         }
         self._start = self._hashes()
         self._gradients: dict[str, float | None] = dict.fromkeys(self._parameters)
-        self._module, self._tracked = module, tracked(module)
+        self._module, self._tracked = module, tracked(clean_names(module))
         self._pending: dict[int, bool | None] = {}
         self._counts: dict[int, int] = {}
         self._set_back: dict[int, list[bool]] = {}
@@ -118,10 +118,9 @@ class FirstSteps:
         moved = {name: now != self._start[name] for name, now in self._hashes().items()}
         steps = max(self.steps - 1, 0)
         carried = max((len(set_back) for set_back in self._set_back.values() if not any(set_back)), default=0)
-        modes = dict(clean_names(self._module))
-        resting = tuple(
-            n for n, count in tracked(self._module).items() if count == self._tracked.get(n) and not modes[n].training
-        )
+        parts = clean_names(self._module)
+        modes = dict(parts)
+        resting = tuple(n for n, count in tracked(parts).items() if count == self._tracked.get(n) and not modes[n].training)
         losses = tuple(to_host(self._losses))
         return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
 
