@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import torch
@@ -165,14 +165,20 @@ def measure(
     columns = as_columns(x, batch_size).to(torch.float64, copy=True)
     saturated = _saturated(columns, bounded_by, scalars)
     mean = columns.mean(0)
-    count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
+    count = _number(columns.shape[0], columns.device)
     deviations = columns.sub_(mean).square_().sum(0)  # float64 needs no correction for the centre's rounding
     return TensorStats(Moments(count, mean, deviations), low.double(), high.double(), saturated)
 
 
+@lru_cache(maxsize=64)
+def _number(value: int, device: torch.device) -> Tensor:
+    """Return a number as a scalar that is shared: nobody may write to it."""
+    return torch.full((), float(value), dtype=torch.float64, device=device)
+
+
 def _saturated(x: Tensor, activation: str, scalars: Sequence[float]) -> Tensor:
     if activation not in _BOUNDED:
-        return x.new_zeros(())
+        return _number(0, x.device)
     clipped = activation == "hardtanh" and len(scalars) > 1
     low, high = scalars[:2] if clipped else _BOUNDED[activation]
     margin = 0.01 * (high - low)
