@@ -54,7 +54,7 @@ def fingerprint_all(tensors: Collection[Tensor], device: torch.device, *, quick:
     if not tensors:
         return torch.zeros(0, dtype=torch.int64, device=device)
     bits = [_bits(tensor.detach()) for tensor in tensors]
-    longest = min(_CHUNK, max(map(len, bits)))
+    longest = min(_CHUNK, max(b.numel() for b in bits))
     kinds = [(b.device, torch.int32 if quick and b.element_size() <= 4 else torch.int64) for b in bits]
     odd = {kind: _odd(longest, *kind) for kind in set(kinds)}
     return torch.stack([_hash(b, odd[kind]).to(device, torch.int64) for b, kind in zip(bits, kinds, strict=True)])
@@ -72,7 +72,8 @@ def _odd(count: int, device: torch.device, dtype: torch.dtype = torch.int64) -> 
 
 
 def _hash(bits: Tensor, odd: Tensor) -> Tensor:
-    first, *others = (_dot(chunk.to(odd.dtype), odd[: len(chunk)]) for chunk in bits.split(_CHUNK))
+    chunks = bits.split(_CHUNK) if bits.numel() > _CHUNK else (bits,)
+    first, *others = (_dot(chunk.to(odd.dtype), odd[: chunk.numel()]) for chunk in chunks)
     return reduce(lambda total, part: total * 1664525 + part, others, first)
 
 

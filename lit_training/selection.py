@@ -34,6 +34,7 @@ _NORM_CLASS = re.compile(r"(?<!weight)(?<!spectral)norm(\dd)?$", re.IGNORECASE)
 _BIAS_LEAF = re.compile(r"^bias(_|$)|_bias$")
 _TOKEN_LEAF = re.compile(r"(^|_)(cls|tokens?|registers?|pos|positions?|positional|rel_pos)(_|$)|embed|position_bias")
 _ALWAYS_WRAPPERS = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"})
+_MAYBE_WRAPPERS = _ALWAYS_WRAPPERS | {"module"}
 _MODULE_WRAPPERS = (DataParallel, DistributedDataParallel, AveragedModel)
 
 
@@ -215,6 +216,8 @@ def _layer_of(path: str, owner: nn.Module, leaf: str, modules: Mapping[str, nn.M
 
 def _clean(name: str, modules: Mapping[str, nn.Module]) -> str:
     parts = name.split(".")
+    if _MAYBE_WRAPPERS.isdisjoint(parts):
+        return name
     kept = []
     for i, part in enumerate(parts):
         wraps = part == "module" and isinstance(modules.get(".".join(parts[:i])), _MODULE_WRAPPERS)

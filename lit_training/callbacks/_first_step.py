@@ -20,6 +20,7 @@ from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parameters import norms, to_host
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
+from lit_training.selection import clean_names
 from lit_training.tracing.probe import Probe
 
 __all__ = ["FirstStep", "HandedOut"]
@@ -57,7 +58,7 @@ class HandedOut:
         if self._val_modes is None:
             self._val, self._fed_val = summary(batch), fed(self._val_calls.seen if self._val_calls is not None else ())
             averaged = self._val_calls is not None and self._val_calls.most >= SEVERAL
-            self._val_modes = in_train_mode(module, dropout=not averaged)
+            self._val_modes = in_train_mode(clean_names(module), dropout=not averaged)
 
     def release(self) -> None:
         """Leave nothing attached to the module."""
@@ -103,7 +104,7 @@ class FirstStep:
 
     @harmless
     def _attach(self, module: LightningModule, batch: Any) -> None:
-        self._tracked = tracked(module)
+        self._tracked = tracked(clean_names(module))
         self._attached.enter_context(eager())
         self._calls = self._attached.enter_context(Calls(module))
         self._probe = self._attached.enter_context(Probe(module, batch_size_of(batch), batch))
@@ -117,11 +118,10 @@ class FirstStep:
         """Note the loss, and what it is scaled by."""
         if self._probe is not None:
             self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
+            self._probe.tracer.pause()
         if self.loss is None:
             self._loss_scale = loss_scale(trainer)
             self.loss = loss.detach().clone()
-        if self._probe is not None:
-            self._probe.tracer.pause()
 
     @harmless
     def after_backward(self, module: LightningModule) -> None:

@@ -186,9 +186,8 @@ class ActivationMonitor(Callback):
         """Look up in the traced graph what acts on each layer's output."""
         if tracer.failure is not None:
             raise tracer.failure
-        readers = tracer.graph.consumers()
         for site in self._sites.values():
-            acting = () if site.node is None else tracer.graph.follows(site.node, readers, through_normalisation=False)
+            acting = () if site.node is None else tracer.graph.follows(site.node, through_normalisation=False)
             site.follows = next((name for name in acting if name in FOLLOWED), "")
             site.packed, site.candidates = site.candidates[site.follows], {}
 

@@ -23,12 +23,12 @@ from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
-from lit_training.diagnosis.rule import Check, Filter, Rule, diagnose
+from lit_training.diagnosis.rule import Check, Diagnosis, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
 from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
 from lit_training.diagnosis.rules.learning import thawed_later
-from lit_training.selection import classify, match, names_of
+from lit_training.selection import classify, clean_names, match, names_of
 from lit_training.showing.console import show, verdict_view
 from lit_training.showing.report import AuditReport, audit_view, report
 
@@ -100,6 +100,7 @@ class InitAuditor(Callback):
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
+        self._diagnosis = Diagnosis(self.rules, self.wanted)
         self._next: NextSteps | None = None
         self._handed_out = HandedOut()
         self._updates = self._batches = 0
@@ -120,6 +121,7 @@ class InitAuditor(Callback):
         self.findings, self.report, self.guess, self._done = [], None, None, False
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
+        self._diagnosis = Diagnosis(self.rules, self.wanted)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -274,7 +276,7 @@ class InitAuditor(Callback):
 
     @harmless
     def _diagnose(self, evidence: Evidence) -> list[Finding]:
-        return diagnose(evidence, self.rules, self.wanted)
+        return self._diagnosis(evidence)
 
     @harmless
     def _lay_out(self, evidence: Evidence) -> AuditReport:
@@ -290,7 +292,9 @@ class InitAuditor(Callback):
         meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
         frozen = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
         known = {(finding.rule, finding.where) for finding in self.findings}
-        new = [f for f in thawed_in_vain(flags(module), frozen, trainer.global_step) if (f.rule, f.where) not in known]
+        new = [
+            f for f in thawed_in_vain(flags(clean_names(module)), frozen, trainer.global_step) if (f.rule, f.where) not in known
+        ]
         self.findings = [*(finding for finding in new if self.wanted.wants(finding)), *self.findings]
 
     @harmless

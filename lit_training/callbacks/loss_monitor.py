@@ -17,6 +17,7 @@ from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement, Rewinds
+from lit_training.selection import clean_names
 from lit_training.tracing.trace import unseen
 
 __all__ = ["LossMonitor"]
@@ -131,7 +132,7 @@ class LossMonitor(Callback):
     @harmless
     def _remember(self, module: LightningModule) -> None:
         self._movement = Movement(module)
-        self._dropout = max(dropouts(module).values(), default=0.0)
+        self._dropout = max(dropouts(clean_names(module)).values(), default=0.0)
 
     @harmless
     def _begin_epoch(self) -> None:

@@ -15,12 +15,13 @@ from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.samples import Samples
+from lit_training.selection import clean_names
 from lit_training.tracing.comparisons import Direction
 from lit_training.tracing.following import last_layers
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import LossCall
 from lit_training.tracing.probe import Layer, Probe
-from lit_training.tracing.tensor_stats import TensorStats
+from lit_training.tracing.tensor_stats import TensorStats, read_together
 
 __all__ = ["GROWN", "Evidence", "ParameterFacts", "collect"]
 
@@ -147,9 +148,16 @@ def collect(
         replace(layer, gradient=layer.gradient.scaled(gradient_factor)) if layer.gradient is not None else layer
         for layer in probe.layers.values()
     )
+    read_together(
+        stats
+        for layer in layers
+        for stats in (layer.output, layer.source, layer.activation, layer.gradient)
+        if stats is not None
+    )
     losses = tuple(call for call in probe.losses if not probe.graph.reaches_layer(call.node))
     value = float(loss.detach()) if isinstance(loss, Tensor) else loss
-    collecting = collecting_norms(probe.module)
+    parts = clean_names(probe.module)
+    collecting = collecting_norms(parts)
     shares = to_host(seen.one_hot for seen in probe.attentions)
     one_hot = tuple((seen.weights, share) for seen, share in zip(probe.attentions, shares, strict=True))
     return Evidence(
@@ -177,7 +185,6 @@ def collect(
                     for layer in layers
                     if layer.activation is not None and float(layer.activation.saturated) > _MANY
                 ),
-                *(name for name, _ in probe.module.named_parameters() if "weight_hh" in name),
                 *(weight for weights, _ in one_hot for weight in weights),
                 *_growing(layers),
             },
@@ -195,15 +202,13 @@ def collect(
         in_eval=()
         if samples_apart(probe.graph, probe.batch_size)
         else tuple(try_in_eval(calls, samples.per_batch if samples else None)),
-        took_in=tuple(
-            n for n, count in tracked(probe.module).items() if tracked_before and count > tracked_before.get(n, count)
-        ),
-        idle_norms=idle_norms(probe.module),
-        forget_gates=forget_gates(probe.module),
+        took_in=tuple(n for n, count in tracked(parts).items() if tracked_before and count > tracked_before.get(n, count)),
+        idle_norms=idle_norms(parts),
+        forget_gates=forget_gates(parts),
         samples=samples or Samples(),
         plan=plan or Plan(),
-        flags=flags(probe.module),
-        dropouts=dropouts(probe.module),
+        flags=flags(parts),
+        dropouts=dropouts(parts),
         momentum=max([float(group.get("momentum", 0.0)) for o in optimizers or () for group in o.param_groups], default=0.0),
         loss=value,
         bare=_is_bare(probe.graph, losses, value),

@@ -3,13 +3,13 @@
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.hooks import RemovableHandle
 
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.watching import Attending, Dropping, Summarising
@@ -74,34 +74,42 @@ class Calls:
         self.most = 0
         self._times: Counter[str] = Counter()
         self._depth = 0
-        self._hooks = ExitStack()
+        self._names: dict[int, str] = {}
+        self._handles: list[RemovableHandle] = []
 
     def __enter__(self) -> "Calls":
+        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if id(module) in self._names and not _stands_in(module):
+                self._enter_call(module, args, kwargs)
+
+        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if id(module) in self._names and not _stands_in(module):
+                self._depth = max(self._depth - 1, 0)
+
         for name, part in clean_names(self.module):
             if next(part.parameters(), None) is not None:
-                self._watch(name, part)
+                self._names[id(part)] = name  # copies of modules have the same hooks
+                self._handles.append(part.register_forward_pre_hook(before, with_kwargs=True))
+                self._handles.append(part.register_forward_hook(after, always_call=True))
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._hooks.close()
+        for handle in self._handles:
+            handle.remove()
 
-    def _watch(self, name: str, part: nn.Module) -> None:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if getattr(module.forward, "__name__", "") == "wrapped_forward":
-                return  # DDP calls the module with a batch, while a step of Lightning's stands in for `forward`
-            self._depth += 1
-            self._times[name] += self._depth == 1
-            self.most = max(self.most, self._times[name])
-            new = self._depth == 1 and module.training == self.training and len(self.seen) < _MOST_CALLS
-            if new and all(call.module is not module for call in self.seen):
-                self.seen.append(Call(name, part, *tree_map(_kept, (args, kwargs))))
+    def _enter_call(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        name = self._names[id(module)]
+        self._depth += 1
+        self._times[name] += self._depth == 1
+        self.most = max(self.most, self._times[name])
+        new = self._depth == 1 and module.training == self.training and len(self.seen) < _MOST_CALLS
+        if new and all(call.module is not module for call in self.seen):
+            self.seen.append(Call(name, module, *tree_map(_kept, (args, kwargs))))
 
-        def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if getattr(module.forward, "__name__", "") != "wrapped_forward":
-                self._depth = max(self._depth - 1, 0)
 
-        self._hooks.callback(part.register_forward_pre_hook(before, with_kwargs=True).remove)
-        self._hooks.callback(part.register_forward_hook(after, always_call=True).remove)
+def _stands_in(module: nn.Module) -> bool:
+    """Tell whether a step of Lightning's stands in for `forward`: DDP calls the module with a batch then."""
+    return getattr(module.forward, "__name__", "") == "wrapped_forward"
 
 
 def fed(calls: Sequence[Call], known: Sequence[tuple[Any, Part | None]] = ()) -> Fed:

@@ -1,7 +1,7 @@
 """What only the first few steps show: does anything move, do gradients arrive after all, are they set back in between?"""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,11 +23,11 @@ class Later:
     """The first few steps, up to the gradients of the last one.
 
     `steps` updates were done before; `moved` tells of each parameter that an optimiser may move whether it has changed since the
-    start; `gradients` is the largest norm of its gradient so far (`None` if it never had one); `carried` counts the steps of an
-    optimiser whose gradients were added to those of the step before, where they were never set back (the most of all optimisers);
-    `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate so far;
-    `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left after the
-    first step, so that clipping by the user's own code shows, `None` where that is not known.
+    start; `gradients` is the norm of its first gradient that is not zero (`None` if it never had one); `carried` counts the steps
+    of an optimiser whose gradients were added to those of the step before, where they were never set back (the most of all
+    optimisers); `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate
+    so far; `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left
+    after the first step, so that clipping by the user's own code shows, `None` where that is not known.
     """
 
     steps: int
@@ -67,12 +67,13 @@ class FirstSteps:
         }
         self._start = self._hashes()
         self._gradients: dict[str, float | None] = dict.fromkeys(self._parameters)
-        self._module, self._tracked = module, tracked(module)
+        self._module, self._tracked = module, tracked(clean_names(module))
         self._pending: dict[int, bool | None] = {}
         self._counts: dict[int, int] = {}
         self._set_back: dict[int, list[bool]] = {}
         self._rate = 0.0
         self._losses: list[Tensor] = []
+        self._before = 0.0
         self._kept: float | None = None
 
     @property
@@ -93,6 +94,10 @@ class FirstSteps:
         zeroed = self._pending.get(id(optimizer))
         if zeroed is not None:
             self._set_back.setdefault(id(optimizer), []).append(zeroed)
+        if not self._counts:
+            arriving = self._norms(self._parameters)
+            self._before = math.hypot(*arriving.values())
+            self._gradients |= {name: self._gradients[name] or norm for name, norm in arriving.items()}
         self._counts[id(optimizer)] = self._counts.get(id(optimizer), 0) + 1
         self._rate = max([self._rate, *(float(group.get("lr", 1.0)) for group in optimizer.param_groups)])
         self.note_gradients()
@@ -101,27 +106,27 @@ class FirstSteps:
     def after_step(self) -> None:
         """Compare what is left of the gradients with what they were before the first step."""
         if self.steps == 1 and self._kept is None and len(self._optimizers) == 1:
-            before = math.hypot(*(g for g in self._gradients.values() if g is not None))
-            after = math.hypot(*to_host(norms([p.grad for p in self._parameters.values() if p.grad is not None])))
-            self._kept = after / before if 0 < before < math.inf else None
+            after = math.hypot(*self._norms(self._parameters).values())
+            self._kept = after / self._before if 0 < self._before < math.inf else None
 
     def note_gradients(self) -> None:
-        """Keep the largest gradient that each parameter has had."""
-        gradients = {name: p.grad for name, p in self._parameters.items() if p.grad is not None}
-        for name, norm in zip(gradients, to_host(norms(list(gradients.values()))), strict=True):
-            self._gradients[name] = max(self._gradients[name] or 0.0, norm)
+        """Keep the first gradient of each parameter that is not zero."""
+        self._gradients |= self._norms(name for name, norm in self._gradients.items() if not norm)
 
     def conclude(self, batches: int = 0) -> Later:
         """Compare the weights with those at the start."""
         moved = {name: now != self._start[name] for name, now in self._hashes().items()}
         steps = max(self.steps - 1, 0)
         carried = max((len(set_back) for set_back in self._set_back.values() if not any(set_back)), default=0)
-        modes = dict(clean_names(self._module))
-        resting = tuple(
-            n for n, count in tracked(self._module).items() if count == self._tracked.get(n) and not modes[n].training
-        )
+        parts = clean_names(self._module)
+        modes = dict(parts)
+        resting = tuple(n for n, count in tracked(parts).items() if count == self._tracked.get(n) and not modes[n].training)
         losses = tuple(to_host(self._losses))
         return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
+
+    def _norms(self, names: Iterable[str]) -> dict[str, float]:
+        gradients = {name: g for name in names if (g := self._parameters[name].grad) is not None}
+        return dict(zip(gradients, to_host(norms(list(gradients.values()))), strict=True))
 
     def _hashes(self) -> dict[str, int]:
         local = [p.to_local() if hasattr(p, "to_local") else p for p in self._parameters.values()]

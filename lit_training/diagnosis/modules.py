@@ -1,20 +1,23 @@
 """How modules are set that the rules have to know: batch norm's statistics, LSTM gates, dropout, flags without effect."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
-from lit_training.selection import clean_names
-
 __all__ = ["collecting_norms", "dropouts", "flags", "forget_gates", "idle_norms", "in_train_mode", "tracked"]
+
+Named = Sequence[tuple[str, nn.Module]]
+"""The parts of a network as `selection.clean_names` returns them."""
 
 FEW = 100  # forwards, so that accumulation or several calls in the first step do not count
 
 
-def collecting_norms(module: nn.Module) -> dict[str, float]:
+def collecting_norms(parts: Named) -> dict[str, float]:
     """Return the momentum of batch-norm layers in train mode whose running statistics are as they were born."""
     return {
         name: float(part.momentum)
-        for name, part in clean_names(module)
+        for name, part in parts
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
         and part.training
         and part.momentum is not None
@@ -23,17 +26,17 @@ def collecting_norms(module: nn.Module) -> dict[str, float]:
     }
 
 
-def tracked(module: nn.Module) -> dict[str, int]:
+def tracked(parts: Named) -> dict[str, int]:
     """Return how many batches each batch-norm layer with running statistics has taken in.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> _ = norm(torch.randn(4, 2))
-    >>> tracked(nn.Sequential(norm, nn.BatchNorm1d(2, track_running_stats=False)))
+    >>> tracked(list(nn.Sequential(norm, nn.BatchNorm1d(2, track_running_stats=False)).named_modules()))
     {'0': 1}
     """
     counts = {
         name: part.num_batches_tracked
-        for name, part in clean_names(module)
+        for name, part in parts
         if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.num_batches_tracked is not None
     }
     if not counts:
@@ -42,11 +45,11 @@ def tracked(module: nn.Module) -> dict[str, int]:
     return dict(zip(counts, torch.stack([count.to(device) for count in counts.values()]).tolist(), strict=True))
 
 
-def idle_norms(module: nn.Module) -> tuple[str, ...]:
+def idle_norms(parts: Named) -> tuple[str, ...]:
     """Return batch-norm layers in eval mode whose running statistics are still those they were born with."""
     return tuple(
         name
-        for name, part in clean_names(module)
+        for name, part in parts
         if isinstance(part, nn.modules.batchnorm._BatchNorm)
         and not part.training
         and part.num_batches_tracked is not None
@@ -57,10 +60,10 @@ def idle_norms(module: nn.Module) -> tuple[str, ...]:
 
 
 @torch.no_grad()
-def forget_gates(module: nn.Module) -> dict[str, float]:
+def forget_gates(parts: Named) -> dict[str, float]:
     """Return the mean bias of the gates that keep the memory of each LSTM (forget) and GRU (update), the lowest of its layers."""
     gates = {}
-    for name, part in clean_names(module):
+    for name, part in parts:
         if isinstance(part, (nn.LSTM, nn.GRU)) and part.bias:
             size = part.hidden_size
             biases = dict(part.named_parameters(recurse=False))
@@ -70,13 +73,14 @@ def forget_gates(module: nn.Module) -> dict[str, float]:
     return gates
 
 
-def dropouts(module: nn.Module) -> dict[str, float]:
+def dropouts(parts: Named) -> dict[str, float]:
     """Return the probability to drop of each dropout layer in train mode, and of those inside attention and recurrent layers.
 
-    >>> dropouts(nn.Sequential(nn.Dropout(0.5), nn.MultiheadAttention(4, 1, dropout=0.1), nn.GRU(4, 4, dropout=0.3, num_layers=2)))
+    >>> net = nn.Sequential(nn.Dropout(0.5), nn.MultiheadAttention(4, 1, dropout=0.1), nn.GRU(4, 4, dropout=0.3, num_layers=2))
+    >>> dropouts(list(net.named_modules()))
     {'0': 0.5, '1': 0.1, '2': 0.3}
     """
-    return {name: p for name, part in clean_names(module) if part.training and (p := _dropped(part)) is not None}
+    return {name: p for name, part in parts if part.training and (p := _dropped(part)) is not None}
 
 
 def _dropped(part: nn.Module) -> float | None:
@@ -86,18 +90,18 @@ def _dropped(part: nn.Module) -> float | None:
     return float(part.dropout) if inside and part.dropout else None  # type: ignore[arg-type]
 
 
-def in_train_mode(module: nn.Module, *, dropout: bool = True) -> tuple[str, ...]:
+def in_train_mode(parts: Named, *, dropout: bool = True) -> tuple[str, ...]:
     """Return the layers in train mode that behave otherwise in eval mode: dropout that drops, batch norm that keeps statistics.
 
     Dropout is left out if it is to: several passes may average over its masks.
 
-    >>> in_train_mode(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Dropout(0.0)))
+    >>> in_train_mode(list(nn.Sequential(nn.Linear(2, 2), nn.Dropout(0.5), nn.Dropout(0.0)).named_modules()))
     ('1',)
     """
     norms, drops = nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd
     return tuple(
         name
-        for name, part in clean_names(module)
+        for name, part in parts
         if part.training
         and (
             (dropout and isinstance(part, drops) and part.p > 0) or (isinstance(part, norms) and part.running_mean is not None)
@@ -105,19 +109,19 @@ def in_train_mode(module: nn.Module, *, dropout: bool = True) -> tuple[str, ...]
     )
 
 
-def flags(module: nn.Module) -> dict[str, bool]:
+def flags(parts: Named) -> dict[str, bool]:
     """Return the modules on which somebody has set `requires_grad`, which only parameters have, and what it says.
 
     A class whose own code has a word with that name keeps it for itself.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2).requires_grad_(False))
     >>> net[1].requires_grad = True
-    >>> flags(net), net[1].weight.requires_grad
+    >>> flags(list(net.named_modules())), net[1].weight.requires_grad
     ({'1': True}, False)
     """
     return {
         name: bool(vars(part)["requires_grad"])
-        for name, part in clean_names(module)
+        for name, part in parts
         if "requires_grad" in vars(part) and not _speaks_of_it(type(part))
     }
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,10 +33,10 @@ class ParameterFacts:
     weight that is frozen, in no optimiser, without gradient, at a far lower rate than others, or in doubt looks as it was drawn
     (`freshness.looks_fresh`),
     `expected_frozen` whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser
-    is known), `stepping` whether the optimiser that is about to step does; `equal_units` and `equal_gradients` whether all its
-    units (slices along the first dimension, of an embedding columns) have the same weights, and the same gradients; `low` and
-    `high` are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow with
-    the loss, else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it
+    is known), `stepping` whether the optimiser that is about to step does; `equal_units` whether all its units (slices along the
+    first dimension, of an embedding columns) have the same weights, `equal_gradients` whether they have the same gradients, too;
+    `low` and `high` are its extremes; `descent` is the learning rate if plain gradient descent (`SGD`) moves it, whose steps grow
+    with the loss, else `None`; `fixed_step` the learning rate if Adam or its like does, whose first step moves each element by it
     (about, for RMSprop and Adadelta); `shrinks` whether later ones get smaller with the root of their number (Adagrad);
     `made_with` the rate before a schedule changed it, `step_at_one` what `fixed_step` would be at a rate of 1. `gradient_sum`
     is, where `fixed_step` is known, the sum of its gradient's sizes, `along` the product of gradient and weight; `decay` the
@@ -118,34 +118,20 @@ def parameter_facts(
     fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad, torch.optim.Adadelta))
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, names_of(registered), "expect_frozen")
-    parameters = [info.parameter for info in infos]
-    with_gradient = [p.grad for p in parameters if p.grad is not None]
-    gradient_norms = to_host(norms(with_gradient))
-    gradients = iter(
-        zip(
-            gradient_norms,
-            equal_units([_by_unit(info, info.parameter.grad) for info in infos if info.parameter.grad is not None]),
-            to_host(_along(p) for p in parameters if p.grad is not None),
-            strict=True,
-        )
-    )
-    by_sign = {id(p): p.grad for p in parameters if p.grad is not None and id(p) in fixed}
-    sums = dict(zip(by_sign, to_host(norms(list(by_sign.values()), order=1)), strict=True))
-    extremes = [_extremes(p) for p in parameters]
-    lows, highs = (to_host(values) for values in zip(*extremes, strict=True)) if extremes else ([], [])
-    units = equal_units([_by_unit(info, info.parameter) for info in infos])
-    left = _left(arrived or {}, dict(zip((id(p) for p in parameters if p.grad is not None), gradient_norms, strict=True)))
-    measured = zip(infos, to_host(norms(parameters)), units, lows, highs, strict=True)
+    figures = _figures(infos, summed=fixed)
+    norms_now = {
+        id(info.parameter): seen.gradient for info, seen in zip(infos, figures, strict=True) if seen.gradient is not None
+    }
+    left = _left(arrived or {}, norms_now)
     facts = {}
-    for info, norm, equal_weights, low, high in measured:
+    for info, seen in zip(infos, figures, strict=True):
         p = info.parameter
         requires_grad = p.requires_grad or id(p) in trainable
         forgotten = held is not None and id(p) not in held
         optimizer, group = groups.get(id(p), (None, {}))
         kept = left.get(id(p), 1.0)
         behind = optimizer is not None and BEHIND * _made_with(group) <= max(map(_made_with, optimizer.param_groups))
-        doubtful = not requires_grad or p.grad is None or forgotten or behind or info.name in judged
-        gradient, equal, along = next(gradients) if p.grad is not None else (None, False, 0.0)
+        doubtful = not requires_grad or p.grad is None or forgotten or behind or info.name in judged or "weight_hh" in info.name
         step_at_one = _ADADELTA_STEP if isinstance(optimizer, torch.optim.Adadelta) else 1.0
         facts[info.name] = ParameterFacts(
             name=info.name,
@@ -153,22 +139,22 @@ def parameter_facts(
             shape=tuple(p.shape),
             requires_grad=requires_grad,
             optimized=None if held is None else id(p) in held,
-            norm=norm,
-            gradient=None if gradient is None else gradient / kept,
+            norm=seen.norm,
+            gradient=None if seen.gradient is None else seen.gradient / kept,
             fresh=doubtful and info.kind in ("weight", "embedding") and looks_fresh(p),
             expected_frozen=info.name in expected,
-            equal_units=equal_weights,
-            equal_gradients=equal,
+            equal_units=seen.equal_units,
+            equal_gradients=seen.equal_gradients,
             stepping=moving is None or id(p) in moving,
-            low=low,
-            high=high,
+            low=seen.low,
+            high=seen.high,
             descent=descents.get(id(p)),
             fixed_step=fixed[id(p)] * step_at_one if id(p) in fixed else None,
             made_with=_made_with(group),
             step_at_one=step_at_one,
             shrinks=isinstance(optimizer, torch.optim.Adagrad),
-            gradient_sum=sums.get(id(p), 0.0) / kept,
-            along=along / kept,
+            gradient_sum=seen.gradient_sum / kept,
+            along=seen.along / kept,
             decay=float(group.get("weight_decay", 0.0)),
             decoupled=isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
             kept=kept,
@@ -181,7 +167,7 @@ def loose_tensors(tracer: Tracer, optimizers: Sequence[Optimizer] | None) -> tup
     held = _held(optimizers or ())
     readers = tracer.graph.consumers()
     loose = []
-    for node, tensor in tracer.leaves("unregistered"):
+    for node, tensor in tracer.unregistered():
         if id(tensor) not in held and tensor.grad is not None and readers[node.index]:
             first = readers[node.index][0]
             is_parameter = isinstance(tensor, nn.Parameter)
@@ -215,16 +201,57 @@ def _made_with(group: dict[str, Any]) -> float:
     return float(group.get("initial_lr", group.get("lr", 0.0)))
 
 
-def _along(parameter: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class _Figures:
+    """What is measured of a parameter and its gradient, as `ParameterFacts` has it."""
+
+    norm: float
+    low: float
+    high: float
+    equal_units: bool
+    gradient: float | None = None
+    equal_gradients: bool = False
+    along: float = 0.0
+    gradient_sum: float = 0.0
+
+
+def _figures(infos: Sequence[ParameterInfo], summed: Collection[int]) -> list[_Figures]:
+    """Measure parameters in one transfer; `gradient_sum` of those whose ids are in `summed`."""
+    weights = [info.parameter for info in infos]
+    gradients = {i: p.grad for i, p in enumerate(weights) if p.grad is not None}
+    by_sign = [i for i in gradients if id(weights[i]) in summed]
+    measured = iter(
+        to_host(
+            [
+                *norms(weights),
+                *(_extreme(p, "amin") for p in weights),
+                *(_extreme(p, "amax") for p in weights),
+                *norms(list(gradients.values())),
+                *(_along(weights[i], gradient) for i, gradient in gradients.items()),
+                *norms([gradients[i] for i in by_sign], order=1),
+            ]
+        )
+    )
+    size, low, high = ([next(measured) for _ in weights] for _ in range(3))
+    length, along, total = ({i: next(measured) for i in indices} for indices in (gradients, gradients, by_sign))
+    equal = equal_units([_by_unit(info, p) for info, p in zip(infos, weights, strict=True)])
+    suspects = [i for i in gradients if equal[i]]
+    same = dict(zip(suspects, equal_units([_by_unit(infos[i], gradients[i]) for i in suspects]), strict=True))
+    return [
+        _Figures(size[i], low[i], high[i], equal[i], length.get(i), same.get(i, False), along.get(i, 0.0), total.get(i, 0.0))
+        for i in range(len(weights))
+    ]
+
+
+def _along(parameter: Tensor, gradient: Tensor) -> Tensor:
     """Return the product of a parameter with its gradient."""
-    gradient = parameter.grad
-    if gradient is None or gradient.is_sparse:
+    if gradient.is_sparse:
         return torch.zeros((), device=parameter.device)
-    return whole((parameter.detach() * gradient).float().sum())
+    return whole((parameter * gradient).float().sum())
 
 
 @torch.no_grad()
-def norms(tensors: Sequence[Tensor], order: int = 2) -> list[Tensor]:
+def norms(tensors: Sequence[Tensor], order: float = 2) -> list[Tensor]:
     """Return the norm of each tensor, dense, sparse or sharded, accumulated in float32 or wider.
 
     >>> [float(norm) for norm in norms([torch.tensor([3.0, 4.0]), torch.ones(4, dtype=torch.float16)])]
@@ -246,8 +273,11 @@ def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
     """
     suspects = [i for i, t in enumerate(tensors) if not t.is_sparse and t.ndim > 1 and len(t) > 1 and t.numel()]
     for most in (2, None):
-        differences = to_host(_difference(tensors[i][:most]) for i in suspects)
-        suspects = [i for i, difference in zip(suspects, differences, strict=True) if difference <= _ROUNDING]
+        away = norms([tensors[i][1:most] - tensors[i][:1] for i in suspects], order=math.inf)
+        largest = norms([tensors[i][:1] for i in suspects], order=math.inf)
+        known = to_host([*away, *largest])
+        pairs = zip(suspects, known[: len(suspects)], known[len(suspects) :], strict=True)
+        suspects = [i for i, difference, size in pairs if difference <= _ROUNDING * size < math.inf]
     equal = set(suspects)
     return [i in equal for i in range(len(tensors))]
 
@@ -264,18 +294,8 @@ def _by_unit(info: ParameterInfo, weight: Tensor) -> Tensor:
     return by_unit
 
 
-def _difference(tensor: Tensor) -> Tensor:
-    """Return the largest difference of an element from that of the first slice, relative to the first slice's largest element."""
-    first = tensor[:1].detach()
-    largest, away = whole(first.abs().amax()), whole((tensor.detach() - first).abs().amax())
-    return torch.where(away == 0, away, away / largest)
-
-
-def _extremes(tensor: Tensor) -> tuple[Tensor, Tensor]:
-    if not tensor.numel():
-        return torch.zeros(()), torch.zeros(())
-    values = tensor.detach()
-    return whole(values.amin()), whole(values.amax())
+def _extreme(tensor: Tensor, which: Literal["amin", "amax"]) -> Tensor:
+    return whole(getattr(tensor, which)()) if tensor.numel() else torch.zeros(())
 
 
 def whole(value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.moments import all_reduce
 from lit_training.tracing.probe import Layer
-from lit_training.tracing.tensor_stats import TensorStats
+from lit_training.tracing.tensor_stats import TensorStats, read_together
 
 __all__ = ["across_ranks", "gather_packed"]
 
@@ -95,10 +95,12 @@ def _merge(parts: Sequence[TensorStats]) -> list[TensorStats]:
     lows = _packed([part.low for part in parts], dist.ReduceOp.MIN)
     highs = _packed([part.high for part in parts], dist.ReduceOp.MAX)
     saturated = _packed([part.saturated.reshape(1) * part.rows for part in parts], dist.ReduceOp.SUM)
-    return [
+    merged = [
         TensorStats(moments, low, high, total.reshape(()) / moments.count)
         for moments, low, high, total in zip(columns, lows, highs, saturated, strict=True)
     ]
+    read_together(merged)
+    return merged
 
 
 def _packed(tensors: Sequence[Tensor], op: dist.ReduceOp.RedOpType) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""What a rule is, and how many rules become one ordered list of findings."""
+"""What a rule is, and how many rules become one ordered list of findings, at first and when later steps have shown more."""
 
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from inspect import cleandoc
+from typing import Any
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm
 
-__all__ = ["Filter", "Rule", "diagnose", "rule"]
+__all__ = ["Diagnosis", "Filter", "Rule", "diagnose", "rule"]
 
 Check = Callable[[Evidence], Iterable[Finding]]
 
@@ -95,9 +96,41 @@ def diagnose(evidence: Evidence, rules: Iterable[Rule | Check], wanted: Filter |
     >>> diagnose(Evidence(Graph(), ()), [lambda evidence: [Finding("mine", "note")]])[0].rule
     'mine'
     """
-    all_rules = [r if isinstance(r, Rule) else Rule(r, tuple(getattr(r, "explains", ()))) for r in rules]
-    findings = [finding for r in all_rules for finding in _run(r, evidence) if wanted is None or wanted.wants(finding)]
-    return in_causal_order(findings, all_rules)
+    return Diagnosis(rules, wanted)(evidence)
+
+
+class Diagnosis:
+    """Do what `diagnose` does, once and again on the same evidence with `later` and `samples` of the steps that followed.
+
+    A rule that had read neither would find the same again, and is not run again.
+
+    >>> from lit_training.tracing.graph import Graph
+    >>> run = []
+    >>> diagnosis = Diagnosis([lambda e: run.append("once") or [], lambda e: run.append("twice") or [e.later][:0]])
+    >>> diagnosis(Evidence(Graph(), ())), diagnosis(Evidence(Graph(), ())), run
+    ([], [], ['once', 'twice', 'twice'])
+    """
+
+    def __init__(self, rules: Iterable[Rule | Check], wanted: Filter | None = None) -> None:
+        self._rules = [r if isinstance(r, Rule) else Rule(r, tuple(getattr(r, "explains", ()))) for r in rules]
+        self._wanted = wanted
+        self._settled: dict[int, list[Finding]] = {}
+
+    def __call__(self, evidence: Evidence) -> list[Finding]:
+        """Return the findings in causal order."""
+        watched = _Watched(**vars(evidence))
+        found = [finding for i in range(len(self._rules)) for finding in self._findings(i, watched)]
+        wanted = self._wanted
+        return in_causal_order([f for f in found if wanted is None or wanted.wants(f)], self._rules)
+
+    def _findings(self, i: int, evidence: "_Watched") -> list[Finding]:
+        if i in self._settled:
+            return self._settled[i]
+        evidence.note_reading(False)
+        found = _run(self._rules[i], evidence)
+        if not evidence.was_read:
+            self._settled[i] = found
+        return found
 
 
 def in_causal_order(findings: Iterable[Finding], rules: Sequence[Rule]) -> list[Finding]:
@@ -127,6 +160,31 @@ def _run(r: Rule, evidence: Evidence) -> list[Finding]:
     except Exception as error:
         warnings.warn(f"rule {r.id} failed and was skipped: {type(error).__name__}: {error}", stacklevel=2)
         return []
+
+
+class _Noting:
+    """A field of `_Watched` that notes whenever it is read."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, evidence: "_Watched", owner: type) -> Any:
+        evidence.note_reading(True)
+        return vars(evidence)[self._name]
+
+    def __set__(self, evidence: "_Watched", value: Any) -> None:
+        vars(evidence)[self._name] = value
+
+
+class _Watched(Evidence):
+    """Evidence that notes whether a rule reads what later steps add to it."""
+
+    later = _Noting()
+    samples = _Noting()
+    was_read = False
+
+    def note_reading(self, read: bool) -> None:
+        vars(self)["was_read"] = read
 
 
 def _silences(pattern: str, finding: Finding) -> bool:

@@ -4,6 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -58,6 +59,13 @@ class Samples:
     numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
 
+    @cached_property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """The different targets in ascending order, and how often each of them came; nothing where they are not known."""
+        targets = torch.empty(0) if self.targets is None else self.targets
+        values, counts = torch.unique(targets, return_counts=True)
+        return values, counts
+
     def with_targets(self, batches: "FirstBatches") -> "Samples":
         """Add the targets of the first batches, as many as were seen, and which of them are broken or wild."""
         targets = batches.targets(self.target)
@@ -107,11 +115,11 @@ class FirstBatches:
 
     def broken(self) -> tuple[int, ...]:
         """Return which batches hold NaN or infinite values."""
-        return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(torch.isfinite, extremes)))
+        return tuple(i for i, extremes in enumerate(self.extremes) if not all(map(math.isfinite, map(float, extremes))))
 
     def wild(self) -> tuple[tuple[int, float, float], ...]:
         """Return which batches hold numbers more than 30 times as large as the first has at that place, theirs and the first's."""
-        sizes = [[float(extreme.abs()) for extreme in extremes] for extremes in self.extremes]
+        sizes = [[abs(float(extreme)) for extreme in extremes] for extremes in self.extremes]
         reach = [[max(pair) for pair in zip(each[::2], each[1::2], strict=True)] for each in sizes]
         found = []
         for i, each in enumerate(reach[1:], 1):

@@ -65,8 +65,8 @@ def gradient_norm(evidence: Evidence) -> float:
 
 def kept(evidence: Evidence, facts: ParameterFacts) -> float:
     """Return which part of a weight's gradient clipping leaves: by the norm of all, by value, or by the user's own code."""
-    norm, plan = gradient_norm(evidence), evidence.plan
-    if plan.clip is not None and norm > 0:
+    plan = evidence.plan
+    if plan.clip is not None and (norm := gradient_norm(evidence)) > 0:
         return min(facts.kept, plan.clip / norm)
     if plan.clip_value is not None and facts.gradient:
         return min(facts.kept, plan.clip_value * math.sqrt(math.prod(facts.shape)) / facts.gradient)

@@ -1,5 +1,7 @@
 """Does a step against the gradient bring outputs towards their targets, away from them, or leave some of them unheard?"""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -24,7 +26,8 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
         target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1.
 
     Returns:
-        The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary.
+        The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary or is not
+        finite.
 
     >>> y = torch.tensor([0, 1, 2, 1, 0])
     >>> round(agreement(torch.full((5, 3), 1 / 3) - F.one_hot(y), y), 3)
@@ -35,11 +38,11 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
         rows = (gradient.reshape(len(gradient), -1), target.reshape(len(gradient), -1)) if fits and gradient.ndim else None
     else:
         rows = _one_hot(gradient, target)
-    if rows is None or len(rows[0]) < _LEAST or not all(bool(torch.isfinite(r).all()) for r in rows):
+    if rows is None or len(rows[0]) < _LEAST:
         return None
-    down, way = (r.double() - r.double().mean(0) for r in (-rows[0], rows[1]))
-    lengths = float(down.norm() * way.norm())
-    return float((down * way).sum()) / lengths if lengths > 0 else None
+    up, way = (r - r.mean(0) for r in map(Tensor.double, rows))
+    lengths = float(up.norm() * way.norm())
+    return -float((up * way).sum()) / lengths if 0 < lengths < math.inf else None
 
 
 @torch.no_grad()

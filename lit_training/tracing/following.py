@@ -74,7 +74,7 @@ def following(graph: Graph, parameters: Mapping[str, nn.Parameter]) -> dict[str,
     readers = graph.consumers()
     found: dict[str, dict[str, Following]] = {}
     for layer in graph.layers():
-        acts = graph.follows(layer.index, readers)
+        acts = graph.follows(layer.index)
         composed = _COMPOSED.get(frozenset(acts))
         for act in [composed] if composed else acts or ("linear",):
             found.setdefault(layer.weight, {})[act] = _gain_of(act, layer, graph, readers, parameters)

@@ -3,15 +3,18 @@
 `lit_training.tracing.trace` records it, `lit_training.tracing.symbolic` makes it without data.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import wraps
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 import torch
 
 __all__ = ["ACTIVATIONS", "LINEAR", "LOSSES", "NORMALISATIONS", "Graph", "Node", "Origin", "first_operand"]
 
 Origin = Literal["constant", "parameter", "data"]
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LINEAR = frozenset(
     "mm addmm bmm baddbmm mv addmv dot linear convolution _convolution embedding _embedding_bag "
@@ -63,13 +66,26 @@ class Node:
     requires_grad: bool | None = None
 
 
+def _kept(method: Callable[Concatenate["Graph", P], R]) -> Callable[Concatenate["Graph", P], R]:
+    """Keep what a method of a graph returns, as long as no node is added: many rules ask the same."""
+
+    @wraps(method)
+    def known(graph: "Graph", /, *args: P.args, **kwargs: P.kwargs) -> R:
+        key = (method.__name__, len(graph.nodes), args, *kwargs.items())
+        if key not in graph._known:
+            graph._known[key] = method(graph, *args, **kwargs)
+        return graph._known[key]  # type: ignore[no-any-return]
+
+    return known
+
+
 @dataclass
 class Graph:
     """The operations of one forward in the order of execution."""
 
     nodes: list[Node] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
-    _readers: list[list[int]] | None = field(default=None, init=False, repr=False, compare=False)
+    _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
     _reaching: tuple[int, set[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def layers(self) -> list[Node]:
@@ -83,14 +99,14 @@ class Graph:
         """
         return [node for node in self.nodes if node.weight]
 
+    @_kept
     def consumers(self) -> list[list[int]]:
         """Return for each node the nodes that read it."""
-        if self._readers is None or len(self._readers) != len(self.nodes):
-            self._readers = [[] for _ in self.nodes]
-            for node in self.nodes:
-                for parent in dict.fromkeys(node.parents):
-                    self._readers[parent].append(node.index)
-        return self._readers
+        readers: list[list[int]] = [[] for _ in self.nodes]
+        for node in self.nodes:
+            for parent in dict.fromkeys(node.parents):
+                readers[parent].append(node.index)
+        return readers
 
     def ancestors(self, index: int) -> set[int]:
         """Return the nodes that a node was computed from, itself included."""
@@ -105,6 +121,7 @@ class Graph:
         """Tell whether a node was computed from a tensor of the batch."""
         return any(self.nodes[i].name == "batch" for i in self.ancestors(index))
 
+    @_kept
     def made_by_layers(self, *, chosen: bool = True) -> set[int]:
         """Return the nodes that some layer's output went into, or only chose from, as a sampled action chooses its reward."""
         made: set[int] = set()
@@ -124,9 +141,8 @@ class Graph:
             self._reaching = len(self.nodes), reaching
         return index in self._reaching[1]
 
-    def follows(
-        self, index: int, readers: Sequence[Sequence[int]] | None = None, *, through_normalisation: bool = True
-    ) -> tuple[str, ...]:
+    @_kept
+    def follows(self, index: int, *, through_normalisation: bool = True) -> tuple[str, ...]:
         """Return what acts next on a node's values: an activation's name, `"linear"`, `"product"`, `"loss"`, another operation.
 
         Reshaping, padding, pooling, dropout and addition are looked through, and normalisation unless told otherwise. Empty if
@@ -138,7 +154,7 @@ class Graph:
         >>> [graph.follows(node.index) for node in graph.layers()]
         [('relu',), ()]
         """
-        readers = self.consumers() if readers is None else readers
+        readers = self.consumers()
         found: dict[str, None] = {}
         seen, stack = {index}, [index]
         while stack:

@@ -1,9 +1,10 @@
 """Statistics of one tensor over its batch, mergeable across processes and calls."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from lit_training.columns import as_columns
 from lit_training.moments import Moments, merge
 
-__all__ = ["TensorStats", "measure"]
+__all__ = ["TensorStats", "measure", "read_together"]
 
 _ORDERED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 _BOUNDED = {"tanh": (-1.0, 1.0), "sigmoid": (0.0, 1.0), "hardtanh": (-1.0, 1.0), "hardsigmoid": (0.0, 1.0)}
@@ -33,43 +34,43 @@ class TensorStats:
     @property
     def rows(self) -> int:
         """Number of samples."""
-        return int(self.columns.count)
+        return int(self._figures.rows)
 
-    @cached_property
+    @property
     def mean(self) -> float:
         """Mean over all elements."""
-        return float(self.columns.mean.mean())
+        return self._figures.mean
 
-    @cached_property
+    @property
     def std(self) -> float:
         """Standard deviation over all elements."""
-        between = (self.columns.mean - self.columns.mean.mean()).square()
-        return math.sqrt(float((self.columns.variance + between).mean()))
+        return math.sqrt(self._figures.deviation / self._figures.rows + self._figures.between)
 
     @property
     def rms(self) -> float:
         """Root mean square over all elements."""
         return math.hypot(self.std, self.mean)
 
-    @cached_property
+    @property
     def signal(self) -> float:
         """Standard deviation over the batch of each unit, averaged over units; NaN for a single row."""
-        return float((self.columns.deviations / (self.columns.count - 1)).sqrt().mean()) if self.rows > 1 else math.nan
+        return self._figures.root / math.sqrt(self.rows - 1) if self.rows > 1 else math.nan
 
-    @cached_property
+    @property
     def energy(self) -> float:
         """Standard deviation over the batch of each position, as a root mean square: what a layer adds up; NaN for a single row."""
-        return math.sqrt(float((self.columns.deviations / (self.columns.count - 1)).mean())) if self.rows > 1 else math.nan
+        return math.sqrt(self._figures.deviation / (self.rows - 1)) if self.rows > 1 else math.nan
 
-    @cached_property
+    @property
     def largest(self) -> float:
         """Largest absolute value."""
-        return float(torch.maximum(self.low.abs(), self.high.abs()).max())
+        low, high = self._extremes
+        return max(-low, high)
 
-    @cached_property
+    @property
     def finite(self) -> bool:
         """Whether no element is NaN or infinite."""
-        return bool(torch.isfinite(self.low).all() and torch.isfinite(self.high).all())
+        return all(map(math.isfinite, self._extremes))
 
     @cached_property
     def constant_units(self) -> float:
@@ -80,6 +81,14 @@ class TensorStats:
     def silent_units(self) -> float:
         """Fraction of units that are nowhere above zero: dead, after a rectifier."""
         return float((self.high <= 0).double().mean())
+
+    @cached_property
+    def _figures(self) -> "_Figures":
+        return _read([self])[0]
+
+    @cached_property
+    def _extremes(self) -> tuple[float, float]:
+        return float(self.low.min()), float(self.high.max())
 
     def merge(self, other: "TensorStats") -> "TensorStats":
         """Return the statistics of both tensors' rows together."""
@@ -93,9 +102,42 @@ class TensorStats:
 
     def scaled(self, factor: float) -> "TensorStats":
         """Return the statistics of the tensor times a positive factor."""
+        if factor == 1:
+            return self
         count, mean, deviations = self.columns.count, self.columns.mean, self.columns.deviations
         columns = Moments(count, mean * factor, deviations * factor**2)
         return TensorStats(columns, self.low * factor, self.high * factor, self.saturated)
+
+
+class _Figures(NamedTuple):
+    """What is derived of one tensor's columns: their rows, the mean and variance of their means, the mean deviations and roots."""
+
+    rows: float
+    mean: float
+    between: float
+    deviation: float
+    root: float
+
+
+def read_together(parts: Iterable[TensorStats]) -> None:
+    """Bring what is derived of many tensors to the host, in one transfer of those with equally many columns.
+
+    Otherwise each does so for itself when it is asked.
+    """
+    alike: dict[tuple[torch.device, int], list[TensorStats]] = {}
+    for part in parts:
+        alike.setdefault((part.low.device, part.columns.mean.numel()), []).append(part)
+    for some in alike.values():
+        for part, figures in zip(some, _read(some), strict=True):
+            vars(part)["_figures"] = figures
+
+
+def _read(parts: Sequence[TensorStats]) -> list[_Figures]:
+    counts, means, deviations = (
+        torch.stack([getattr(part.columns, name) for part in parts]) for name in ("count", "mean", "deviations")
+    )
+    figures = [counts, means.mean(1), means.var(1, correction=0), deviations.mean(1), deviations.sqrt().mean(1)]
+    return [_Figures(*row) for row in torch.stack(figures, 1).tolist()]
 
 
 @torch.no_grad()
@@ -120,16 +162,23 @@ def measure(
     x = tensor if tensor.dtype in _ORDERED else tensor.float()
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
-    columns = as_columns(x, batch_size).double()
+    columns = as_columns(x, batch_size).to(torch.float64, copy=True)
+    saturated = _saturated(columns, bounded_by, scalars)
     mean = columns.mean(0)
-    count = torch.full((), float(len(columns)), dtype=torch.float64, device=columns.device)
-    seen = Moments(count, mean, (columns - mean).square_().sum(0))  # float64 needs no correction for the centre's rounding
-    return TensorStats(seen, low.double(), high.double(), _saturated(columns, bounded_by, scalars))
+    count = _number(columns.shape[0], columns.device)
+    deviations = columns.sub_(mean).square_().sum(0)  # float64 needs no correction for the centre's rounding
+    return TensorStats(Moments(count, mean, deviations), low.double(), high.double(), saturated)
+
+
+@lru_cache(maxsize=64)
+def _number(value: int, device: torch.device) -> Tensor:
+    """Return a number as a scalar that is shared: nobody may write to it."""
+    return torch.full((), float(value), dtype=torch.float64, device=device)
 
 
 def _saturated(x: Tensor, activation: str, scalars: Sequence[float]) -> Tensor:
     if activation not in _BOUNDED:
-        return x.new_zeros(())
+        return _number(0, x.device)
     clipped = activation == "hardtanh" and len(scalars) > 1
     low, high = scalars[:2] if clipped else _BOUNDED[activation]
     margin = 0.01 * (high - low)

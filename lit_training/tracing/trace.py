@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +68,8 @@ class Tracer(TorchDispatchMode):
         self._on_gradient, self._wants_gradient = on_gradient, wants_gradient
         self._names = {id(m): name for name, m in clean_names(module)}
         self._scopes: list[tuple[str, nn.Module]] = [("", module)]
-        self._node_of: Any = WeakTensorKeyDictionary()
+        self._node_of: dict[int, tuple[ref[Tensor], Node]] = {}
+        self._unregistered: Any = WeakTensorKeyDictionary()
         self.batch = [leaf for leaf in leaves_of(batch) if isinstance(leaf, Tensor)]
         self._leaves: dict[int, tuple[str, str]] = {id(tensor): ("input", "batch") for tensor in self.batch}
         self._writes: dict[int, tuple[int, object]] = {}
@@ -113,24 +115,23 @@ class Tracer(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         if self._recording():
             try:
-                self._record(func, flat((args, kwargs or {})), out)
+                self._record(func, flat((args, kwargs)) if kwargs else flat(args), out)
             except Exception as error:
                 self.failure = error
         return out
 
     def node(self, tensor: Tensor) -> Node | None:
         """Return the node of a tensor that the forward made or read, if it is known."""
-        index = self._node_of.get(tensor)
-        return None if index is None else self.graph.nodes[index]
+        known, node = self._node_of.get(id(tensor), (None, None))
+        return node if known is not None and known() is tensor else None  # another tensor may have had the id before
 
     def read(self, tensor: Tensor) -> Node:
         """Return the node of a tensor, which becomes a leaf if no recorded operation made it."""
         return self.graph.nodes[self._read(tensor)]
 
-    def leaves(self, op: str) -> list[tuple[Node, Tensor]]:
-        """Return the leaves of a kind whose tensors are still alive, in the order in which they were read."""
-        found = [(self.graph.nodes[index], tensor) for tensor, index in list(self._node_of.items())]
-        return sorted(((node, t) for node, t in found if node.op == op), key=lambda pair: pair[0].index)
+    def unregistered(self) -> list[tuple[Node, Tensor]]:
+        """Return the leaves that ask for a gradient and that no module owns, while alive, in the order in which they were read."""
+        return sorted(((node, tensor) for tensor, node in self._unregistered.items()), key=lambda pair: pair[0].index)
 
     def _record(self, func: Any, arguments: Sequence[Any], out: Any) -> None:
         outputs = [leaf for leaf in flat(out) if isinstance(leaf, Tensor)]
@@ -175,7 +176,9 @@ class Tracer(TorchDispatchMode):
             node = self._add(tensor, kind, (), _LEAF_ORIGIN[kind], name=name)
             if kind == "input" and self._on_input is not None:
                 self._on_input(node, tensor)
-        written, _ = self._writes.get(_storage_key(tensor), (-1, None))
+            if kind == "unregistered":
+                self._unregistered[tensor] = node
+        written, _ = self._writes.get(_storage_key(tensor), (-1, None)) if self._writes else (-1, None)
         if written > node.index:  # through another view of the same memory
             node = self._add(tensor, "alias", (node.index, written), _join([node.origin, self.graph.nodes[written].origin]))
         if node.requires_grad is None:
@@ -208,7 +211,7 @@ class Tracer(TorchDispatchMode):
         scope, grad_mode = self._scopes[-1][0], torch.is_grad_enabled()
         node = Node(len(self.graph.nodes), op, parents, scope, shape, tensor.dtype, origin, grad_mode=grad_mode, **fields)
         self.graph.nodes.append(node)
-        self._node_of[tensor] = node.index
+        self._node_of[id(tensor)] = ref(tensor), node
         return node
 
     def _leaf(self, tensor: Tensor) -> tuple[str, str]:

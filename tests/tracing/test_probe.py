@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lit_training.tracing.probe import Probe
-from lit_training.tracing.tensor_stats import measure
+from lit_training.tracing.tensor_stats import measure, read_together
 
 
 def test_statistics_equal_those_taken_by_hand() -> None:
@@ -31,6 +31,22 @@ def test_statistics_equal_those_taken_by_hand() -> None:
     (call,) = probe.losses
     assert call.value == pytest.approx(float(loss.detach()))
     assert call.target_range == (0.0, 2.0)
+
+
+def test_what_is_read_together_is_what_is_read_alone() -> None:
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(9, 4),
+        5 + 1e-6 * torch.randn(7, 4),
+        torch.randn(9, 3),
+        torch.randn(1, 4),
+        torch.full((5, 4), torch.nan),
+    ]
+    alone, together = ([measure(x, len(x)) for x in tensors] for _ in range(2))
+    read_together(together)
+    for one, other in zip(alone, together, strict=True):
+        for name in ("rows", "mean", "std", "signal", "energy"):
+            assert getattr(other, name) == pytest.approx(getattr(one, name), rel=1e-12, nan_ok=True)
 
 
 def test_the_signal_is_not_the_spread_of_the_biases() -> None:

@@ -99,7 +99,7 @@ def test_a_tensor_that_no_module_owns_is_found() -> None:
     net = Net()
     with Tracer(net) as tracer:
         net(torch.randn(2, 3))
-    ((node, tensor),) = tracer.leaves("unregistered")
+    ((node, tensor),) = tracer.unregistered()
     assert tensor is loose
     assert node.shape == (3, 3)
 

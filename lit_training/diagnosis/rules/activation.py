@@ -190,7 +190,7 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
     """Tell whether the softmax behind a layer goes into layers with a bias only, and not into a product with data."""
     readers = graph.consumers()
     softmax = next((n for n in graph.nodes if n.op == "softmax" and layer.node in graph.ancestors(n.index)), None)
-    if softmax is None or graph.follows(softmax.index, readers) != ("linear",):
+    if softmax is None or graph.follows(softmax.index) != ("linear",):
         return False
     seen, stack = {softmax.index}, [softmax.index]
     products: list[int] = []
@@ -233,12 +233,12 @@ def _step_inside(evidence: Evidence) -> tuple[str, str, str] | None:
 
 
 def _sigmoids(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] | None:
-    graph, readers = evidence.graph, evidence.graph.consumers()
+    graph = evidence.graph
     plain = any(facts.descent is not None for facts in evidence.parameters.values())
     choked = []
     for layer in layers:
-        alone = layer.node is not None and graph.follows(layer.node, readers, through_normalisation=False) == ("sigmoid",)
-        if alone and layer.source is not None and layer.source.signal > 0 and _ungated(graph, layer, readers):
+        alone = layer.node is not None and graph.follows(layer.node, through_normalisation=False) == ("sigmoid",)
+        if alone and layer.source is not None and layer.source.signal > 0 and _ungated(graph, layer):
             choked.append((layer, layer.output.signal / layer.source.signal / SIGMOID_GAIN))
     product = 1.0
     for _, share in choked:
@@ -250,7 +250,7 @@ def _sigmoids(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, str] |
     return None
 
 
-def _ungated(graph: Graph, layer: Layer, readers: list[list[int]]) -> bool:
+def _ungated(graph: Graph, layer: Layer) -> bool:
     """Tell whether the sigmoid behind a layer goes on to a layer, and not into a product with data."""
     sigmoid = next((n for n in graph.nodes if n.op == "sigmoid" and layer.node in graph.ancestors(n.index)), None)
-    return sigmoid is not None and "product" not in graph.follows(sigmoid.index, readers)
+    return sigmoid is not None and "product" not in graph.follows(sigmoid.index)

@@ -78,8 +78,7 @@ def bad_gain(evidence: Evidence) -> Iterator[Finding]:
 def _recurrent_gains(evidence: Evidence) -> dict[str, float]:
     """Return the gain of a step through each recurrent weight that is trained and looks freshly drawn."""
     repeated = [layer for layer in evidence.layers if layer.calls >= UNROLLED and layer.node is not None]
-    readers = evidence.graph.consumers() if repeated else []
-    acts = {layer.weight: evidence.graph.follows(layer.node, readers) for layer in repeated if layer.node is not None}
+    acts = {layer.weight: evidence.graph.follows(layer.node) for layer in repeated if layer.node is not None}
     unrolled = {weight for weight, follows in acts.items() if not BOUNDED.isdisjoint(follows)}
     facts = (f for f in evidence.parameters.values() if f.requires_grad and f.fresh and len(f.shape) == 2)
     recurrent = (f for f in facts if "weight_hh" in f.name or (f.name in unrolled and f.shape[0] == f.shape[1]))

@@ -133,9 +133,9 @@ def guess(evidence: Evidence) -> float | None:
     """
     if len(evidence.losses) != 1 or evidence.losses[0].summed or abs(evidence.losses[0].scale) > NORMALISED:
         return None
-    call, targets = evidence.losses[0], evidence.samples.targets
+    call = evidence.losses[0]
     classes = classes_of(evidence, call)
-    cost = None if targets is None else _cost(call, _bent(evidence, call), classes, targets)
+    cost = _cost(call, _bent(evidence, call), classes, evidence.samples.targets)
     return cost if cost is not None else math.log(classes) if classes > 1 else call.constant
 
 
@@ -145,8 +145,10 @@ def _bent(evidence: Evidence, call: LossCall) -> Node | None:
     return evidence.graph.nodes[call.node] if given else None
 
 
-def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor) -> float | None:
+def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor | None) -> float | None:
     """Return what the best guess costs on some targets: the entropy of labels, or the spread of numbers; `None` for too few."""
+    if targets is None:
+        return None
     if classes < 2:
         found = None if node is None else spread(targets, node)
         return None if found is None else replace(call, spread=found).constant
@@ -201,9 +203,7 @@ class Guess:
 
     def on(self, targets: Tensor | None) -> float | None:
         """Return what it costs on other targets of the same kind, `None` where that cannot be told."""
-        if self.call is None or targets is None:
-            return None
-        cost = _cost(self.call, self.node, self.classes, targets)
+        cost = None if self.call is None else _cost(self.call, self.node, self.classes, targets)
         return cost if cost is not None and math.isfinite(cost) and cost > 0 else None
 
 

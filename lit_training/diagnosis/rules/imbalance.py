@@ -4,13 +4,11 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-import torch
-
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
-from lit_training.diagnosis.rules.targets import ENOUGH, commonest, diversity
+from lit_training.diagnosis.rules.targets import ENOUGH, diversity
 from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["class_imbalance", "learned_anyway"]
@@ -56,17 +54,18 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         return
     if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
         return
-    known = targets[targets >= 0] if evidence.samples.labels else targets
-    if len(known) < ENOUGH or len(torch.unique(known)) < 2 or _are_words(evidence, classes):
+    values, counts = evidence.samples.counts
+    counts = counts[values >= 0] if evidence.samples.labels else counts
+    known = int(counts.sum())
+    if known < ENOUGH or len(counts) < 2 or _are_words(evidence, classes):
         return
-    _, share = commonest(known)
-    effective = diversity(known)
+    share, effective = float(counts.max()) / known, diversity(counts)
     majority = OF_TWO if classes == 2 else MAJORITY
-    if share >= majority + math.sqrt(majority * (1 - majority) / len(known)) or (
-        classes >= 5 and effective < FEW_CLASSES * classes and len(known) > 8 * classes
+    if share >= majority + math.sqrt(majority * (1 - majority) / known) or (
+        classes >= 5 and effective < FEW_CLASSES * classes and known > 8 * classes
     ):
         spread = f"they are as diverse as {effective:.1f} of {classes} classes, equally common"
-        message = f"Of the first {len(known)} samples {share:.0%} have one label; {spread}."
+        message = f"Of the first {known} samples {share:.0%} have one label; {spread}."
         yield Finding(
             "class_imbalance", "warning", "", evidence.step, message, advice, {"share": share, "effective": effective}
         )

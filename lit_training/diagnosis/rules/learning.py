@@ -128,9 +128,9 @@ def is_meant(evidence: Evidence, weight: ParameterFacts) -> bool:
     if not MEANT.isdisjoint(weight.name.lower().replace("_", ".").split(".")):
         return True
     graph = evidence.graph
-    readers, made = graph.consumers(), graph.made_by_layers()
+    made = graph.made_by_layers()
     calls = [node for node in graph.layers() if node.weight == weight.name]
-    acts = [set(graph.follows(node.index, readers)) for node in calls if made.isdisjoint(node.parents)]
+    acts = [set(graph.follows(node.index)) for node in calls if made.isdisjoint(node.parents)]
     return len(acts) == len(calls) > 0 and all(act and act <= {"sin", "cos"} for act in acts)
 
 

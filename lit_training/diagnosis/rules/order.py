@@ -11,6 +11,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
 from lit_training.diagnosis.rules.targets import ENOUGH, diversity
+from lit_training.diagnosis.samples import Samples
 
 __all__ = ["data_not_shuffled"]
 
@@ -54,14 +55,15 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
     if targets is None or len(targets) < ENOUGH or samples.in_order is False:
         return
     advice = "DataLoader(..., shuffle=True)."
-    if samples.labels or len(torch.unique(targets)) <= 2:
-        changes, expected, deviation = _changes(targets)
+    counts = samples.counts[1]
+    if samples.labels or len(counts) <= 2:
+        changes, expected, deviation = _changes(targets, counts)
         if expected == 0 and samples.in_order and classes_told(evidence) > 1 and float(targets[0]) >= 0:
             message = f"The first {len(targets)} samples, read in order, all have the label {float(targets[0]):g}."
-        elif not _are_mixed(targets, samples.sizes) and (
+        elif (
             (changes < expected / 2 and changes < expected - SORTED * deviation)
-            or _in_blocks(targets, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE)
-        ):
+            or _in_blocks(counts, changes, BY_CHANCE_IN_ORDER if samples.in_order else BY_CHANCE)
+        ) and not _are_mixed(samples):
             order = f"in random order about {expected:.0f} times"
             message = f"From one sample to the next the label changes {changes} times in {len(targets)}, {order}."
         else:
@@ -74,20 +76,21 @@ def data_not_shuffled(evidence: Evidence) -> Iterator[Finding]:
         yield Finding("data_not_shuffled", "error", "", evidence.step, message, advice, {"correlation": correlation})
 
 
-def _changes(labels: Tensor) -> tuple[int, float, float]:
+def _changes(labels: Tensor, counts: Tensor) -> tuple[int, float, float]:
     """Return how often neighbours differ, and mean and standard deviation of that in random order."""
-    n, counts = len(labels), torch.unique(labels, return_counts=True)[1].double()
+    n, counts = len(labels), counts.double()
     squares, cubes = float(counts.square().sum()), float(counts.pow(3).sum())
     variance = (squares * (squares + n * (n + 1)) - 2 * n * cubes - n**3) / (n**2 * (n - 1))
     return int((labels[1:] != labels[:-1]).sum()), n - squares / n, math.sqrt(max(variance, 0.0))
 
 
-def _are_mixed(labels: Tensor, sizes: Sequence[int]) -> bool:
+def _are_mixed(samples: Samples) -> bool:
     """Tell whether each batch for itself shows several labels, in whatever order: a sampler has put it together."""
-    if len(sizes) < 2 or sum(sizes) != len(labels):
+    labels, sizes = samples.targets, samples.sizes
+    if labels is None or len(sizes) < 2 or sum(sizes) != len(labels):
         return False
-    each = min(diversity(batch) for batch in labels.split(list(sizes)))
-    return each >= min(SEVERAL, NEARLY_ALL * diversity(labels)) and each > 1
+    each = min(diversity(torch.unique(batch, return_counts=True)[1]) for batch in labels.split(list(sizes)))
+    return each >= min(SEVERAL, NEARLY_ALL * diversity(samples.counts[1])) and each > 1
 
 
 def _spread_alike(values: Tensor, sizes: Sequence[int]) -> bool:
@@ -97,10 +100,9 @@ def _spread_alike(values: Tensor, sizes: Sequence[int]) -> bool:
     return min(float(batch.double().std()) for batch in values.split(list(sizes))) > NEARLY_ALL * float(values.double().std())
 
 
-def _in_blocks(labels: Tensor, changes: int, by_chance: float) -> bool:
+def _in_blocks(counts: Tensor, changes: int, by_chance: float) -> bool:
     """Tell whether all samples of a label lie together, which chance would do less than once in e^by_chance times."""
-    counts = torch.unique(labels, return_counts=True)[1].tolist()
-    orders = math.lgamma(len(labels) + 1) - sum(math.lgamma(count + 1) for count in counts)
+    orders = math.lgamma(int(counts.sum()) + 1) - sum(math.lgamma(count + 1) for count in counts.tolist())
     return 0 < changes == len(counts) - 1 and orders - math.lgamma(len(counts) + 1) > by_chance
 
 

@@ -13,7 +13,7 @@ from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
 from lit_training.tracing.loss_calls import LossCall
 
-__all__ = ["ENOUGH", "commonest", "diversity", "labels_broken"]
+__all__ = ["ENOUGH", "diversity", "labels_broken"]
 
 ENOUGH = 48
 ONE_VALUE = 0.95
@@ -77,7 +77,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         low, high = call.target_range
         if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6) and not is_masked(evidence.graph, call):
             targets = evidence.samples.targets
-            several = targets is not None and len(torch.unique(targets)) > FEW_VALUES
+            several = targets is not None and len(evidence.samples.counts[0]) > FEW_VALUES
             if several or not (low.is_integer() and high.is_integer()):
                 message = f"BCE is given numbers from {low:.4g} to {high:.4g}; it asks for a yes or no."
                 yield Finding(
@@ -96,7 +96,8 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     targets, samples = evidence.samples.targets, evidence.samples
     if targets is None or len(targets) < ENOUGH or classes_told(evidence) == 1 or not evidence.losses:
         return
-    value, share = commonest(targets)
+    values, counts = samples.counts
+    value, share = float(values[counts.argmax()]), float(counts.max()) / len(targets)
     if samples.labels and value < 0 and share >= IGNORED and _only_takes_labels(evidence):
         message = f"{share:.0%} of the first {len(targets)} labels are {value:g}, which the loss ignores."
         advice = "See why they were not read or were masked: the network learns from the rest only."
@@ -131,13 +132,7 @@ def _varies(others: Tensor) -> bool:
     return len(others) >= 3 and len(torch.unique(others)) == len(others)
 
 
-def commonest(values: Tensor) -> tuple[float, float]:
-    """Return the commonest value and its share."""
-    unique, counts = torch.unique(values, return_counts=True)
-    return float(unique[counts.argmax()]), float(counts.max()) / len(values)
-
-
-def diversity(labels: Tensor) -> float:
-    """Return the exponential of the labels' entropy: of how many, equally common, they are as diverse."""
-    shares = torch.unique(labels, return_counts=True)[1].double() / len(labels)
+def diversity(counts: Tensor) -> float:
+    """Return the exponential of the entropy of labels that came so often: of how many, equally common, they are as diverse."""
+    shares = counts.double() / counts.sum()
     return math.exp(-float((shares * shares.log()).sum()))

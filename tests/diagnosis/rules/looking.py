@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.later import FirstSteps
-from lit_training.diagnosis.rule import diagnose
+from lit_training.diagnosis.rule import Diagnosis
 from lit_training.diagnosis.rules import RULES
 from lit_training.diagnosis.samples import of_one_batch
 from lit_training.tracing.probe import Probe
@@ -66,7 +66,7 @@ def findings(
     zero_grad: bool = True,
     expect_frozen: tuple[str, ...] = (),
 ) -> list[Finding]:
-    """Audit the first step of a plain loop, follow the next ones, and judge both together."""
+    """Audit the first step of a plain loop, follow the next ones, and judge again with what they showed."""
     x, y = vectors() if batch is None else batch
     held = optimizer(model)
     with Probe(model, len(x), (x, y)) as probe:
@@ -75,6 +75,8 @@ def findings(
         value.backward()
     samples = of_one_batch(probe)
     evidence = collect(probe, optimizers=[held], loss=value, stepping=held, expect_frozen=expect_frozen, samples=samples)
+    diagnosis = Diagnosis(RULES)
+    diagnosis(evidence)
     first = FirstSteps(model, [held])
     first.before_step(held)
     held.step()
@@ -86,7 +88,7 @@ def findings(
         value.backward()
         first.before_step(held)
         held.step()
-    return diagnose(replace(evidence, later=first.conclude(steps)), RULES)
+    return diagnosis(replace(evidence, later=first.conclude(steps)))
 
 
 def alarms(*args: object, **settings: object) -> list[str]:

@@ -1,11 +1,13 @@
 """What depends on a sample's neighbours in the batch, and how much dropout drops; and what only looks so."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lit_training.diagnosis.experiments import Call, try_in_eval
+from lit_training.diagnosis.experiments import Call, Calls, try_in_eval
 from tests.diagnosis.rules.looking import alarms
 
 
@@ -36,6 +38,15 @@ def test_a_view_in_place_of_a_transpose_mixes_samples_even_where_what_is_read_fi
     found = mixed(Recurrent(view), 32, length, 3)
     assert found is not None
     assert (found > 1e-3) == view
+
+
+def test_a_copy_that_is_made_while_calls_are_watched_is_no_call_of_the_original() -> None:
+    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    with Calls(net) as calls:
+        copy.deepcopy(net)(torch.zeros(5, 4))
+        net[1](torch.zeros(2, 3))
+    assert [(call.name, call.args[0].shape) for call in calls.seen] == [("1", (2, 3))]
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
 def test_two_samples_can_be_compared() -> None:
