@@ -16,6 +16,7 @@ from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import SEVERAL, Calls, fed
+from lit_training.diagnosis.mirrors import MappedSamples, mapped_samples
 from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parameters import norms, to_host
 from lit_training.diagnosis.parts import Fed, Part, summary
@@ -130,6 +131,11 @@ class FirstStep:
         self._arrived = dict(zip(map(id, learning), norms([p.grad for p in learning if p.grad is not None]), strict=True))
         if self._probe is not None and not module.automatic_optimization:
             self._probe.tracer.resume()
+
+    @harmless
+    def mapped_samples(self) -> MappedSamples | None:
+        """Keep some samples whose targets are maps, `None` if they are not."""
+        return None if self._probe is None or self._calls is None else mapped_samples(self._probe, self._calls.seen)
 
     def collect(
         self, trainer: Trainer, optimizer: Optimizer | None, expect_frozen: Sequence[str], handed_out: HandedOut

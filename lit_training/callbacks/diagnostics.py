@@ -172,7 +172,7 @@ class Diagnostics(Callback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Call `on_train_epoch_end` on every part; what the audit knows of guessing the losses are compared with."""
         self._parts_at_epoch_end(trainer, pl_module)
-        self.losses.guess = self.auditor.guess
+        self.losses.guess, self.losses.mapped = self.auditor.guess, self.auditor.mapped
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge the run as a whole, and print one verdict of a few lines."""

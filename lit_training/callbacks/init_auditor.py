@@ -21,6 +21,7 @@ from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
+from lit_training.diagnosis.mirrors import MappedSamples
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.rule import Check, Diagnosis, Filter, Rule, diagnose
@@ -61,6 +62,7 @@ class InitAuditor(Callback):
     Attributes:
         findings: in causal order; the first alarm is the cause to fix first.
         report: the whole `AuditReport`, `None` before the audit.
+        mapped: some samples of the first batch, if their targets are maps.
         guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
 
     Raises:
@@ -97,6 +99,7 @@ class InitAuditor(Callback):
         self.findings: list[Finding] = []
         self.report: AuditReport | None = None
         self.guess: Guess | None = None
+        self.mapped: MappedSamples | None = None
         self._step: FirstStep | None = None
         self._done = False
         self._evidence: Evidence | None = None
@@ -118,7 +121,7 @@ class InitAuditor(Callback):
         """Begin anew, also when the same trainer fits twice; refuse a pattern of `expect_frozen` without a match."""
         match(self.expect_frozen, names_of(classify(pl_module)), "expect_frozen")
         self.release()
-        self.findings, self.report, self.guess, self._done = [], None, None, False
+        self.findings, self.report, self.guess, self.mapped, self._done = [], None, None, None, False
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
         self._diagnosis = Diagnosis(self.rules, self.wanted)
@@ -239,6 +242,7 @@ class InitAuditor(Callback):
             return
         self._done = True
         evidence = self._collect(trainer, optimizer, self._step)
+        self.mapped = self._step.mapped_samples()
         self._step = None
         if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
             return

@@ -10,10 +10,12 @@ from torch import Tensor
 from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.course import Course
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.mirrors import MappedSamples
 from lit_training.diagnosis.modules import dropouts
 from lit_training.diagnosis.rules.course import diverged, judge_course
 from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
+from lit_training.diagnosis.rules.mirrored import turned_apart
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement, Rewinds
@@ -29,14 +31,17 @@ class LossMonitor(Callback):
     The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs hardly
     anything. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each weight it keeps about a
     thousand elements, to tell how far training moved it, and of 32 thousand samples what may be their target, to tell what a guess
-    costs on either kind of data.
+    costs on either kind of data. Where targets are maps as large as the pictures, a copy of the network runs once more in the end,
+    on 64 samples of the first batch at most.
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
-        compared: what the training loss beside the validation loss (`loss_curve.validation_loss`) and beside a guess's tells
-            (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
+        compared: whether outputs hold mirrored targets (`rules.mirrored.turned_apart`), else what the training loss tells beside
+            the validation loss (`loss_curve.validation_loss`) and beside a guess's (`rules.course.judge_course`,
+            `rules.forgetting.forgot`). Anything else that is wrong explains it.
         learned: whether training and validation loss ended far below a guess's.
         findings: both.
+        mapped: some samples whose targets are maps; set by `Diagnostics`, `None` if there are none.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
 
     Example:
@@ -52,6 +57,7 @@ class LossMonitor(Callback):
         self.compared: list[Finding] = []
         self.learned = False
         self.guess: Guess | None = None
+        self.mapped: MappedSamples | None = None
         self._reset()
 
     def _reset(self) -> None:
@@ -73,7 +79,7 @@ class LossMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
-        self.diverged, self.compared, self.learned, self.guess = [], [], False, None
+        self.diverged, self.compared, self.learned, self.guess, self.mapped = [], [], False, None, None
         self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -165,7 +171,11 @@ class LossMonitor(Callback):
     @harmless
     def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
         course = self._course(trainer)
-        return diverged(course), forgot(course) or judge_course(course), course.learned
+        return diverged(course), self._mirrored(trainer) or forgot(course) or judge_course(course), course.learned
+
+    @harmless
+    def _mirrored(self, trainer: Trainer) -> list[Finding]:
+        return [] if self.mapped is None else turned_apart(self.mapped.mirror(), trainer.global_step)
 
     def _course(self, trainer: Trainer) -> Course:
         guess = self.guess

@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch import Tensor
 
 from tests.zoo import data
 from tests.zoo.case import Case, faulty
@@ -60,3 +61,11 @@ def f_words_read_hot(case: Case) -> None:
 )
 def f_waist_thrown_over(case: Case) -> None:
     case.optimizer = adam(0.3)
+
+
+@faulty("labels_broken", twin="h_unet", source="the augmentation flips every second picture, and not its mask", margin=0.1)
+def f_pictures_flipped_alone(case: Case) -> None:
+    def flip(x: Tensor) -> Tensor:
+        return torch.where((torch.arange(len(x)) % 2 == 0)[:, None, None, None], x.flip(-1), x)
+
+    case.data = data.replace(case.data, 0, flip, val=False)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.healthy_pictures import h_unet
 from tests.zoo.nets import CE, adam, convnet, mlp, sgd
 
 
@@ -74,3 +75,22 @@ class Cycle(Supervised):
 @healthy("bn_stats", source="Zhu et al. 2017: an encoder reads what a decoder made of its code, at first next to nothing")
 def h_judge_with_norm(seed: int) -> Case:
     return Case(seed=seed, model=Reread(), data=data.blobs(seed), optimizer=adam(5e-3), max_steps=300, module=Cycle, **CE)
+
+
+class FlippedTogether(Supervised):
+    """Pictures and masks are turned in the training step."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        x, y = batch
+        if torch.rand(()) < 0.5:
+            x, y = x.flip(-1), y.flip(-1)
+        return self.loss_fn(self(x), y)
+
+
+@healthy(
+    "labels_broken", source="segmentation whose step flips pictures and masks, so that the loader's masks are not the loss's"
+)
+def h_flipped_together(seed: int) -> Case:
+    case = h_unet(seed)
+    case.module = FlippedTogether
+    return case

@@ -50,7 +50,8 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or in
     validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing else is
-    wrong.
+    wrong. Or the outputs for maps (masks, pictures) hold the targets' mirror images too, .35 times as much as the targets or more,
+    with a correlation of .2 or more: pictures were flipped at random without their masks.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.

@@ -1,0 +1,138 @@
+"""Whether what a network learned of maps is half mirrored: what comes of flipping pictures without their masks."""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from lit_training.columns import leaves_of
+from lit_training.diagnosis.experiments import Call
+from lit_training.running import undisturbed
+from lit_training.tracing.loss_calls import from_loader
+from lit_training.tracing.probe import Probe
+
+__all__ = ["MappedSamples", "Mirror", "mapped_samples", "mirror"]
+
+_MOST, _LEAST = 64, 8
+_SMALLEST = 8
+_FLIPS = {"left and right": (-1,), "top and bottom": (-2,), "both ways": (-2, -1)}
+_SYMMETRIC = 0.95
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """How much of the mirrored targets the outputs hold.
+
+    Args:
+        way: how they are mirrored.
+        share: the part that mirrored targets have in the outputs, over that of the targets themselves.
+        correlation: of the outputs with mirrored targets, where those themselves are accounted for.
+    """
+
+    way: str
+    share: float
+    correlation: float
+
+
+@dataclass(frozen=True)
+class MappedSamples:
+    """Some samples of the first batch, whose targets are maps as large as the pictures: the network's call, and the targets."""
+
+    call: Call
+    targets: Tensor
+
+    def mirror(self) -> Mirror | None:
+        """Run a copy of the network as it is now on them, in eval mode, and compare what it says with `mirror`."""
+        with undisturbed(self.call.module), torch.no_grad():
+            output = copy.deepcopy(self.call.module).eval()(*self.call.args, **self.call.kwargs)
+        maps = _alike(output, self.targets) if isinstance(output, Tensor) else None
+        return None if maps is None else mirror(*maps)
+
+
+def mapped_samples(probe: Probe, calls: Sequence[Call]) -> MappedSamples | None:
+    """Keep a few samples of the first batch, `None` unless a loss takes maps as the loader gave them, and one network made them."""
+    nodes, rows = probe.graph.nodes, probe.batch_size
+    given = {node.index: x for x in probe.tracer.batch if (node := probe.tracer.node(x)) is not None}
+    for loss in probe.losses:
+        index = loss.target
+        while index not in given and from_loader(probe.graph, nodes[index]) and nodes[index].parents:
+            index = nodes[index].parents[0]
+        target = given.get(index)
+        if (
+            target is None
+            or len(calls) != 1
+            or not _are_maps(target, rows)
+            or not any(target is x for x in leaves_of(probe.batch))
+        ):
+            continue
+        pictures = [x for x in tree_leaves((calls[0].args, calls[0].kwargs)) if isinstance(x, Tensor)]
+        if pictures and all(x.shape[:1] == (rows,) for x in pictures) and pictures[0].shape[-2:] == target.shape[-2:]:
+            return MappedSamples(_first(calls[0]), target[:_MOST].detach().clone())
+    return None
+
+
+def mirror(outputs: Tensor, targets: Tensor) -> Mirror | None:
+    """Return which mirror image of the targets has most in the outputs, beside the targets themselves.
+
+    Both are held against their means over samples, so that places where something usually is do not count. Targets that are
+    symmetric tell nothing.
+
+    Args:
+        outputs: `[samples, channels, height, width]`, in any units.
+        targets: likewise.
+
+    Returns:
+        `None` if outputs hold nothing of the targets.
+
+    >>> targets = torch.rand(32, 1, 16, 16)
+    >>> mirror((targets + targets.flip(-1)) / 2, targets).way
+    'left and right'
+    >>> round(mirror(targets, targets).share, 2)
+    0.0
+    """
+    said, meant = (x.double() - x.double().mean(0) for x in (outputs, targets))
+    found = []
+    for way, dims in _FLIPS.items():
+        turned = meant.flip(dims)
+        overlap, along = _along(turned, meant), _along(said, meant)
+        if abs(overlap) > _SYMMETRIC:
+            continue
+        rest, left = turned - overlap * meant, said - along * meant
+        share = _along(said, rest)
+        own = along - overlap * share
+        correlation = float((left * rest).sum() / (left.norm() * rest.norm()).clamp(min=1e-30))
+        if own > 0:
+            found.append(Mirror(way, share / own, correlation))
+    return max(found, key=lambda each: each.share, default=None)
+
+
+def _along(x: Tensor, direction: Tensor) -> float:
+    return float((x * direction).sum() / direction.square().sum().clamp(min=1e-30))
+
+
+def _are_maps(target: Tensor, rows: int) -> bool:
+    return target.ndim >= 3 and target.shape[0] == rows >= _LEAST and min(target.shape[-2:]) >= _SMALLEST
+
+
+def _first(call: Call) -> Call:
+    def cut(leaf: Any) -> Any:
+        return leaf[:_MOST] if isinstance(leaf, Tensor) else leaf
+
+    return replace(call, args=tree_map(cut, call.args), kwargs=tree_map(cut, call.kwargs))
+
+
+def _alike(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Bring outputs and targets into one shape, labels as one map for each class; `None` if they do not fit."""
+    if not targets.is_floating_point() and output.ndim == targets.ndim + 1 and output.shape[1] > 1:
+        known = targets.clamp(0, output.shape[1] - 1)
+        return output.softmax(1), F.one_hot(known, output.shape[1]).movedim(-1, 1).to(output.dtype)
+    if output.shape == targets.shape:
+        return output, targets.to(output.dtype)
+    if output.squeeze(1).shape == targets.squeeze(1).shape:
+        return output.squeeze(1), targets.squeeze(1).to(output.dtype)
+    return None

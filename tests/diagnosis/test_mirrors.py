@@ -1,0 +1,70 @@
+"""Whether outputs that are maps hold mirror images of their targets."""
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training import LitModule
+from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.mirrors import mirror
+from lit_training.diagnosis.rules.mirrored import turned_apart
+
+
+def blots(n: int = 64, size: int = 12) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    noise = F.avg_pool2d(torch.randn(n, 1, size, size, generator=generator), 3, 1, 1)
+    return (noise > 0.25).float()
+
+
+@pytest.mark.parametrize(("dims", "way"), [((-1,), "left and right"), ((-2,), "top and bottom"), ((-2, -1), "both ways")])
+@pytest.mark.parametrize("part", [0.25, 0.5])
+def test_the_share_of_mirrored_targets_is_measured(dims: tuple[int, ...], way: str, part: float) -> None:
+    targets = blots()
+    found = mirror(3 * ((1 - part) * targets + part * targets.flip(dims)) - 1, targets)
+    assert found is not None
+    assert found.way == way
+    assert found.share == pytest.approx(part / (1 - part))
+    assert found.correlation == pytest.approx(1.0)
+
+
+def test_errors_that_have_nothing_to_do_with_mirrors_are_silent() -> None:
+    targets = blots()
+    noisy = targets + 0.5 * torch.randn(targets.shape, generator=torch.Generator().manual_seed(1))
+    assert turned_apart(mirror(noisy, targets), 1) == []
+    assert turned_apart(mirror(torch.randn(targets.shape), targets), 1) == []
+
+
+def test_symmetric_targets_tell_nothing() -> None:
+    targets = blots()
+    symmetric = (targets + targets.flip(-1) + targets.flip(-2) + targets.flip(-1, -2)) / 4
+    assert mirror(symmetric, symmetric) is None
+
+
+def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1) -> Diagnostics:
+    torch.manual_seed(0)
+    layers = [part for _ in range(3) for part in (nn.LazyConv2d(16, 3, padding=1), nn.ReLU())]
+    watch = Diagnostics(verbose=False)
+    net = nn.Sequential(*layers, nn.LazyConv2d(channels, 1))
+    net(x[:1])
+    trainer = pl.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(net, loss=loss, lr=0.1, metrics=[]), DataLoader(TensorDataset(x, y), 32, shuffle=True))
+    return watch
+
+
+@pytest.mark.parametrize("labels", [False, True])
+@pytest.mark.parametrize(("alone", "said"), [(True, ["labels_broken"]), (False, [])])
+def test_pictures_that_are_flipped_without_their_masks_are_found(alone: bool, said: list[str], labels: bool) -> None:
+    masks = blots(512)
+    pictures = 2 * masks - 1 + 0.3 * torch.randn(masks.shape, generator=torch.Generator().manual_seed(2))
+    odd = (torch.arange(512) % 2 == 1)[:, None, None, None]
+    pictures = torch.where(odd, pictures.flip(-1), pictures)
+    masks = masks if alone else torch.where(odd, masks.flip(-1), masks)
+    if labels:
+        watch = trained(pictures, masks[:, 0].long(), "cross_entropy", channels=2)
+    else:
+        watch = trained(pictures, masks, nn.BCEWithLogitsLoss())
+    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == said
