@@ -153,7 +153,7 @@ class Stopped(Supervised):
     """Ends when validation gets no better."""
 
     def configure_callbacks(self) -> list[Callback]:
-        return [EarlyStopping("val_loss", patience=5)]
+        return [EarlyStopping("val_loss", strict=False, patience=5)]
 
 
 @healthy("train_val_mismatch", "overfit_no_regularisation", source="two hundred patients, early stopping: five epochs too many")
