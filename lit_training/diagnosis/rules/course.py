@@ -19,7 +19,7 @@ HARDLY, GAIN, TOLD, APART = 0.7, 0.95, 0.99, 0.8
 FEW_SAMPLES, FEW_TO_LEARN = 64, 1000
 SIGNIFICANT = 3.0
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
-SLIGHT = 0.6
+SLIGHT, SOMETHING = 0.6, 0.1
 REWINDS = 3
 SHRUNK, HARDLY_FELL = 0.1, 0.4
 
@@ -197,8 +197,8 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     .01 of that, the validation loss above .45 of it and 60 times the training loss, and never below .25 (of 400 healthy
     set-ups the nearest ended at .38 and 42 times).
 
-    Not an alarm: a gap that closes, or a validation loss that is at its best (by 2 %) in the end, and better than a guess's; tiny
-    losses on both sides; a validation loss of another size than training's, by a factor of 3, before anything is learned (another
+    Not an alarm: a gap that closes, or a validation loss that is at its best (by 2 %) in the end, and better than a guess's, while
+    training still costs a tenth of that; tiny losses on both sides; a validation loss of another size than training's, by a factor of 3, before anything is learned (another
     formula, other units: currency, a sum over the batch) that fell by a fifth; one that comes below .3 of its first value: it
     learns too. A run that `EarlyStopping` ends gets a note.
 
@@ -232,7 +232,7 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
 
 def _by_heart(course: Course) -> bool:
     """Tell whether nothing is left of the training loss, or a third of a validation loss that is not far from a guess's."""
-    if not course.guess or not course.one_formula or course.still_gains:
+    if not course.guess or not course.one_formula or (course.still_gains and course.end > SOMETHING * course.guess):
         return False
     best, last = min(course.validation), course.validation[-1]
     vanished = course.end < BY_HEART * course.guess and last > max(POOR * course.guess, FAR_APART * course.end)

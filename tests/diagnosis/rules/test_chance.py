@@ -135,8 +135,9 @@ def test_validation_that_is_at_its_best_in_the_end_is_neither_lost_nor_overfitte
         "first_pass": 0.96,
     }
     assert rules(**ratings, guess_apart=1.0, samples_apart=3000, sampled=True) == cause
-    by_heart = {"training": (1.40, *[0.1] * 30), "validation": (1.3, 1.0, last / 0.88), "passes": 24, "guess_apart": LN4}
-    assert bool(rules(**by_heart, samples_apart=3000, classes=4)) == bool(cause)
+    slight = {"validation": (1.3, 1.0, last / 0.88), "passes": 24, "guess_apart": LN4, "samples_apart": 3000, "classes": 4}
+    assert bool(rules(training=(1.40, *[0.2] * 30), **slight)) == bool(cause)
+    assert rules(training=(1.40, *[0.02] * 30), **slight) == ["overfit_no_regularisation"]
 
 
 @pytest.mark.parametrize(
