@@ -198,9 +198,9 @@ def overfit_no_regularisation(course: Course) -> list[Finding]:
     set-ups the nearest ended at .38 and 42 times).
 
     Not an alarm: a gap that closes, or a validation loss that is at its best (by 2 %) in the end, and better than a guess's, while
-    training still costs a tenth of that; tiny losses on both sides; a validation loss of another size than training's, by a factor of 3, before anything is learned (another
-    formula, other units: currency, a sum over the batch) that fell by a fifth; one that comes below .3 of its first value: it
-    learns too. A run that `EarlyStopping` ends gets a note.
+    training still costs a tenth of that; tiny losses on both sides; a validation loss of another size than training's, by a factor
+    of 3, before anything is learned (another formula, other units: currency, a sum over the batch) that fell by a fifth; one that
+    comes below .3 of its first value: it learns too. A run that `EarlyStopping` ends gets a note.
 
     What to do: stop at the minimum (`EarlyStopping`), `weight_decay`, dropout, augmentation, more data, a smaller network.
 
