@@ -49,6 +49,12 @@ class Movement:
         return median(changes) if changes else None
 
     @torch.no_grad()
+    def moved(self) -> dict[nn.Parameter, bool]:
+        """Tell of each weight whether any of what is remembered of it is another number now."""
+        pairs = zip(self._weights, self._start, strict=True)
+        return {weight: not torch.equal(_sample(weight), start) for weight, start in pairs}
+
+    @torch.no_grad()
     def now(self) -> list[Tensor]:
         """Return a copy of the remembered elements as they are."""
         return [_sample(weight).clone() for weight in self._weights]

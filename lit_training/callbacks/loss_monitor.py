@@ -15,11 +15,12 @@ from lit_training.diagnosis.modules import dropouts
 from lit_training.diagnosis.rules.course import diverged, judge_course
 from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
+from lit_training.diagnosis.rules.idle import never_stepped
 from lit_training.diagnosis.rules.mirrored import turned_apart
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement, Rewinds
-from lit_training.selection import clean_names
+from lit_training.selection import classify, clean_names
 from lit_training.tracing.trace import unseen
 
 __all__ = ["LossMonitor"]
@@ -29,16 +30,17 @@ class LossMonitor(Callback):
     """Follow the loss that is minimised and the validation loss that the module logs; judge both when training ends.
 
     The training loss stays on the device in at most 64 sums, also the first step at which it was not finite; a step costs hardly
-    anything. In manual optimisation it does nothing, since losses of several kinds alternate there. Of each weight it keeps about a
+    anything. In manual optimisation it follows no loss, since several kinds alternate there. Of each weight it keeps about a
     thousand elements, to tell how far training moved it, and of 32 thousand samples what may be their target, to tell what a guess
     costs on either kind of data. Where targets are maps as large as the pictures, a copy of the network runs once more in the end,
     on 64 samples of the first batch at most.
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
-        compared: whether outputs hold mirrored targets (`rules.mirrored.turned_apart`), else what the training loss tells beside
-            the validation loss (`loss_curve.validation_loss`) and beside a guess's (`rules.course.judge_course`,
-            `rules.forgetting.forgot`). Anything else that is wrong explains it.
+        compared: whether an optimiser never stepped (`rules.idle.never_stepped`), else whether outputs hold mirrored targets
+            (`rules.mirrored.turned_apart`), else what the training loss tells beside the validation loss
+            (`loss_curve.validation_loss`) and beside a guess's (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything
+            else that is wrong explains it.
         learned: whether training and validation loss ended far below a guess's.
         findings: both.
         mapped: some samples whose targets are maps; set by `Diagnostics`, `None` if there are none.
@@ -171,7 +173,14 @@ class LossMonitor(Callback):
     @harmless
     def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
         course = self._course(trainer)
-        return diverged(course), self._mirrored(trainer) or forgot(course) or judge_course(course), course.learned
+        compared = self._idle(trainer) or self._mirrored(trainer) or forgot(course) or judge_course(course)
+        return diverged(course), compared, course.learned
+
+    @harmless
+    def _idle(self, trainer: Trainer) -> list[Finding]:
+        moved = {} if self._movement is None or len(trainer.optimizers) < 2 else self._movement.moved()
+        names = {info.parameter: info.name for info in classify(trainer.lightning_module)} if moved else {}
+        return never_stepped(trainer.optimizers, moved, names, trainer.global_step)
 
     @harmless
     def _mirrored(self, trainer: Trainer) -> list[Finding]:

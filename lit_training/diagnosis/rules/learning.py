@@ -196,7 +196,8 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
     or after 256 batches, where there was no step at all); not one has changed, although gradients arrived, or although a loss of
     torch's was computed and no backward pass ever began. And at the first step: the backward pass went through the layers, but no
     parameter has a gradient when the optimiser steps. At the end of a run (`LossMonitor`): epochs began with the very weights of
-    the one before, though validation had become better in it.
+    the one before, though validation had become better in it; or of several optimisers one never stepped in 20 updates or more,
+    although gradients arrive and its rate is not 0.
 
     Threshold: 3 such epochs, and half of all; else none, a single changed bit is an update.
 
