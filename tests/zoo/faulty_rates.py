@@ -85,6 +85,11 @@ def f_deep_rate_of_a_warm_up(case: Case) -> None:
 
 
 # ------------------------------------------------------------------------------------------ clipping
+@faulty("clip_too_small", "lr_too_low", twin="h_regression_sgd", source="a clipping norm that leaves a hundredth under SGD")
+def f_clip_for_sums(case: Case) -> None:
+    case.trainer = {"gradient_clip_val": 0.01}
+
+
 @faulty("clip_too_small", "lr_too_low", twin="h_shapes_sgd", source="gradient_clip_val=1e-6, a typo for 1.0")
 def f_clip_millionth(case: Case) -> None:
     case.trainer = {"gradient_clip_val": 1e-6}

@@ -68,6 +68,7 @@ HEALTHY = {
 FAULTY = {
     "stepped per batch": lambda o: schedules.StepLR(o, 10),
     "exponential per batch": lambda o: schedules.ExponentialLR(o, 0.9),
+    "exponential per batch, slower": lambda o: schedules.ExponentialLR(o, 0.94),
     "never warm": lambda o: schedules.LambdaLR(o, lambda step: min(1.0, step / 10_000)),
     "integer division": lambda o: schedules.LambdaLR(o, lambda step: min(1, step // 1000)),
     "one cycle stepped too seldom": lambda o: schedules.OneCycleLR(o, 0.5, total_steps=3000),
