@@ -16,9 +16,9 @@ from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.columns import batch_size_of, leaves_of
 from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.experiments import SEVERAL, Calls, fed
+from lit_training.diagnosis.figures import norms, to_host
 from lit_training.diagnosis.mirrors import MappedSamples, mapped_samples
 from lit_training.diagnosis.modules import in_train_mode, tracked
-from lit_training.diagnosis.parameters import norms, to_host
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
 from lit_training.selection import clean_names

@@ -8,10 +8,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
+from lit_training.diagnosis.figures import to_host
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.modules import collecting_norms, dropouts, flags, forget_gates, idle_norms, tracked
-from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts, to_host
+from lit_training.diagnosis.parameters import LooseTensor, ParameterFacts, loose_tensors, parameter_facts
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.reading import gathering_head, logits_of
 from lit_training.diagnosis.samples import Samples

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_training.diagnosis.figures import norms, to_host, whole
 from lit_training.diagnosis.modules import tracked
-from lit_training.diagnosis.parameters import norms, to_host, whole
 from lit_training.fingerprints import fingerprint_all
 from lit_training.selection import classify, clean_names
 
