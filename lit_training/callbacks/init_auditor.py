@@ -62,7 +62,7 @@ class InitAuditor(Callback):
     Attributes:
         findings: in causal order; the first alarm is the cause to fix first.
         report: the whole `AuditReport`, `None` before the audit.
-        mapped: some samples of the first batch, if their targets are maps.
+        mapped: some samples of the first batch, if their targets are maps, until training ends.
         guess: what it costs to say the same for every sample, `None` where the loss has other parts or is not known.
 
     Raises:
@@ -208,8 +208,9 @@ class InitAuditor(Callback):
         self.release()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Leave nothing attached."""
+        """Leave nothing attached, and let go of samples."""
         self.release()
+        self.mapped = None
 
     def release(self) -> None:
         """Detach from the module and forget what was observed."""

@@ -128,6 +128,10 @@ class LossMonitor(Callback):
         """Judge what there is, on this rank."""
         self.diverged, self.compared, self.learned = self._judge(trainer) or ([], [], False)
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of samples."""
+        self.mapped = None
+
     @harmless
     def _keep(self, columns: Columns, batch: Any) -> None:
         with unseen():

@@ -19,6 +19,7 @@ from lit_training.tracing.probe import Probe
 __all__ = ["MappedSamples", "Mirror", "mapped_samples", "mirror"]
 
 _MOST, _LEAST = 64, 8
+_ENOUGH_NUMBERS = 2**22  # of all inputs together, so that they stay below 16 MB; of large pictures the least number of samples
 _SMALLEST = 8
 _FLIPS = {"left and right": (-1,), "top and bottom": (-2,), "both ways": (-2, -1)}
 _SYMMETRIC = 0.95
@@ -72,7 +73,8 @@ def mapped_samples(probe: Probe, calls: Sequence[Call]) -> MappedSamples | None:
             continue
         pictures = [x for x in tree_leaves((calls[0].args, calls[0].kwargs)) if isinstance(x, Tensor)]
         if pictures and all(x.shape[:1] == (rows,) for x in pictures) and pictures[0].shape[-2:] == target.shape[-2:]:
-            return MappedSamples(_first(calls[0]), target[:_MOST].detach().clone())
+            each = sum(x.numel() for x in pictures) // rows
+            return _first(calls[0], target, max(_LEAST, min(_MOST, _ENOUGH_NUMBERS // each)))
     return None
 
 
@@ -119,11 +121,12 @@ def _are_maps(target: Tensor, rows: int) -> bool:
     return target.ndim >= 3 and target.shape[0] == rows >= _LEAST and min(target.shape[-2:]) >= _SMALLEST
 
 
-def _first(call: Call) -> Call:
+def _first(call: Call, targets: Tensor, samples: int) -> MappedSamples:
     def cut(leaf: Any) -> Any:
-        return leaf[:_MOST] if isinstance(leaf, Tensor) else leaf
+        return leaf[:samples].detach().clone() if isinstance(leaf, Tensor) else leaf
 
-    return replace(call, args=tree_map(cut, call.args), kwargs=tree_map(cut, call.kwargs))
+    few = replace(call, args=tree_map(cut, call.args), kwargs=tree_map(cut, call.kwargs))
+    return MappedSamples(few, targets[:samples].detach().clone())
 
 
 def _alike(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:

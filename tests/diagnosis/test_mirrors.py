@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
-from lit_training.diagnosis.mirrors import mirror
+from lit_training.diagnosis.mirrors import MappedSamples, mirror
 from lit_training.diagnosis.rules.mirrored import turned_apart
 
 
@@ -43,7 +43,7 @@ def test_symmetric_targets_tell_nothing() -> None:
     assert mirror(symmetric, symmetric) is None
 
 
-def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1) -> Diagnostics:
+def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1, batch_size: int = 32) -> Diagnostics:
     torch.manual_seed(0)
     layers = [part for _ in range(3) for part in (nn.LazyConv2d(16, 3, padding=1), nn.ReLU())]
     watch = Diagnostics(verbose=False)
@@ -51,8 +51,19 @@ def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1) -> D
     net(x[:1])
     trainer = pl.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                          enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(LitModule(net, loss=loss, lr=0.1, metrics=[]), DataLoader(TensorDataset(x, y), 32, shuffle=True))
+    trainer.fit(LitModule(net, loss=loss, lr=0.1, metrics=[]), DataLoader(TensorDataset(x, y), batch_size, shuffle=True))
     return watch
+
+
+def test_samples_are_few_and_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[MappedSamples] = []
+    look = MappedSamples.mirror
+    monkeypatch.setattr(MappedSamples, "mirror", lambda self: kept.append(self) or look(self))
+    masks = blots(128)
+    watch = trained(masks, masks, nn.BCEWithLogitsLoss(), batch_size=100)
+    assert [len(each.targets) for each in kept] == [64]
+    assert watch.auditor.mapped is None
+    assert watch.losses.mapped is None
 
 
 @pytest.mark.parametrize("labels", [False, True])
