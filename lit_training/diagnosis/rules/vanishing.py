@@ -21,6 +21,7 @@ __all__ = ["init_vanishing"]
 
 VANISHED = 1e-3
 VANISHED_ADAPTIVE = 1e-5
+CHOOSES = frozenset(["argmin", "argmax"])
 
 
 @rule(
@@ -44,11 +45,11 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
     a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
-    few units all happen to be silent, if what they weigh goes on; zero-initialised heads and branches next to a
-    skip connection (the signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back,
-    as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small
-    weights in front of normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and
-    at width 32 it is hardly better than .01.
+    few units all happen to be silent, if what they weigh goes on; codes of which all samples choose the same one at first;
+    zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with normalisation
+    between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor
+    of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow transformer learns
+    late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -62,7 +63,9 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
             continue
         way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
         beside = way is not None and (
-            _is_small_branch(evidence, layer, way) or _is_silent_gate(evidence, layer, way[-1], threshold * first)
+            _is_chosen(evidence, layer)
+            or _is_small_branch(evidence, layer, way)
+            or _is_silent_gate(evidence, layer, way[-1], threshold * first)
         )
         if way is not None and not beside:
             culprit = next((p for p in way if is_weak(p)), way[0])
@@ -89,6 +92,11 @@ def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[L
     before = evidence.graph.ancestors(layer.node)
     way = [p for p in passed if p.node is None or p.node in before]
     return way if any(p.source is not None and p.source.signal > 0 for p in way) else None
+
+
+def _is_chosen(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether what arrives was chosen by an index, as codes are, of which all samples may have the same one at first."""
+    return layer.node is not None and any(evidence.graph.nodes[i].op in CHOOSES for i in evidence.graph.ancestors(layer.node))
 
 
 def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:

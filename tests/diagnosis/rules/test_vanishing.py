@@ -4,9 +4,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.diagnosis.rules.looking import adam, alarms, fill, findings, mlp, vectors
+from tests.diagnosis.rules.looking import adam, alarms, fill, findings, mlp, numbers, vectors
 
 
 def he(weight: Tensor) -> Tensor:
@@ -124,3 +125,27 @@ def test_a_silent_gate_does_not_lose_the_signal_that_it_weighs() -> None:
     assert alarms(Gated(on_the_way=False), vectors(), optimizer=adam) == []
     lost = findings(Gated(on_the_way=True), vectors(), optimizer=adam)[0]
     assert (lost.rule, lost.message.split(",")[0]) == ("init_vanishing", "By excite")
+
+
+class Codes(nn.Module):
+    """Codes that are chosen by distance and learned straight through (van den Oord et al. 2017): at first all choose one."""
+
+    def __init__(self, straight: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.codes, self.decoder = mlp(16, 32, 4), nn.Embedding(8, 4), mlp(4, 32, 1)
+        fill(self.encoder, lambda weight: nn.init.normal_(weight, std=1e-4))
+        self.straight = straight
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        if self.straight:
+            code = self.codes(torch.cdist(z, self.codes.weight).argmin(1))
+            z = z + (code - z).detach()
+        return self.decoder(z)
+
+
+@pytest.mark.parametrize(("straight", "vanishes"), [(True, False), (False, True)])
+def test_codes_of_which_all_samples_choose_one_are_silent(straight: bool, vanishes: bool) -> None:
+    said = alarms(Codes(straight), numbers(), F.mse_loss, optimizer=adam)
+    assert ("init_vanishing" in said) == vanishes
