@@ -46,7 +46,8 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     Threshold: 90 % of at least 8 units, over 4 samples or more. Over healthy set-ups the share stays below 40 %, in squeeze
     layers of a few units 75 %; by chance a unit is silent on n samples with probability 2^-n.
 
-    Not an alarm: single dead units, small layers, batches of one, layers that only zeros arrive at; the first of several steps, if the later ones get a gradient.
+    Not an alarm: single dead units, small layers, batches of one, layers that only zeros arrive at; the first of several steps, if
+    the later ones get a gradient.
 
     What to do: He initialisation with zero biases, standardised inputs; a leaky ReLU, or batch norm in front.
     """
