@@ -14,6 +14,7 @@ from lit_training.diagnosis.rules.layer_gains import (
     measured_gain,
     needed_gain,
 )
+from lit_training.diagnosis.rules.units import LEAST_UNITS
 from lit_training.tracing.probe import Layer
 
 __all__ = ["init_vanishing"]
@@ -43,13 +44,12 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
     Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
-    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates that all
-    happen to be silent and squeeze layers in branches that start at zero, if the signal goes on past them; codes of which all
-    samples choose the same one at first; zero-initialised heads and branches next to a skip connection (the signal that arrives is
-    what counts), nets with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates
-    bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are
-    silent though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than
-    .01.
+    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
+    few units all happen to be silent, if what they weigh goes on; codes of which all samples choose the same one at first;
+    zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with normalisation
+    between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor
+    of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow transformer learns
+    late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -65,7 +65,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         beside = way is not None and (
             _is_chosen(evidence, layer)
             or _is_small_branch(evidence, layer, way)
-            or _goes_on(evidence, layer, threshold * first)
+            or _is_silent_gate(evidence, layer, way[-1], threshold * first)
         )
         if way is not None and not beside:
             culprit = next((p for p in way if is_weak(p)), way[0])
@@ -99,8 +99,11 @@ def _is_chosen(evidence: Evidence, layer: Layer) -> bool:
     return layer.node is not None and any(evidence.graph.nodes[i].op in CHOOSES for i in evidence.graph.ancestors(layer.node))
 
 
-def _goes_on(evidence: Evidence, layer: Layer, least: float) -> bool:
-    """Tell whether layers behind one get some signal all the same, past a gate or a branch that starts at zero."""
+def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:
+    """Tell whether a layer reads a few rectified units that all happen to be silent, and layers behind it get some signal."""
+    units = before.activation
+    if units is None or len(units.low) >= LEAST_UNITS or units.silent_units < 1:
+        return False
     with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
     return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
 

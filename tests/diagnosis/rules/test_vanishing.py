@@ -149,26 +149,3 @@ class Codes(nn.Module):
 def test_codes_of_which_all_samples_choose_one_are_silent(straight: bool, vanishes: bool) -> None:
     said = alarms(Codes(straight), numbers(), F.mse_loss, optimizer=adam)
     assert ("init_vanishing" in said) == vanishes
-
-
-class Squeezed(nn.Module):
-    """Blocks whose branch starts at zero, with a squeeze layer that reads it (SE-ResNet with zero-initialised last gains)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.stem, self.branch, self.gain = nn.Linear(16, 64), mlp(64, 64, 64), nn.Parameter(torch.zeros(64))
-        self.squeeze, self.excite, self.head = nn.Linear(64, 16), nn.Linear(16, 64), nn.Linear(64, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x).relu()
-        branch = self.gain * self.branch(x)
-        return self.head(x + branch * self.excite(self.squeeze(branch).relu()).sigmoid())
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_squeeze_layer_in_a_branch_that_starts_at_zero_is_silent(bias: bool) -> None:
-    model = Squeezed()
-    if not bias:
-        nn.init.zeros_(model.squeeze.bias)
-    assert alarms(model) == []
