@@ -10,10 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from lit_training.columns import leaves_of
 from lit_training.diagnosis.experiments import Call
 from lit_training.running import undisturbed
-from lit_training.tracing.loss_calls import from_loader
+from lit_training.tracing.loss_calls import before_reshaping
 from lit_training.tracing.probe import Probe
 
 __all__ = ["MappedSamples", "Mirror", "mapped_samples", "mirror"]
@@ -57,19 +56,11 @@ class MappedSamples:
 
 def mapped_samples(probe: Probe, calls: Sequence[Call]) -> MappedSamples | None:
     """Keep a few samples of the first batch, `None` unless a loss takes maps as the loader gave them, and one network made them."""
-    nodes, rows = probe.graph.nodes, probe.batch_size
+    graph, rows = probe.graph, probe.batch_size
     given = {node.index: x for x in probe.tracer.batch if (node := probe.tracer.node(x)) is not None}
     for loss in probe.losses:
-        index = loss.target
-        while index not in given and from_loader(probe.graph, nodes[index]) and nodes[index].parents:
-            index = nodes[index].parents[0]
-        target = given.get(index)
-        if (
-            target is None
-            or len(calls) != 1
-            or not _are_maps(target, rows)
-            or not any(target is x for x in leaves_of(probe.batch))
-        ):
+        target = given.get(before_reshaping(graph, graph.nodes[loss.target]).index)
+        if target is None or len(calls) != 1 or not _are_maps(target, rows):
             continue
         pictures = [x for x in tree_leaves((calls[0].args, calls[0].kwargs)) if isinstance(x, Tensor)]
         if pictures and all(x.shape[:1] == (rows,) for x in pictures) and pictures[0].shape[-2:] == target.shape[-2:]:

@@ -86,7 +86,6 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     calls: dict[str, int] = field(default_factory=dict)
     _known: dict[Any, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
-    _reaching: tuple[int, set[int]] | None = field(default=None, init=False, repr=False, compare=False)
 
     def layers(self) -> list[Node]:
         """Return the operations that multiply data by a parameter, in forward order, one for each call.
@@ -133,13 +132,15 @@ class Graph:
 
     def reaches_layer(self, index: int) -> bool:
         """Tell whether some layer reads what a node's values became."""
-        if self._reaching is None or self._reaching[0] != len(self.nodes):
-            reaching: set[int] = set()
-            for node in reversed(self.nodes):
-                if node.weight or node.index in reaching:
-                    reaching.update(node.parents)
-            self._reaching = len(self.nodes), reaching
-        return index in self._reaching[1]
+        return index in self._before_layers()
+
+    @_kept
+    def _before_layers(self) -> set[int]:
+        before: set[int] = set()
+        for node in reversed(self.nodes):
+            if node.weight or node.index in before:
+                before.update(node.parents)
+        return before
 
     @_kept
     def follows(self, index: int, *, through_normalisation: bool = True) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ from lit_training.tracing.graph import LOSSES, Graph, Node
 __all__ = [
     "RESHAPED",
     "LossCall",
+    "before_reshaping",
     "difference",
     "difference_loss",
     "from_loader",
@@ -141,9 +142,14 @@ def difference_loss(node: Node, value: Tensor, compared: LossCall) -> LossCall |
 
 def from_loader(graph: Graph, node: Node) -> bool:
     """Tell whether a node is a tensor of the batch, at most reshaped, cast or cut."""
+    return before_reshaping(graph, node).name == "batch"
+
+
+def before_reshaping(graph: Graph, node: Node) -> Node:
+    """Return the node that was reshaped, cast or cut into this one, itself if it was none of these."""
     while node.op in RESHAPED and node.parents:
         node = graph.nodes[node.parents[0]]
-    return node.name == "batch"
+    return node
 
 
 def rebuilds(graph: Graph, output: int, given: int) -> bool:
