@@ -65,6 +65,14 @@ def test_the_optimizer_is_judged_too():
     assert rules == ["not_in_optimizer"]
 
 
+def test_the_samples_of_the_batch_are_judged_too():
+    x, y = batch()
+    x[:4, 0], x[5:8, 3] = -999, -999
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 64), nn.ReLU(), nn.Linear(64, 3))
+    assert audit(model, (x, y), F.cross_entropy).alarms[0].rule == "bad_data"
+
+
 class Lstm(nn.Module):
     def __init__(self, batch_first):
         super().__init__()

@@ -37,13 +37,31 @@ def test_errors_that_have_nothing_to_do_with_mirrors_are_silent() -> None:
     assert turned_apart(mirror(torch.randn(targets.shape), targets), 1) == []
 
 
+def test_a_part_of_the_mirrored_targets_is_not_enough() -> None:
+    targets = blots()
+    found = mirror(targets + 0.2 * targets.flip(-1), targets)
+    assert found is not None
+    assert found.correlation > 0.9
+    assert turned_apart(found, 1) == []
+
+
 def test_symmetric_targets_tell_nothing() -> None:
     targets = blots()
     symmetric = (targets + targets.flip(-1) + targets.flip(-2) + targets.flip(-1, -2)) / 4
     assert mirror(symmetric, symmetric) is None
 
 
-def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1, batch_size: int = 32) -> Diagnostics:
+class Together(LitModule):
+    """Pictures and masks are flipped in the training step, so that the loss's masks are not the loader's."""
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        flipped = [part.flip(-1) for part in batch]
+        return super().training_step(flipped, batch_idx)
+
+
+def trained(
+    x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1, batch_size: int = 32, kind: type[LitModule] = LitModule
+) -> Diagnostics:
     torch.manual_seed(0)
     layers = [part for _ in range(3) for part in (nn.LazyConv2d(16, 3, padding=1), nn.ReLU())]
     watch = Diagnostics(verbose=False)
@@ -51,7 +69,7 @@ def trained(x: Tensor, y: Tensor, loss: str | nn.Module, channels: int = 1, batc
     net(x[:1])
     trainer = pl.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
                          enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(LitModule(net, loss=loss, lr=0.1, metrics=[]), DataLoader(TensorDataset(x, y), batch_size, shuffle=True))
+    trainer.fit(kind(net, loss=loss, lr=0.1, metrics=[]), DataLoader(TensorDataset(x, y), batch_size, shuffle=True))
     return watch
 
 
@@ -64,6 +82,12 @@ def test_samples_are_few_and_let_go_of(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [len(each.targets) for each in kept] == [64]
     assert watch.auditor.mapped is None
     assert watch.losses.mapped is None
+
+
+def test_masks_that_the_step_flips_with_their_pictures_are_silent() -> None:
+    masks = blots(512)
+    pictures = 2 * masks - 1 + 0.3 * torch.randn(masks.shape, generator=torch.Generator().manual_seed(2))
+    assert trained(pictures, masks, nn.BCEWithLogitsLoss(), kind=Together).findings == []
 
 
 @pytest.mark.parametrize("labels", [False, True])

@@ -26,6 +26,13 @@ def test_a_code_for_what_is_missing_is_told_from_inputs_of_another_scale(value: 
     assert alarms(mlp(16, 32, 4), (x.masked_fill(missing, value), y)) == rules
 
 
+def test_large_numbers_of_which_some_come_again_are_no_code() -> None:
+    x, y = vectors()
+    x[:, 3] *= 300
+    x[:4, 3] = x[:, 3].max() + 1
+    assert alarms(mlp(16, 32, 4), (x, y))[0] == "unnormalised_input"
+
+
 def test_a_column_that_is_large_everywhere_holds_no_code() -> None:
     x, y = vectors()
     x[:, 3] = -999

@@ -17,6 +17,7 @@ from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.rules import RULES
 from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.normalisation import bn_stats
+from lit_training.diagnosis.rules.rate import clip_too_small
 from lit_training.diagnosis.rules.schedule import lr_schedule
 from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import mlp, vectors
@@ -30,6 +31,10 @@ def evidence(optimizer, loss=F.cross_entropy, *, net: nn.Module | None = None, u
         probe.differentiate(value)
         value.backward()
     return collect(probe, optimizers=[held], loss=value, stepping=held, plan=Plan(updates, **plan))
+
+
+def of_net(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(net(x), y)
 
 
 def scheduled(make, steps: int = 200) -> list[str]:
@@ -169,6 +174,20 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong) == ["weight_decay_too_strong"]
     assert found(usual) == []
     assert found(strong, updates=1) == []
+
+
+@pytest.mark.parametrize(("updates", "rules"), [(60, []), (100, ["weight_decay_too_strong"])])
+def test_a_strong_decay_needs_time_to_do_harm(updates: int, rules: list[str]) -> None:
+    decayed = evidence(
+        lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=3.0), net=mlp(16, 8, 4), loss=of_net, updates=updates
+    )
+    assert [f.rule for f in weight_decay_too_strong(decayed)] == rules
+
+
+@pytest.mark.parametrize(("clip", "rules"), [(0.01, ["clip_too_small"]), (0.02, ["clip_too_small"]), (0.024, [])])
+def test_a_clip_that_leaves_a_twentieth_needs_a_promise(clip: float, rules: list[str]) -> None:
+    clipped = evidence(lambda p: torch.optim.SGD(p, lr=0.1), net=mlp(16, 8, 4), loss=of_net, updates=2000, clip=clip)
+    assert [f.rule for f in clip_too_small(clipped)] == rules
 
 
 @pytest.mark.parametrize(("decay", "rules"), [(0.6, []), (3.0, ["weight_decay_too_strong"])])
