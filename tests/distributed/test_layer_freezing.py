@@ -1,7 +1,5 @@
 """`LayerFreezing` on two processes: replicas stay equal to the bit, and equal one process that sees the same rows."""
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,106 +7,15 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BackboneFinetuning
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.algorithms.ddp_comm_hooks.powerSGD_hook import PowerSGDState, powerSGD_hook
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader, TensorDataset
 
-from lit_training.callbacks import Diagnostics, LayerFreezing, Phase, RankConsistency
+from lit_training.callbacks import LayerFreezing, Phase
+from tests.staged import PHASES, Net, Run, fit, whole
 
 pytestmark = [pytest.mark.timeout(150), pytest.mark.filterwarnings("ignore")]
-
-Run = Callable[..., list[Any]]
-QUIET = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-PHASES = [Phase("head"), Phase(["top", "head"], epoch=1), Phase("*", step=11)]
-ROWS, BATCH = 32, 2
-
-
-class Net(LightningModule):
-    """A pretrained backbone (`base`, `top`) and a head; the names that each tool wants are aliases of the same modules."""
-
-    def __init__(self, shard: bool = False) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.base, self.top, self.head = (
-            nn.Linear(5, 8),
-            nn.Sequential(nn.Linear(8, 8), nn.LayerNorm(8), nn.Tanh()),
-            nn.Linear(8, 3),
-        )
-        self.shard = shard
-        self.log_value: Callable[[int, int], float] | None = None
-
-    def configure_model(self) -> None:
-        if self.shard and not isinstance(self.base.weight, DTensor):
-            mesh = self.device_mesh["data_parallel"]
-            for part in (self.base, self.top, self.head):
-                fully_shard(part, mesh=mesh)
-            fully_shard(self, mesh=mesh)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.top(self.base(x).tanh()))
-
-    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
-        return nn.functional.cross_entropy(self(batch[0]), batch[1])
-
-    def validation_step(self, batch: list[Tensor], _: int) -> None:
-        if self.log_value is not None:
-            self.log("val_loss", self.log_value(self.trainer.current_epoch, self.trainer.global_rank))
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
-
-
-class Trace(Callback):
-    """Keep all weights after each batch, and the names of the trained ones."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, Tensor]] = []
-        self.trained: list[int] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.steps.append(whole(pl_module))
-        self.trained.append(sum(p.requires_grad for p in pl_module.parameters()))
-
-
-def whole(module: nn.Module) -> dict[str, Tensor]:
-    return {
-        name: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone()
-        for name, p in [*module.named_parameters(), *module.named_buffers()]
-    }
-
-
-def data(rank: int | None) -> DataLoader:
-    """Rows of one of two ranks, or all, so that a joint batch holds the rows of both ranks' batches."""
-    generator = torch.Generator().manual_seed(1)
-    x, y = torch.randn(ROWS, 5, generator=generator), torch.randint(3, (ROWS,), generator=generator)
-    rows = torch.arange(ROWS).view(-1, 2, BATCH)
-    mine = rows.flatten() if rank is None else rows[:, rank].flatten()
-    return DataLoader(TensorDataset(x[mine], y[mine]), batch_size=BATCH * (2 if rank is None else 1))
-
-
-def strategy_of(kind: str) -> Any:
-    if kind == "fsdp2":
-        return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    return {"ddp": "ddp", "ddp_unused": "ddp_find_unused_parameters_true"}[kind]
-
-
-def fit(kind: str | None, callbacks: list[Callback], accumulate: int = 1, *, net: Net | None = None, **options: Any) -> Trace:
-    """Train on one process (`kind=None`) or as one of two."""
-    rank = None if kind is None else int(os.environ["LOCAL_RANK"])
-    trace = Trace()
-    settings = {"max_epochs": 3, "enable_checkpointing": False, **QUIET, **options}
-    ckpt_path = settings.pop("ckpt_path", None)
-    if kind is not None:
-        settings |= {"strategy": settings.get("strategy", strategy_of(kind)), "devices": 2, "use_distributed_sampler": False}
-    trainer = Trainer(callbacks=[*callbacks, trace], accumulate_grad_batches=accumulate, **settings)
-    module = net or Net(shard=kind == "fsdp2")
-    trainer.fit(module, data(rank), data(rank), ckpt_path=ckpt_path)
-    return trace
 
 
 def traced(kind: str | None, accumulate: int = 1) -> tuple[list[dict[str, Tensor]], list[int]]:
@@ -128,74 +35,6 @@ def test_ranks_are_bit_equal_at_every_step_and_equal_one_process(on_two_ranks: R
         for name, value in reference.items():
             assert torch.equal(mine[step][name], other[step][name]), (step, name)
             torch.testing.assert_close(mine[step][name], value, rtol=0.0, atol=1e-5, msg=f"{name} at batch {step}")
-
-
-class Backbone(Net):
-    """The same network with the attribute that Lightning's callback wants, and an optimiser of the head alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.backbone = nn.Sequential(self.base, self.top)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.head.parameters(), lr=0.1, momentum=0.9)
-
-
-def diverged_under(callback: Callback, net: Net, folder: Path) -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
-    watch = RankConsistency()
-    net.log_value = lambda epoch, _: float(-epoch)
-    trace = fit("ddp", [callback, watch], net=net, default_root_dir=folder, enable_checkpointing=True)
-    return watch.diverged, [str(finding) for finding in watch.findings], trace.steps[-1]
-
-
-def test_rank_consistency_catches_backbone_finetuning_in_the_act(on_two_ranks: Run, tmp_path: Path) -> None:
-    def run() -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
-        return diverged_under(BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1), Backbone(), tmp_path)
-
-    check_divergence(on_two_ranks(run))
-
-
-def test_diagnostics_compares_the_ranks_too(on_two_ranks: Run) -> None:
-    def run() -> list[tuple[str, str]]:
-        watch = Diagnostics(verbose=False, select=["ranks_diverged"])
-        fit("ddp", [BackboneFinetuning(unfreeze_backbone_at_epoch=1, backbone_initial_lr=0.1), watch], net=Backbone())
-        return [(finding.rule, finding.where) for finding in watch.findings]
-
-    mine, other = on_two_ranks(run)
-    assert mine == other
-    assert mine[0][0] == "ranks_diverged"
-
-
-def test_rank_consistency_catches_finetuning_scheduler_in_the_act(on_two_ranks: Run, tmp_path: Path) -> None:
-    fts = pytest.importorskip("finetuning_scheduler")
-    schedule = tmp_path / "schedule.yaml"
-    schedule.write_text(
-        "0:\n  params: ['head.weight', 'head.bias']\n  max_transition_epoch: 1\n"
-        "1:\n  params: ['base.*', 'top.*']\n  lr: 0.1\n  max_transition_epoch: 9\n"
-    )
-
-    def run() -> tuple[dict[str, float], list[str], dict[str, Tensor]]:
-        options = {"ft_schedule": str(schedule), "epoch_transitions_only": True, "restore_best": False}
-        return diverged_under(fts.FinetuningScheduler(**options), Filtered(), tmp_path)
-
-    check_divergence(on_two_ranks(run))
-
-
-class Filtered(Net):
-    """An optimiser of what requires a gradient, as finetuning-scheduler asks for."""
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.1, momentum=0.9)
-
-
-def check_divergence(ranks: list[Any]) -> None:
-    (diverged, findings, mine), (_, _, other) = ranks
-    apart = {name: float((mine[name] - other[name]).abs().max()) for name in mine if not torch.equal(mine[name], other[name])}
-    assert {name.partition(".")[0] for name in apart} == {"base", "top"}  # the head's gradients are averaged
-    assert max(apart.values()) > 1e-2
-    assert set(diverged) == set(apart)
-    assert len(findings) == 1
-    assert "ERROR ranks_diverged at base.weight: 2 processes hold different values of base.weight" in findings[0]
 
 
 class Hooked(Callback):
@@ -328,41 +167,6 @@ def test_resuming_in_mid_epoch_within_a_later_phase_equals_the_uninterrupted_run
     for straight, resumed in on_two_ranks(run):
         for name, value in straight.items():
             assert torch.equal(value, resumed[name]), name
-
-
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
-def test_rank_consistency_is_silent_on_a_healthy_run_with_batch_norm_and_dropout(on_two_ranks: Run, kind: str) -> None:
-    def run() -> tuple[list[str], bool]:
-        net = Net()
-        net.top = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Dropout(0.2))
-        net.shard = kind == "fsdp2"
-        watch = RankConsistency(every=1)
-        fit(kind, [LayerFreezing(PHASES), watch], net=net)
-        return [str(finding) for finding in watch.findings], watch._checked_step == 24
-
-    assert on_two_ranks(run) == [([], True)] * 2
-
-
-def test_rank_consistency_names_a_buffer_and_a_parameter_that_one_rank_changed_alone(on_two_ranks: Run) -> None:
-    class Alone(Callback):
-        @torch.no_grad()
-        def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-            if trainer.global_rank == 1 and trainer.global_step == 3:
-                pl_module.head.bias[1] += 2**-20
-                pl_module.mean += 1
-
-    def run() -> tuple[dict[str, float], list[int]]:
-        net = Net()
-        net.register_buffer("mean", torch.zeros(2, dtype=torch.int64))
-        watch = RankConsistency(every=2)
-        fit("ddp", [watch, Alone()], net=net, strategy=DDPStrategy(broadcast_buffers=False))
-        return watch.diverged, [finding.step for finding in watch.findings]
-
-    for diverged, steps in on_two_ranks(run):
-        assert set(diverged) == {"head.bias", "mean"}
-        assert diverged["mean"] == 1.0
-        assert 0 < diverged["head.bias"] < 1e-3
-        assert steps == [4]
 
 
 def test_gradients_as_views_of_buckets_survive_a_change(on_two_ranks: Run) -> None:
