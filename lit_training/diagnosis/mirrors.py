@@ -47,9 +47,17 @@ class MappedSamples:
     targets: Tensor
 
     def mirror(self) -> Mirror | None:
-        """Run a copy of the network as it is now on them, in eval mode, and compare what it says with `mirror`."""
+        """Run a copy of the network as it is now on them, in eval mode, and compare what it says with `mirror`.
+
+        Returns:
+            As `mirror`; `None`, too, for a network that cannot be copied, or whose output is no map like the targets.
+        """
         with undisturbed(self.call.module), torch.no_grad():
-            output = copy.deepcopy(self.call.module).eval()(*self.call.args, **self.call.kwargs)
+            try:  # FSDP2, cached tensors
+                copied = copy.deepcopy(self.call.module).eval()
+            except Exception:
+                return None
+            output = copied(*self.call.args, **self.call.kwargs)
         maps = _alike(output, self.targets) if isinstance(output, Tensor) else None
         return None if maps is None else mirror(*maps)
 

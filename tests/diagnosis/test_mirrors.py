@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.experiments import Call
 from lit_training.diagnosis.mirrors import MappedSamples, mirror
 from lit_training.diagnosis.rules.mirrored import turned_apart
 
@@ -88,6 +89,16 @@ def test_masks_that_the_step_flips_with_their_pictures_are_silent() -> None:
     masks = blots(512)
     pictures = 2 * masks - 1 + 0.3 * torch.randn(masks.shape, generator=torch.Generator().manual_seed(2))
     assert trained(pictures, masks, nn.BCEWithLogitsLoss(), kind=Together).findings == []
+
+
+class Uncopied(nn.Conv2d):
+    def __deepcopy__(self, memo: dict[int, object]) -> "Uncopied":
+        raise RuntimeError("cannot be copied")
+
+
+def test_a_network_that_cannot_be_copied_is_left_alone() -> None:
+    masks = blots(16)
+    assert MappedSamples(Call("", Uncopied(1, 1, 1), (masks,), {}), masks).mirror() is None
 
 
 @pytest.mark.parametrize("labels", [False, True])
