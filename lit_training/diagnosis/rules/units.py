@@ -46,7 +46,8 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     Threshold: 90 % of at least 8 units, over 4 samples or more. Over healthy set-ups the share stays below 40 %, in squeeze
     layers of a few units 75 %; by chance a unit is silent on n samples with probability 2^-n.
 
-    Not an alarm: single dead units, small layers, batches of one; the first of several steps, if the later ones get a gradient.
+    Not an alarm: single dead units, small layers, batches of one, layers that only zeros arrive at; the first of several steps,
+    if the later ones get a gradient.
 
     What to do: He initialisation with zero biases, standardised inputs; a leaky ReLU, or batch norm in front.
     """
@@ -144,6 +145,8 @@ def _stuck(evidence: Evidence, layer: Layer) -> float:
 def is_dead(evidence: Evidence, layer: Layer) -> bool:
     """Tell whether nearly all units of the rectifier behind a layer are silent on the whole batch."""
     after, facts = layer.activation, evidence.parameters.get(layer.weight)
+    if layer.source is not None and layer.source.largest == 0:
+        return False  # as in a branch that starts at zero
     if layer.calls > 1 and facts is not None and facts.gradient:
         return False  # the first of several steps may be silent, as spiking units are
     if after is None or layer.nonlinearity not in ("relu", "relu6") or len(after.low) < LEAST_UNITS or after.rows < LEAST_ROWS:

@@ -43,13 +43,15 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
-    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of
-    a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
-    few units all happen to be silent, if what they weigh goes on; codes of which all samples choose the same one at first;
-    zero-initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with normalisation
-    between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a factor
-    of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow transformer learns
-    late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
+    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step
+    of a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
+    few units all happen to be silent, squeeze layers in branches that start at zero and queries of class tokens, if the signal
+    goes on past them; what is behind layer scales of 1e-5 that Adam's first step overwrites; codes of which all samples choose
+    the same one at first; zero-initialised heads and branches next to a skip connection (the signal that arrives is what
+    counts), nets with normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring
+    it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of normalisation are
+    silent though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better
+    than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -65,7 +67,8 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         beside = way is not None and (
             _is_chosen(evidence, layer)
             or _is_small_branch(evidence, layer, way)
-            or _is_silent_gate(evidence, layer, way[-1], threshold * first)
+            or _is_held_back(evidence, layer)
+            or (_is_cut(layer, way[-1]) and _goes_on(evidence, layer, threshold * first))
         )
         if way is not None and not beside:
             culprit = next((p for p in way if is_weak(p)), way[0])
@@ -99,13 +102,28 @@ def _is_chosen(evidence: Evidence, layer: Layer) -> bool:
     return layer.node is not None and any(evidence.graph.nodes[i].op in CHOOSES for i in evidence.graph.ancestors(layer.node))
 
 
-def _is_silent_gate(evidence: Evidence, layer: Layer, before: Layer, least: float) -> bool:
-    """Tell whether a layer reads a few rectified units that all happen to be silent, and layers behind it get some signal."""
+def _is_cut(layer: Layer, before: Layer) -> bool:
+    """Tell whether nothing arrives at once: behind a branch that starts at zero, of a class token, or of few units, all silent."""
     units = before.activation
-    if units is None or len(units.low) >= LEAST_UNITS or units.silent_units < 1:
-        return False
+    few = units is not None and len(units.low) < LEAST_UNITS and units.silent_units == 1
+    return few or (layer.source is not None and layer.source.signal == 0)
+
+
+def _goes_on(evidence: Evidence, layer: Layer, least: float) -> bool:
+    """Tell whether layers behind one get some signal all the same."""
     with_signal = (x.node for x in evidence.layers if x.node is not None and x.source is not None and x.source.signal >= least)
     return any(layer.node in evidence.graph.ancestors(node) for node in with_signal)
+
+
+def _is_held_back(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a trainable gain on the way is so small that the first step overwrites it, as layer scales are."""
+    if layer.node is None:
+        return False
+    graph = evidence.graph
+    products = [node for i in graph.ancestors(layer.node) if (node := graph.nodes[i]).op == "mul" and node.origin == "data"]
+    factors = {p for product in products for p in product.parents if graph.nodes[p].origin == "parameter"}
+    gains = (evidence.parameters.get(graph.nodes[i].name) for factor in factors for i in graph.ancestors(factor))
+    return any(facts is not None and _is_overwritten(facts) for facts in gains)
 
 
 def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:

@@ -149,3 +149,50 @@ class Codes(nn.Module):
 def test_codes_of_which_all_samples_choose_one_are_silent(straight: bool, vanishes: bool) -> None:
     said = alarms(Codes(straight), numbers(), F.mse_loss, optimizer=adam)
     assert ("init_vanishing" in said) == vanishes
+
+
+class Squeezed(nn.Module):
+    """Blocks whose branch starts at zero, with a squeeze layer that reads it (SE-ResNet with zero-initialised last gains)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.branch, self.gain = nn.Linear(16, 64), mlp(64, 64, 64), nn.Parameter(torch.zeros(64))
+        self.squeeze, self.excite, self.head = nn.Linear(64, 16), nn.Linear(16, 64), nn.Linear(64, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        branch = self.gain * self.branch(x)
+        return self.head(x + branch * self.excite(self.squeeze(branch).relu()).sigmoid())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_squeeze_layer_in_a_branch_that_starts_at_zero_is_silent(bias: bool) -> None:
+    model = Squeezed()
+    if not bias:
+        nn.init.zeros_(model.squeeze.bias)
+    assert alarms(model) == []
+
+
+class Asked(nn.Module):
+    """A class token that asks the others late, behind a layer scale (Touvron et al. 2021, Going deeper with image transformers)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm, self.token = nn.Linear(4, 32), nn.LayerNorm(32), nn.Parameter(0.02 * torch.randn(1, 1, 32))
+        self.query, self.key, self.value, self.mix = (nn.Linear(32, 32) for _ in range(4))
+        self.body, self.head, self.scale = mlp(32, 32, 32), nn.Linear(32, 4), nn.Parameter(scale * torch.ones(32))
+        nn.init.normal_(self.body[0].weight, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), self.embed(x.reshape(len(x), 4, 4))], 1)
+        normed = self.norm(tokens)
+        heard = F.scaled_dot_product_attention(self.query(normed[:, :1]), self.key(normed), self.value(normed))
+        token = tokens[:, 0] + self.scale * self.mix(heard[:, 0])
+        return self.head(self.norm(token + self.scale * self.body(self.norm(token))))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_a_class_token_that_asks_late_is_silent(scale: float) -> None:
+    assert alarms(Asked(scale), optimizer=adam) == []
