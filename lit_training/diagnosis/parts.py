@@ -16,6 +16,7 @@ ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 BEYOND = 30.0
 WIDE, REPEATED = 10.0, 3
+LEAST_ROWS, BYTE = 16, 255
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Part:
     between: float = 0.0
     uneven: float = 0.0
     code: float = 0.0
+    gap: float = 0.0
 
     @property
     def ordered(self) -> bool:
@@ -79,8 +81,9 @@ def _part(leaf: Any) -> Part | None:
     )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
+    gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS else 0.0
     shape = tuple(leaf.shape[1:])
-    return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code)
+    return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code, gap)
 
 
 def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +113,25 @@ def _code(rows: Tensor) -> float:
     vary = (rows.masked_fill(same, math.inf).amin(0) < rows.masked_fill(same, -math.inf).amax(0)) & same.any(0)
     is_code = same.sum() >= REPEATED and vary.any() and others.abs().max() * BEYOND < largest.abs()
     return float(largest) if is_code else 0.0
+
+
+def _gap(rows: Tensor) -> float:
+    """Return how far the most outlying of repeated smallest or largest numbers is from its column's rest, over what that spans."""
+    low, high = rows.aminmax(dim=0)
+    return max(_gap_at(low, rows, 1), _gap_at(high, rows, -1))
+
+
+def _gap_at(end: Tensor, rows: Tensor, sign: int) -> float:
+    times = (rows == end).sum(0)
+    repeated = (times >= REPEATED) & (2 * times < len(rows))
+    if not repeated.any():
+        return 0.0
+    gaps = []
+    for column in rows[:, repeated].T:
+        first, *rest = (sign * column).unique().tolist()
+        gap = (rest[0] - first) / (rest[-1] - rest[0]) if len(rest) > 1 else 0.0
+        gaps.append(gap if gap * (len(rest) - 1) > BYTE else 0.0)  # a byte has no room for both
+    return max(gaps)
 
 
 def _core(values: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tests.zoo.case import Case, faulty
+from tests.zoo.data import replace, rng
 from tests.zoo.healthy_by_hand import ClippedByHand, TiedLanguage
 from tests.zoo.healthy_loops import Manual
 
@@ -63,3 +64,19 @@ def f_tied_table_of_unit_size(case: Case) -> None:
 )
 def f_codes_for_missing(case: Case) -> None:
     case.model = case.model.net  # type: ignore[assignment]
+
+
+@faulty(
+    "bad_data",
+    "unnormalised_input",
+    twin="h_imputed_columns",
+    source="-999 for what is missing stays in the columns when they are standardised: all else becomes one number",
+    margin=0.05,
+)
+def f_codes_standardised(case: Case) -> None:
+    def code(x: Tensor) -> Tensor:
+        missing = torch.rand(x.shape, generator=rng(1203, case.seed)) < 0.1
+        coded = x.masked_fill(missing, -999.0)
+        return (coded - coded.mean(0)) / coded.std(0)
+
+    case.data = replace(case.data, 0, code)

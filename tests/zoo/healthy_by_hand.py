@@ -169,3 +169,20 @@ def h_heavy_tailed_column(seed: int) -> Case:
         seed=seed, model=nn.Sequential(nn.BatchNorm1d(9), mlp([9, 64, 64, 1])), optimizer=adamw(3e-3), max_steps=250,
         data=data.replace(data.surface(seed), 0, stretch), **MSE,
     )  # fmt: skip
+
+
+@healthy(
+    "bad_data",
+    "unnormalised_input",
+    source="a tenth of a table is missing, and the mean stands there; amounts that are often nothing; a clip",
+)
+def h_imputed_columns(seed: int) -> Case:
+    def impute(x: Tensor) -> Tensor:
+        missing = torch.rand(x.shape, generator=data.rng(1203, seed)) < 0.1
+        amount = torch.where(x[:, :1] > -0.5, (2 * x[:, :1]).exp(), 0.0)
+        return torch.cat([x.masked_fill(missing, 0.0).clamp(max=1.0), (amount - amount.mean()) / amount.std()], 1)
+
+    return Case(
+        seed=seed, model=mlp([9, 64, 64, 1]), optimizer=adamw(3e-3), max_steps=250,
+        data=data.replace(data.surface(seed), 0, impute), **MSE,
+    )  # fmt: skip

@@ -3,6 +3,8 @@
 import math
 from collections.abc import Iterator
 
+import torch
+
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parts import BEYOND, Part
@@ -23,6 +25,7 @@ EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
 UNLIKE = 100.0
 NEAR = 4.0
+APART = 10.0
 REGRESSION = frozenset("mse_loss l1_loss smooth_l1_loss huber_loss".split())
 BOUNDED = frozenset("tanh sigmoid softmax hardtanh hardsigmoid".split())
 
@@ -58,64 +61,95 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     the first whose loss is above 5 times a guess's and the first batch's, if it holds a number 30 times as large as any that the
     first batch has at that place, as a code for what is missing is (without one it is lr_too_high); inputs that are too large for
     a layer (unnormalised_input) and that hold one number three times or more, in columns that otherwise vary, where all others
-    are 30 times as small and the std is 10 times that of the middle.
+    are 30 times as small and the std is 10 times that of the middle; in a table of 16 rows or more, one number at the end of a
+    column, three times or more and in less than half of the rows, 10 times as far from the others as those span (too far for the
+    pixels of a picture: a byte's 255 steps do not leave room for so large a gap and so many others).
 
-    Not an alarm: missing targets that are masked out of the loss, and masks of minus infinity, which leave the loss finite;
-    sparse features; a few columns of a few values each, half of whose combinations occur; one of several inputs that is missing.
+    Not an alarm: such a number in a table that the network compares with something, as one that masks does; missing targets
+    that are masked out of the loss, and masks of minus infinity, which leave the loss finite; sparse features; a few columns of
+    a few values each, half of whose combinations occur; one of several inputs that is missing.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
+    yield from _not_finite(evidence) or _flung(evidence) or _wild(evidence) or _coded(evidence) or _alike(evidence)
+
+
+def _finding(evidence: Evidence, message: str, advice: str, **figures: float) -> list[Finding]:
+    return [Finding("bad_data", "error", "", evidence.step, message, advice, figures)]
+
+
+def _not_finite(evidence: Evidence) -> list[Finding]:
+    """Say so if NaN or infinite values reach the loss."""
+    advice = "Drop or impute such samples: torch.isfinite(x).all()."
     broken = sum(not stats.finite for stats in evidence.inputs.values())
     if broken and (evidence.loss is None or not math.isfinite(evidence.loss)):
         message = f"{broken} tensor(s) of the first batch hold NaN or infinity, and so the loss is {evidence.loss}."
-        yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
-        return
+        return _finding(evidence, message, advice)
     later = evidence.later
     if later is not None and evidence.samples.broken and not all(map(math.isfinite, later.losses)):
         message = f"Batch {evidence.samples.broken[0]} holds NaN or infinity, and the loss becomes NaN."
-        yield Finding("bad_data", "error", "", evidence.step, message, "Drop or impute such samples: torch.isfinite(x).all().")
-        return
-    samples = evidence.samples
+        return _finding(evidence, message, advice)
+    return []
+
+
+def _flung(evidence: Evidence) -> list[Finding]:
+    """Say so if a batch that holds wild numbers has a loss far above the others'."""
     flung = _flung_by(evidence)
-    if flung is not None:
-        batch, value, reach, times = flung
-        message = (
-            f"Batch {batch} holds a number of size {value:.3g}, where batch 0 stays within {reach:.2g}, and its loss is "
-            f"{times:.2g} times that of a guess or of the first one."
-        )
-        advice = "Is it a code for what is missing (-999), a glitch, another unit? Drop, impute or clip it."
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"value": value, "reach": reach, "times": times})
-        return
-    wild = next((pair for pair in zip(samples.train, samples.val, strict=False) if _is_wild(*pair)), None)
-    if wild is not None and wild[0] is not None and len(samples.train) == len(samples.val):
-        ours = wild[0]
-        message = (
-            f"A few values make the std {ours.std:.3g}; of the middle two thirds it is {ours.core:.2g}, and so in validation."
-        )
-        advice = "Look at the largest values: error codes, glitches, another unit? Drop or clip them."
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"std": ours.std, "core": ours.core})
-        return
-    inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
-    code = next((part.code for part in inputs if part is not None and part.code), 0.0)
+    if flung is None:
+        return []
+    batch, value, reach, times = flung
+    message = (
+        f"Batch {batch} holds a number of size {value:.3g}, where batch 0 stays within {reach:.2g}, and its loss is "
+        f"{times:.2g} times that of a guess or of the first one."
+    )
+    advice = "Is it a code for what is missing (-999), a glitch, another unit? Drop, impute or clip it."
+    return _finding(evidence, message, advice, value=value, reach=reach, times=times)
+
+
+def _wild(evidence: Evidence) -> list[Finding]:
+    """Say so if a few values make most of the std, and none do in validation."""
+    samples = evidence.samples
+    ours = next((train for train, val in zip(samples.train, samples.val, strict=False) if _is_wild(train, val)), None)
+    if ours is None or len(samples.train) != len(samples.val):
+        return []
+    message = f"A few values make the std {ours.std:.3g}; of the middle two thirds it is {ours.core:.2g}, and so in validation."
+    advice = "Look at the largest values: error codes, glitches, another unit? Drop or clip them."
+    return _finding(evidence, message, advice, std=ours.std, core=ours.core)
+
+
+def _coded(evidence: Evidence) -> list[Finding]:
+    """Say so if a number stands for what is missing, as it is or standardised with the rest."""
+    inputs = [
+        part for place, part in enumerate(evidence.samples.train) if place != evidence.samples.target and part is not None
+    ]
+    advice = "Is it a code for what is missing? Impute it (0 once standardised, with a column that says so), do not feed it."
+    code, gap = next((part.code for part in inputs if part.code), 0.0), max((part.gap for part in inputs), default=0.0)
     if code and any(_is_off(evidence, layer) for layer in evidence.layers):
         message = f"{code:.4g} stands in several places, {BEYOND:g} times as far from zero as any other number of its tensor."
-        advice = (
-            "Is it a code for what is missing? Impute it (0 once standardised, with a column that says so), do not feed it."
-        )
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"value": code})
-        return
+        return _finding(evidence, message, advice, value=code)
+    if gap > APART and not any(n.dtype == torch.bool and evidence.graph.reads_batch(n.index) for n in evidence.graph.nodes):
+        message = f"A column has one number several times, {gap:.2g} times as far from its other numbers as those span."
+        return _finding(evidence, message, advice, gap=gap)
+    return []
+
+
+def _alike(evidence: Evidence) -> list[Finding]:
+    """Say so if most samples are one and the same, or many are empty."""
+    samples = evidence.samples
+    inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
     known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
     if samples.target is None or not inputs or len(known) != len(inputs):
-        return
+        return []
     first = known[0]
     if all(p.distinct < ALIKE * p.samples and not _is_all_there_is(p) for p in known):
         message = f"Only {max(p.distinct for p in known)} of the {first.samples} samples of the first batch differ."
         advice = "Look at a few inputs: does the data set use the index, did the files load?"
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"distinct": float(first.distinct)})
-    elif len(known) == 1 and math.prod(first.shape) >= 16 and first.blank >= EMPTY and first.busy >= BUSY:
+        return _finding(evidence, message, advice, distinct=float(first.distinct))
+    if len(known) == 1 and math.prod(first.shape) >= 16 and first.blank >= EMPTY and first.busy >= BUSY:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
-        yield Finding("bad_data", "error", "", evidence.step, message, advice, {"blank": first.blank})
+        return _finding(evidence, message, advice, blank=first.blank)
+    return []
 
 
 def _flung_by(evidence: Evidence) -> tuple[int, float, float, float] | None:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from tests.diagnosis.rules.looking import adam, alarms, mlp, sgd, vectors
 
@@ -24,6 +24,39 @@ def test_a_code_for_what_is_missing_is_told_from_inputs_of_another_scale(value: 
     x, y = vectors()
     missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < places
     assert alarms(mlp(16, 32, 4), (x.masked_fill(missing, value), y)) == rules
+
+
+class Compares(nn.Module):
+    """Takes what is below all else for what is missing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(16, 32, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x.masked_fill(x == x.amin(0), 0))
+        return out
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "net", "rules"),
+    [
+        (-999.0, torch.float, mlp(16, 32, 4), ["bad_data"]),
+        (-3.0, torch.float, mlp(16, 32, 4), []),
+        (-999.0, torch.float, Compares(), []),
+        (0.0, torch.uint8, mlp(16, 32, 4), []),
+    ],
+)
+def test_a_code_that_was_standardised_with_its_column_is_seen(
+    value: float, dtype: torch.dtype, net: nn.Module, rules: list[str]
+) -> None:
+    """A byte leaves no room for it: a column of a few bright pixels has three dark ones, and is 50 times as far from them."""
+    x, y = vectors()
+    if dtype == torch.uint8:
+        x = 250 + (x > 0) + (x > 1) + (x > -1).float() + (x > 0.5)
+    missing = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.12
+    x = x.masked_fill(missing, value)
+    assert alarms(net, ((x - x.mean(0)) / x.std(0), y)) == rules
 
 
 def test_large_numbers_of_which_some_come_again_are_no_code() -> None:
