@@ -6,7 +6,7 @@ from collections.abc import Callable
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule, audit
@@ -14,7 +14,7 @@ from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.rules.guessing import guesses
 from lit_training.tracing.probe import Probe
-from tests.diagnosis.rules.looking import alarms, mlp, numbers
+from tests.diagnosis.rules.looking import alarms, mlp, numbers, vectors
 
 RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
 
@@ -171,6 +171,29 @@ def test_a_loss_that_is_flung_up_by_the_first_updates_is_seen(lr: float, rules: 
     assert alarms(
         mlp(16, 32, 1), numbers(), nn.functional.mse_loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=lr)
     ) == (rules)
+
+
+class Jumping(nn.Module):
+    """Says everything so many times as loud at one step after the other."""
+
+    def __init__(self, *louder: float) -> None:
+        super().__init__()
+        self.net, self.louder = mlp(16, 32, 4), iter(louder)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x) * (next(self.louder, 1.0) if self.training else 1.0)
+        return out
+
+
+@pytest.mark.parametrize(("louder", "rules"), [((1, 60, 1, 1), []), ((1, 60, 30, 1), ["lr_too_high"])])
+def test_a_loss_that_jumps_once_and_is_back_was_not_flung(louder: tuple[float, ...], rules: list[str]) -> None:
+    x, y = vectors(128)
+    watch = Diagnostics(verbose=False, select=["lr_too_high"])
+    trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
+                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
+    module = LitModule(Jumping(*louder), lr=1e-3, loss=nn.functional.cross_entropy, metrics=[])
+    trainer.fit(module, DataLoader(TensorDataset(x, y), 32))
+    assert [f.rule for f in watch.findings if f.severity == "error"] == rules
 
 
 def test_a_batch_of_far_larger_targets_than_the_first_is_no_loss_that_was_flung() -> None:
