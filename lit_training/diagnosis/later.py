@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_training.diagnosis.figures import norms, to_host, whole
+from lit_training.diagnosis.figures import norms, to_host
 from lit_training.diagnosis.modules import tracked
 from lit_training.fingerprints import fingerprint_all
 from lit_training.selection import classify, clean_names
@@ -138,7 +138,4 @@ class FirstSteps:
 def _is_zeroed(optimizer: Optimizer) -> bool:
     """Tell whether the gradients of an optimiser are gone."""
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    if not gradients:
-        return True
-    largest = max(gradients, key=lambda g: g.numel())
-    return not bool(whole((largest.coalesce().values() if largest.is_sparse else largest).abs().sum()) > 0)
+    return not any(to_host(norms(gradients)))

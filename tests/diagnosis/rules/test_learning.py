@@ -245,6 +245,28 @@ def test_gradients_that_pile_up_are_found() -> None:
     assert [f.rule for f in found if f.severity != "note"] == ["gradients_not_zeroed"]
 
 
+class StartsAtZero(nn.Module):
+    """Most of the weights are in a branch whose gain is zero at first, so that they get no gradient yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.branch, self.gain, self.head = (
+            nn.Linear(16, 8),
+            mlp(8, 64, 8),
+            nn.Parameter(torch.zeros(8)),
+            nn.Linear(8, 1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        out: Tensor = self.head(x + self.gain * self.branch(x))
+        return out
+
+
+def test_gradients_that_pile_up_are_found_where_the_largest_starts_at_zero() -> None:
+    assert "gradients_not_zeroed" in alarms(StartsAtZero(), numbers(), F.mse_loss, zero_grad=False)
+
+
 def test_zeroed_gradients_are_silent() -> None:
     assert alarms(mlp(16, 32, 1), numbers(), F.mse_loss) == []
 
