@@ -33,15 +33,15 @@ RESHAPED = frozenset(
 class LossCall:
     """One of torch's losses as it was called, or a difference from the targets: what it compared, and what came out.
 
-    `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over the
-    batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value` its
-    output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square, mean size and mean
-    Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how far
-    the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share of the
-    commonest class among the pixels of a picture's labels, `None` for other targets; `unequal` the largest standard deviation of
-    the targets' columns over the smallest, `None` where they are not a few columns of numbers; `seen` whether a language model gets
-    at each place the token that it is to predict there (`shift.sees_its_target`); `blank` the number of CTC's blank where that is
-    a label; `weighted` whether weights tell classes or elements apart.
+    `prediction` and `target` are graph nodes; `prediction_range` and `target_range` the extremes of each; `scale` the mean over
+    the batch of `log(sum(exp(prediction)))` along the classes for `nll_loss` and CTC, which is 0 for log-probabilities; `value`
+    its output, if a scalar; `node` its node; `summed` whether it was reduced by a sum; `spread` the mean square, mean size and
+    mean Huber loss (or smooth L1) of the targets' deviations from their mean: what that mean would have cost; `off_simplex` how
+    far the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share
+    of the commonest class among the pixels of a picture's labels, `None` for other targets; `unequal` the largest standard
+    deviation of the targets' columns over the smallest, `None` where they are not a few columns of numbers; `ahead` how many
+    places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`);
+    `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart.
     """
 
     op: str
@@ -57,7 +57,7 @@ class LossCall:
     off_simplex: float | None = None
     background: float | None = None
     unequal: float | None = None
-    seen: bool = False
+    ahead: int | None = None
     blank: int | None = None
     weighted: bool = False
 

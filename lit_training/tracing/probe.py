@@ -21,7 +21,7 @@ from lit_training.tracing.gates import stuck_gates
 from lit_training.tracing.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.tracing.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
 from lit_training.tracing.norm_passes import BATCH_NORMS, NormPasses
-from lit_training.tracing.shift import equal_tokens, reads_others, sees_its_target
+from lit_training.tracing.shift import places_ahead, reads_others, reads_place_by_place
 from lit_training.tracing.tensor_stats import TensorStats, measure
 from lit_training.tracing.trace import Tracer
 
@@ -199,13 +199,14 @@ class Probe:
         if self.losses and self.losses[-1].prediction == node.parents[0]:
             return  # a second output of the same operation
         prediction, target = operands[0].detach(), operands[1].detach()
-        shown = [embedding for embedding, tokens in self._tokens if equal_tokens(tokens, target)]
-        alone = shown and not reads_others(self.graph, self._tokens, target, node.parents[0])
-        seen = alone and any(sees_its_target(self.graph, i, node.parents[0], self._one_way) for i in shown)
+        graph, logits = self.graph, node.parents[0]
+        shown = {i: k for i, tokens in self._tokens if (k := places_ahead(tokens, target)) is not None}
+        alone = {i: k for i, k in shown.items() if not reads_others(graph, self._tokens, target, k, logits)}
+        ahead = [k for i, k in alone.items() if reads_place_by_place(graph, i, logits, self._one_way)]
         blank = labelled_blank(node, operands) if "ctc" in node.op else None
         weighted = "ctc" not in node.op and weights_differ(node, operands[2:])
         self.losses.append(
-            replace(loss_call(node, tensor, prediction, target), seen=bool(seen), blank=blank, weighted=weighted)
+            replace(loss_call(node, tensor, prediction, target), ahead=min(ahead, default=None), blank=blank, weighted=weighted)
         )
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:

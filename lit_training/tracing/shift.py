@@ -1,4 +1,4 @@
-"""Does a language model see, at each place, the token that it is to predict there?"""
+"""How far ahead of what a language model sees, at each place, is the token that it is to predict there?"""
 
 import math
 from collections.abc import Sequence
@@ -7,50 +7,62 @@ from torch import Tensor
 
 from lit_training.tracing.graph import Graph, Node
 
-__all__ = ["equal_tokens", "reads_others", "sees_its_target"]
+__all__ = ["places_ahead", "reads_others", "reads_place_by_place"]
 
-_ENOUGH = 16
+_ENOUGH, _FURTHEST = 16, 2
+_CUTS = frozenset("log_softmax slice view _unsafe_view clone _to_copy transpose permute".split())
 
 
-def equal_tokens(tokens: Tensor, target: Tensor) -> bool:
-    """Tell whether a sequence model is to predict the very tokens it gets, but for places that are ignored (below 0).
+def places_ahead(tokens: Tensor, target: Tensor) -> int | None:
+    """Tell how many places ahead of the token that a sequence model gets the one lies that it is to predict there: 0, 1 or 2.
 
     Args:
         tokens: `[batch, time]`, what an embedding looks up.
-        target: class numbers, as many.
+        target: class numbers, as many, or fewer where the last places have none; those below 0 are ignored.
+
+    Returns:
+        `None` if the targets are other tokens, or too few of them are known.
 
     >>> import torch
-    >>> tokens = torch.arange(20).view(2, 10)
-    >>> equal_tokens(tokens, tokens.flatten()), equal_tokens(tokens[:, :-1], tokens[:, 1:].flatten())
-    (True, False)
+    >>> tokens = torch.arange(40).view(2, 20)
+    >>> [places_ahead(tokens[:, :17], tokens[:, k : 17 + k].flatten()) for k in (0, 1, 2, 3)]
+    [0, 1, 2, None]
     """
-    if tokens.ndim != 2 or min(tokens.shape) < 2 or tokens.numel() < _ENOUGH or tokens.numel() != target.numel():
-        return False
-    if target.is_floating_point() or bool((tokens == tokens[0, 0]).all()):
-        return False
-    flat, known = target.flatten(), target.flatten() >= 0
-    return bool(known.any()) and bool((~known | (flat == tokens.flatten())).all())
+    if tokens.ndim != 2 or min(tokens.shape) < 2 or target.is_floating_point() or target.numel() % len(tokens):
+        return None
+    asked = target.reshape(len(tokens), -1)
+    time = asked.shape[1]
+    if not 0 <= tokens.shape[1] - time <= _FURTHEST or bool((tokens == tokens[0, 0]).all()):
+        return None
+    return next((k for k in range(_FURTHEST + 1) if _is_ahead(tokens[:, k:], asked[:, : tokens.shape[1] - k])), None)
 
 
-def reads_others(graph: Graph, looked_up: Sequence[tuple[int, Tensor]], target: Tensor, prediction: int) -> bool:
+def _is_ahead(tokens: Tensor, asked: Tensor) -> bool:
+    known = asked >= 0
+    return int(known.sum()) >= _ENOUGH and bool((~known | (asked == tokens[:, : asked.shape[1]])).all())
+
+
+def reads_others(graph: Graph, looked_up: Sequence[tuple[int, Tensor]], target: Tensor, ahead: int, prediction: int) -> bool:
     """Tell whether a prediction follows from other tokens, too, as a translation does; positions are the same in all samples.
 
     Args:
         graph: of the forward.
         looked_up: nodes of embeddings, and the tokens of each.
         target: class numbers.
+        ahead: how many places ahead of its own tokens they are.
         prediction: node of the logits.
     """
     before = graph.ancestors(prediction)
-    others = [tokens for i, tokens in looked_up if i in before and tokens.ndim == 2 and not equal_tokens(tokens, target)]
+    others = [tokens for i, tokens in looked_up if i in before and tokens.ndim == 2 and places_ahead(tokens, target) != ahead]
     return any(bool((tokens != tokens[:1]).any()) for tokens in others)
 
 
-def sees_its_target(graph: Graph, embedding: int, prediction: int, recurrent: frozenset[str]) -> bool:
+def reads_place_by_place(graph: Graph, embedding: int, prediction: int, recurrent: frozenset[str]) -> bool:
     """Tell whether a prediction follows from the embedded tokens place by place, through a layer that goes in one direction.
 
     That is a recurrent layer or a causal mask on the way: there, what is to be predicted at a place can only be the next token. The
-    way counts as long as it has a place for each token, unlike an autoencoder's, which goes through one vector.
+    way counts as long as it has a place for each token, up to logits of which the last are cut off, unlike an autoencoder's, which
+    goes through one vector.
 
     Args:
         graph: of the forward.
@@ -64,7 +76,7 @@ def sees_its_target(graph: Graph, embedding: int, prediction: int, recurrent: fr
     >>> graph, _ = trace(torch.nn.Sequential(torch.nn.Embedding(9, 4), gru), torch.zeros(2, 5, dtype=torch.long))
     >>> looked_up = next(node.index for node in graph.nodes if node.op == "embedding")
     >>> made = [node.index for node in graph.nodes if node.shape == (2, 5, 3)]
-    >>> sees_its_target(graph, looked_up, made[-1], frozenset(["1"]))
+    >>> reads_place_by_place(graph, looked_up, made[-1], frozenset(["1"]))
     True
     """
     batch, time = graph.nodes[embedding].shape[:2]
@@ -81,6 +93,8 @@ def sees_its_target(graph: Graph, embedding: int, prediction: int, recurrent: fr
         if parents and (inside or keeps(node)):
             reached.add(node.index)
             directed = directed or inside or _is_causal(graph, node, time)
+    while prediction not in reached and graph.nodes[prediction].op in _CUTS:
+        prediction = graph.nodes[prediction].parents[0]
     return prediction in reached and directed
 
 

@@ -1,12 +1,14 @@
 """A language model whose targets are not shifted sees what it is to predict; an autoencoder of sequences does not."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lit_training import audit
-from lit_training.tracing.shift import equal_tokens
+from lit_training.tracing.shift import places_ahead
 
 VOCABULARY, WIDTH = 16, 8
 
@@ -97,8 +99,34 @@ def test_what_may_rebuild_its_input_is_silent(body) -> None:
 
 
 def test_tokens_that_are_all_one_or_few_tell_nothing() -> None:
-    assert not equal_tokens(torch.zeros(4, 8, dtype=torch.long), torch.zeros(32, dtype=torch.long))
-    assert not equal_tokens(torch.arange(8).view(2, 4), torch.arange(8))
+    assert places_ahead(torch.zeros(4, 8, dtype=torch.long), torch.zeros(32, dtype=torch.long)) is None
+    assert places_ahead(torch.arange(8).view(2, 4), torch.arange(8)) is None
+
+
+def shifting(padded: bool, *places: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a loss that shifts labels itself, with logits for all places or all but the last, as those of transformers do."""
+
+    def loss(logits: Tensor, labels: Tensor, k: int) -> Tensor:
+        if padded:
+            return F.cross_entropy(logits.flatten(0, 1), F.pad(labels, (0, k), value=-100)[:, k:].flatten())
+        return F.cross_entropy(logits[:, :-k].flatten(0, 1), labels[:, k:].flatten())
+
+    return lambda logits, labels: torch.stack([loss(logits, labels, k) for k in places]).sum()
+
+
+@pytest.mark.parametrize("padded", [True, False])
+@pytest.mark.parametrize(
+    ("by_hand", "places", "said"), [(True, (1,), ["labels_broken"]), (False, (1,), []), (False, (1, 2), []), (False, (3,), [])]
+)
+def test_targets_that_are_shifted_twice_are_named(
+    padded: bool, by_hand: bool, places: tuple[int, ...], said: list[str]
+) -> None:
+    """A head for the next token but one (Gloeckle et al. 2024) is meant, where another is for the next."""
+    torch.manual_seed(0)
+    tokens = torch.randint(VOCABULARY, (8, 13))
+    batch = (tokens[:, :-1], tokens[:, 1:] if by_hand else tokens[:, :-1])
+    report = audit(Sequential(Encoder(masked=True)), batch, shifting(padded, *places))
+    assert [f.rule for f in report.alarms] == said
 
 
 class Translation(nn.Module):

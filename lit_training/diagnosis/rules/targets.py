@@ -20,6 +20,7 @@ ONE_VALUE = 0.95
 IGNORED = 0.9
 FEW_VALUES = 10
 FAINT = 0.1
+TWICE = 2
 
 
 @rule(
@@ -39,19 +40,19 @@ FAINT = 0.1
 def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     """The targets cannot be what was meant: all alike, nearly all ignored, or outside of what the loss takes.
 
-    What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova
-    et al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before
-    scaling, masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one; a
+    What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et
+    al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling,
+    masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one, or shifted twice; a
     label that has the number of CTC's blank.
 
-    How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets
-    of BCE; whether the targets are the tokens that an embedding looked up, on a way with a place for each token through a recurrent
-    layer of one direction or a causal mask.
+    How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of
+    BCE; whether the targets are the tokens that an embedding looked up, or those two places ahead, on a way with a place for
+    each token through a recurrent layer of one direction or a causal mask.
 
-    At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or in
-    validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing else is
-    wrong. Or the outputs for maps (masks, pictures) hold the targets' mirror images too, .35 times as much as the targets or more,
-    with a correlation of .2 or more: pictures were flipped at random without their masks.
+    At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or
+    in validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing
+    else is wrong. Or the outputs for maps (masks, pictures) hold the targets' mirror images too, .35 times as much as the
+    targets or more, with a correlation of .2 or more: pictures were flipped at random without their masks.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
     `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.
@@ -63,9 +64,14 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
-    if any(call.seen for call in evidence.losses):
+    ahead = {call.ahead for call in evidence.losses}
+    if not ahead.isdisjoint((0, TWICE)) and 1 not in ahead:
         message = "The network gets at each place the very token that it is to predict there, so it learns to copy."
-        advice = "Shift the targets by one: logits[:, :-1] against tokens[:, 1:]."
+        if 0 not in ahead:
+            message = "The network is to predict the next token but one at each place: the targets are shifted twice."
+        advice = (
+            "Shift the targets by one, once: logits[:, :-1] against tokens[:, 1:]. Some models shift the labels themselves."
+        )
         yield Finding("labels_broken", "error", "", evidence.step, message, advice)
         return
     blank = next((call.blank for call in evidence.losses if call.blank is not None), None)
