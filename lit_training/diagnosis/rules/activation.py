@@ -17,6 +17,9 @@ CHOKED = 0.1
 RECTIFIERS = frozenset("relu relu6 leaky_relu elu selu celu gelu silu mish hardswish prelu".split())
 BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
 RESHAPING = frozenset("view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select".split())
+DENSE = frozenset(["addmm", "mm", "linear"])
+IN_A_ROW = 3
+PASSING = RESHAPING | frozenset(["native_dropout", "_fused_dropout"])
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
 
@@ -32,6 +35,8 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     way to the loss, and no activation, gate, maximum or product of data lies between the first and the last of them. A
     rectifier or its like whose result nothing reads, as that of `F.relu(x)` without `x =` in front, is none; behind a layer that
     then goes on linearly to the next one it is told even if there are others.
+
+    Three dense layers or more in a row, of which nothing else reads the inner ones, are told whatever else the network holds.
 
     Threshold: none.
 
@@ -55,6 +60,13 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
                 "missing_activation", "error", layer.name, evidence.step, message, "Write x = F.relu(x), not F.relu(x)."
             )
             return
+    row = _dense_row(graph, layers, readers)
+    if len(row) >= IN_A_ROW and min(map(_width, row[:-1])) >= _width(row[-1]):
+        message = (
+            f"{row[0].name} to {row[-1].name} are {len(row)} linear layers with nothing in between: one would do the same."
+        )
+        yield Finding("missing_activation", "error", row[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+        return
     if any(layer.op == "recurrent" for layer in evidence.layers) or len(layers) < 2:
         return
     inner = [layer for layer in layers if layer.node is not None and graph.reaches_layer(layer.node)]
@@ -66,6 +78,32 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
         return  # a bottleneck on purpose, as in a linear autoencoder, or a linear system
     message = f"{len(layers)} layers have 0 nonlinearities between them, not 1 or more: together they are one linear layer."
     yield Finding("missing_activation", "error", inner[0].name, evidence.step, message, "Put nn.ReLU() between the layers.")
+
+
+def _dense_row(graph: Graph, layers: Sequence[Layer], readers: Sequence[Sequence[int]]) -> list[Layer]:
+    """Return the longest row of dense layers, each called once, of which nothing else reads the inner ones."""
+    dense = {layer.node: layer for layer in layers if layer.node is not None and layer.op in DENSE and layer.calls == 1}
+    longest: list[Layer] = []
+    for layer in dense.values():
+        row, after = [layer], _reader(graph, layer.node or 0, readers)
+        while after in dense:
+            row.append(dense[after])
+            after = _reader(graph, after, readers)
+        longest = max(longest, row, key=len)
+    return longest
+
+
+def _reader(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> int | None:
+    """Return the only layer that reads what a node made, if nothing but reshaping, dropout and biases lies in between."""
+    while len(readers[index]) == 1:
+        node = graph.nodes[readers[index][0]]
+        if node.weight:
+            return node.index
+        biased = node.op == "add" and any(graph.nodes[p].origin == "parameter" for p in node.parents)
+        if not (node.op in PASSING or biased or graph.drops(node)):
+            return None
+        index = node.index
+    return None
 
 
 def _width(layer: Layer) -> int:

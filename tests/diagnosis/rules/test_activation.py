@@ -83,6 +83,31 @@ def test_linear_layers_in_a_row_are_found() -> None:
     assert [f.rule for f in found if f.severity != "note"] == ["missing_activation"]
 
 
+def behind(*between: nn.Module | int) -> nn.Sequential:
+    """Return a network with one nonlinearity, and then layers of these widths with these modules in between."""
+    parts: list[nn.Module] = [nn.Linear(16, 64), nn.ReLU()]
+    width = 64
+    for part in between:
+        parts.append(nn.Linear(width, part) if isinstance(part, int) else part)
+        width = part if isinstance(part, int) else width
+    return nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (behind(32, 32, 4), ["missing_activation"]),
+        (behind(32, nn.Dropout(0.2), 32, nn.Flatten(), 4), ["missing_activation"]),
+        (behind(32, 4), []),
+        (behind(32, nn.Tanh(), 32, 4), []),
+        (behind(32, nn.LayerNorm(32), 32, 4), []),
+        (behind(2, 32, 4), []),
+    ],
+)
+def test_three_dense_layers_in_a_row_are_found_whatever_else_there_is(model: nn.Module, said: list[str]) -> None:
+    assert alarms(model) == said
+
+
 @pytest.mark.parametrize("model", [nn.Linear(16, 4), mlp(16, 2, 4, act=nn.Identity)])
 def test_one_layer_and_a_bottleneck_are_silent(model: nn.Module) -> None:
     assert alarms(model) == []
