@@ -4,7 +4,7 @@ from lit_training.diagnosis.rule import Rule
 from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
 from lit_training.diagnosis.rules.biases import bad_bias_init
 from lit_training.diagnosis.rules.course import overfit_no_regularisation
-from lit_training.diagnosis.rules.data import bad_data, unnormalised_input
+from lit_training.diagnosis.rules.data import bad_data
 from lit_training.diagnosis.rules.decay import weight_decay_too_strong
 from lit_training.diagnosis.rules.detached import detached_subgraph
 from lit_training.diagnosis.rules.divergence import pretrained_lr_too_high, ranks_diverged
@@ -13,6 +13,7 @@ from lit_training.diagnosis.rules.exploding import init_exploding
 from lit_training.diagnosis.rules.finite import nan_loss
 from lit_training.diagnosis.rules.gain import bad_gain
 from lit_training.diagnosis.rules.imbalance import class_imbalance
+from lit_training.diagnosis.rules.inputs import unnormalised_input
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast

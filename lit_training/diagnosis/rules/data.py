@@ -1,4 +1,4 @@
-"""Rules about what enters the network."""
+"""The rule about what the first batches hold: not finite, outliers, codes for what is missing, samples that are all alike."""
 
 import math
 from collections.abc import Iterator
@@ -9,25 +9,15 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parts import BEYOND, Part
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import FLUNG, is_normalised, risen
-from lit_training.diagnosis.updates import matrices
-from lit_training.tracing.graph import NORMALISATIONS, Graph
-from lit_training.tracing.probe import Layer
-from lit_training.tracing.tensor_stats import TensorStats
+from lit_training.diagnosis.rules.guessing import FLUNG, risen
+from lit_training.diagnosis.rules.inputs import is_off
 
-__all__ = ["bad_data", "unnormalised_input"]
+__all__ = ["bad_data"]
 
-LARGE = 20.0
-SMALL = 0.03
-OFFSET = 5.0
 ALIKE = 0.2
 EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
-UNLIKE = 100.0
-NEAR = 4.0
 APART = 10.0
-REGRESSION = frozenset("mse_loss l1_loss smooth_l1_loss huber_loss".split())
-BOUNDED = frozenset("tanh sigmoid softmax hardtanh hardsigmoid".split())
 
 
 @rule(
@@ -124,7 +114,7 @@ def _coded(evidence: Evidence) -> list[Finding]:
     ]
     advice = "Is it a code for what is missing? Impute it (0 once standardised, with a column that says so), do not feed it."
     code, gap = next((part.code for part in inputs if part.code), 0.0), max((part.gap for part in inputs), default=0.0)
-    if code and any(_is_off(evidence, layer) for layer in evidence.layers):
+    if code and any(is_off(evidence, layer) for layer in evidence.layers):
         message = f"{code:.4g} stands in several places, {BEYOND:g} times as far from zero as any other number of its tensor."
         return _finding(evidence, message, advice, value=code)
     if gap > APART and not any(n.dtype == torch.bool and evidence.graph.reads_batch(n.index) for n in evidence.graph.nodes):
@@ -170,132 +160,3 @@ def _is_wild(ours: Part | None, theirs: Part | None) -> bool:
     if ours is None or theirs is None or min(ours.samples, theirs.samples) < 8 or ours.core <= 0:
         return False
     return math.isfinite(ours.std) and ours.std > OUTLIERS * ours.core and theirs.std < 2 * ours.core
-
-
-@rule(
-    explains=[
-        "lr_too_low",
-        "lr_too_high",
-        "bad_initial_loss",
-        "init_exploding",
-        "init_vanishing",
-        "bad_bias_init",
-        "loss_diverging",
-        "dead_relu",
-        "exploding_gradient",
-        "nan_loss",
-        "saturation",
-        "oscillating_loss",
-    ]
-)
-def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
-    """The inputs reach the first layer at a scale, or with an offset, that initialisation is not made for.
-
-    Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square
-    is over 20, or the mean is more than 5 standard deviations from zero, or no value is above .03 and no normalisation follows.
-    Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the first layer grows with their
-    scale, and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a
-    root mean square of 100 and more, divided by 255 twice they stay below .004.
-
-    Not an alarm: integers for an embedding; inputs in 0...1, which are off but train; columns of like scale in front of a
-    layer with a batch norm behind it, which takes scale and offset back, and the size of the gradient with them; with another
-    normalisation straight behind it, not in a residual stream, that takes the scale back (pixels up to 255 in front of layer or
-    group norm cost a point at most); numbers that are told from numbers of their own size, by units without bounds under Adam and
-    its like, where all grows with the input (super-resolution and an autoencoder reach the same R2, to .03, with pixels up to 255
-    as with a std of 1).
-
-    What to do: standardise with the training data's mean and std.
-    """
-    for layer in evidence.layers:
-        stats = layer.source
-        if stats is None or not _is_off(evidence, layer):
-            continue
-        if _is_tiny(evidence, layer, stats):
-            message = f"The inputs are within {stats.largest:.2g} of zero where {layer.name} reads them, not of size 1."
-            advice = "Standardise: x = (x - mean) / std; were they divided by 255 twice?"
-            numbers = {"largest": stats.largest}
-        else:
-            message = (
-                f"The inputs have mean {stats.mean:.3g} and std {stats.std:.3g} where {layer.name} reads them, not 0 and 1."
-            )
-            advice = "Standardise: x = (x - mean) / std, with the training data's statistics."
-            numbers = {"mean": stats.mean, "std": stats.std}
-        yield Finding("unnormalised_input", "error", layer.name, evidence.step, message, advice, numbers)
-        return
-
-
-def _is_off(evidence: Evidence, layer: Layer) -> bool:
-    """Tell whether a layer reads inputs at a scale, or with an offset, that its weights are not made for."""
-    stats = layer.source
-    if stats is None or not stats.finite or not _reads_inputs(evidence, layer):
-        return False
-    offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
-    far = offset > OFFSET and stats.rms > 2
-    large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
-    return large or (far and not _is_centred(evidence, layer, stats)) or _is_tiny(evidence, layer, stats)
-
-
-def _is_tiny(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    return 0 < stats.largest < SMALL and not is_normalised(evidence, layer)
-
-
-def _scales_along(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    """Tell whether targets are as large as inputs of one scale, and neither units nor optimiser mind how large both are."""
-    read = evidence.graph.ancestors(layer.node or 0)
-    largest = max([stats.largest, *(given.largest for index, given in evidence.inputs.items() if index in read)])
-    errors = [call for call in evidence.losses if call.op in REGRESSION]
-    if not errors or len(errors) < len(evidence.losses):
-        return False
-    sizes = [max(map(abs, call.target_range)) for call in errors]
-    alike = all(largest < NEAR * size and size < NEAR * largest for size in sizes)
-    bounded = any(layer.nonlinearity in BOUNDED or layer.op == "recurrent" for layer in evidence.layers)
-    adaptive = all(f.fixed_step is not None for f in matrices(evidence))
-    return alike and adaptive and not bounded and not evidence.one_hot and _is_even(stats)
-
-
-def _is_even(stats: TensorStats) -> bool:
-    """Tell whether columns that vary are of one scale."""
-    stds = stats.columns.variance.sqrt()
-    stds = stds[stds > 0]
-    return len(stds) > 0 and float(stds.max()) < UNLIKE * float(stds.min())
-
-
-def _is_rescaled(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    """Tell whether a normalisation follows a layer whose inputs are all of one scale, before others are added."""
-    return is_normalised(evidence, layer) and _is_even(stats) and not _meets_others(evidence.graph, layer.node or 0)
-
-
-def _is_centred(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    """Tell whether batch norm follows a layer whose inputs are all of one scale."""
-    graph = evidence.graph
-    norms = {node.op for node in graph.nodes if node.op in NORMALISATIONS and layer.node in graph.ancestors(node.index)}
-    return is_normalised(evidence, layer) and bool(norms) and all("batch_norm" in op for op in norms) and _is_even(stats)
-
-
-def _meets_others(graph: Graph, index: int) -> bool:
-    """Tell whether what other layers made is added to a layer's output before anything acts on it, as to a residual stream."""
-    readers, made, seen, stack = graph.consumers(), graph.made_by_layers(), {index}, [index]
-    while stack:
-        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
-            if reader.op == "add" and any(p in made and p not in seen for p in reader.parents):
-                return True
-            seen.add(reader.index)
-            stack += [] if reader.op in NORMALISATIONS or graph.acts(reader) else [reader.index]
-    return False
-
-
-def _reads_inputs(evidence: Evidence, layer: Layer) -> bool:
-    """Tell whether a layer reads no other's output, or beside it numbers that the loader gave and that are large themselves."""
-    if layer.node is None:
-        return False
-    graph, inside = evidence.graph, layer.name if layer.op == "recurrent" else None  # what it does inside is its own
-    behind, seen, stack = False, {layer.node}, [layer.node]
-    while stack:
-        for parent in (graph.nodes[p] for p in graph.nodes[stack.pop()].parents if p not in seen):
-            seen.add(parent.index)
-            if parent.weight and parent.scope != inside:
-                behind = True
-            else:
-                stack.append(parent.index)
-    large = any(stats.rms > LARGE for index, stats in evidence.inputs.items() if index in seen)
-    return large or not behind
