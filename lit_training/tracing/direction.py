@@ -23,7 +23,8 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
 
     Args:
         gradient: of the loss with respect to an output: `[rows, classes]`, `[batch, classes, ...]`, or shaped as the target.
-        target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1.
+        target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1; maps
+            that are a whole number of times as high and wide are averaged, since an output may be enlarged before it is compared.
 
     Returns:
         The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary or is not
@@ -34,6 +35,7 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
     1.0
     """
     if target.is_floating_point():
+        target = _at_resolution(target, gradient)
         fits = gradient.numel() == target.numel() and gradient.squeeze().shape == target.squeeze().shape
         rows = (gradient.reshape(len(gradient), -1), target.reshape(len(gradient), -1)) if fits and gradient.ndim else None
     else:
@@ -82,6 +84,16 @@ def silent_label(gradient: Tensor, target: Tensor) -> float | None:
             if not heard[values == silent].any() and heard[values == other].all():
                 return float(silent)
     return None
+
+
+def _at_resolution(target: Tensor, gradient: Tensor) -> Tensor:
+    """Return maps averaged to the height and width of others, where those are a whole number of times smaller; else as they are."""
+    maps = target[:, None] if target.ndim == 3 else target
+    if gradient.ndim != 4 or maps.ndim != 4:
+        return target
+    (height, width), (low, narrow) = maps.shape[-2:], gradient.shape[-2:]
+    smaller = (low, narrow) != (height, width) and height % low == 0 and width % narrow == 0
+    return F.avg_pool2d(maps, (height // low, width // narrow)) if smaller else target
 
 
 def _one_hot(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -12,7 +12,7 @@ __all__ = ["lr_schedule"]
 LONG_RUN = 100
 IDLE = 0.01
 MOST_IDLE = 0.6
-STARTED = 0.1
+STARTED = 0.25
 STARTED_NAMED = 0.5
 GROWS = 10.0
 
@@ -30,7 +30,7 @@ def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
     and highest rate. `ReduceLROnPlateau`: whether its `mode` fits the name of what it monitors.
 
     Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than three fifths of the updates; it
-    never gets to a tenth of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its
+    never gets to a quarter of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its
     highest; it ends at more than 10 times both that rate and its own median. In all runs: `OneCycleLR` has fewer steps than it
     is to take, since it raises then.
 

@@ -13,6 +13,7 @@ STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
 ROSE_FIRST, SIGNIFICANT, OVERWRITTEN = 1.15, 5.0, 1.0
 OFF, SPENT, NO_MORE = 5.0, 0.25, 0.92
+NEVER_NEAR = 2.0
 FEW = 250
 FLAT_START, FLAT_MOVED, FLAT_TRAINED = 0.5, 0.3, 0.93
 
@@ -41,7 +42,7 @@ def learned_nothing(course: Course) -> list[Finding]:
     ones, or hold too many: where validation's targets are not known, weights that moved by 30 %, while training gained less than 7
     % since the first epoch, and validation never 4.5 % since before it, learned nothing. A loss above 10 times a guess's that still
     falls is another fault. Offset: a first loss above 5 times a guess's that did not rise, and a quarter of the run above twice
-    that cost.
+    that cost; or all of it, if it fell.
 
     >>> at_chance = Course((1.41, 1.39, 1.38), (1.40, 1.39), 200, guess=1.39, passes=6, moved=0.8)
     >>> learned_nothing(at_chance)[0].rule
@@ -57,36 +58,43 @@ def learned_nothing(course: Course) -> list[Finding]:
     nothing = min((course.end / guess, *course.shares)) >= NOTHING
     if falling or (fell and not _came_down(course)) or not (nothing or _is_flat(course)):
         return []
+    cause = _cause(course, nothing)
+    if cause is None:
+        return []
+    rule, happened, advice = cause
     message = f"After {course.passes} epochs the loss is {course.end:.3g}; saying the same for every sample costs {guess:.3g}."
+    severity: Severity = "warning" if rule == "labels_broken" else "error"
     numbers = {"end": course.end, "guess": guess, "moved": course.moved}
+    return [Finding(rule, severity, "", course.updates, message + happened, advice, numbers)]
+
+
+def _cause(course: Course, nothing: bool) -> tuple[str, str, str] | None:
+    """Return the rule, what happened in words, and advice; `None` if something may have been learned."""
+    moved, best = course.moved or 0.0, min(course.shares, default=course.last)
     told = not course.guess_apart or course.samples_apart >= FEW
     lost = told and course.first_pass is not None and course.first_pass < LOST * course.end
-    best = min(course.shares, default=course.last)
-    severity: Severity = "error"
-    if course.moved < STILL and nothing and best >= _least(course) and not _knew(course):
-        rule, advice = (
-            "lr_too_low",
-            f"Raise lr, tenfold at first: {course.updates} updates moved weights by {course.moved:.1%}.",
-        )
-    elif _came_down(course) and nothing and (course.moved > FAR or best >= NO_MORE):
-        rule, message = "unnormalised_target", f"{message} It began at {course.first:.3g}, and came down no further."
+    if moved < STILL and nothing and best >= _least(course) and not _knew(course):
+        advice = f"Raise lr, tenfold at first: {course.updates} updates moved weights by {moved:.1%}."
+        return "lr_too_low", "", advice
+    if _came_down(course) and nothing and (moved > FAR or best >= NO_MORE):
         advice = "Standardise the targets with the training data's mean and std; scale predictions back."
-    elif nothing and (_was_flung(course) if course.last < _hard(course) else course.moved > FAR or lost):
-        rule, advice = "lr_too_high", f"Lower lr by a factor of 10 or so: weights moved by {course.moved:.2g} times their size."
-    elif not _is_flat(course) and (not _ends_at_nothing(course, best) or _may_have_learned(course)):
-        return []
-    else:
-        rule, severity = "labels_broken", "warning"
-        advice = "Print a few targets next to their inputs: are they of the same sample, of the same time?"
-    return [Finding(rule, severity, "", course.updates, message, advice, numbers)]
+        return "unnormalised_target", f" It began at {course.first:.3g}, and came down no further.", advice
+    if _never_came(course):
+        advice = "Standardise the targets with the training data's mean and std (scale predictions back), or raise lr."
+        return "unnormalised_target", f" It began at {course.first:.3g}, and never came near.", advice
+    if nothing and (_was_flung(course) if course.last < _hard(course) else moved > FAR or lost):
+        return "lr_too_high", "", f"Lower lr by a factor of 10 or so: weights moved by {moved:.2g} times their size."
+    if not _is_flat(course) and (not _ends_at_nothing(course, best) or _may_have_learned(course)):
+        return None
+    return "labels_broken", "", "Print a few targets next to their inputs: are they of the same sample, of the same time?"
 
 
 def collapsed(course: Course) -> list[Finding]:
     """Say so if a run that had learned something fell back to the cost of a guess and stayed there: `lr_too_high`.
 
-    Threshold: a stretch of the first half of the run is below .8 of a guess's cost, all of the last quarter and the last validation
-    loss, over what a guess costs there, between .9 and 1.5 of it; some validation loss was below .9, since a calm beginning of a
-    stream is low in training only; weights moved by more than 30 %.
+    Threshold: a stretch of the first half of the run is below .8 of a guess's cost, all of the last quarter and the last
+    validation loss, over what a guess costs there, between .9 and 1.5 of it; some validation loss was below .9, since a calm
+    beginning of a stream is low in training only; weights moved by more than 30 %.
 
     >>> fell = Course((2.5, 1.9, 1.8, 1.9, *[2.35] * 20), (1.9, 2.35), 240, guess=2.48, passes=16, moved=2.0)
     >>> collapsed(fell)[0].rule
@@ -156,6 +164,13 @@ def _is_flat(course: Course) -> bool:
     if not roughly or not course.one_formula or not FLAT_MOVED <= moved <= FAR or before < FLAT_START * guess:
         return False
     return course.end > FLAT_TRAINED * first_pass and min(course.validation) > UNMOVED * before
+
+
+def _never_came(course: Course) -> bool:
+    """Tell whether the loss of a regression fell, and stayed twice as high as that of the targets' mean, in validation, too."""
+    guess, first = course.guess or math.inf, course.first
+    fell = course.sampled and first is not None and course.end < first
+    return fell and min((course.end / guess, *course.shares)) > NEVER_NEAR
 
 
 def _came_down(course: Course) -> bool:

@@ -76,6 +76,13 @@ def test_an_offset_that_the_run_was_spent_on_is_one_of_the_targets() -> None:
     assert rules(**spent | {"first": 1.3}, moved=9.0, first_pass=1.12) == ["lr_too_high"]  # thrown up by its own steps
 
 
+def test_an_offset_that_the_run_never_came_near_is_one_of_the_targets() -> None:
+    far = {"training": (4.5, *[4.4] * 30), "validation": (4.5, 4.3), "guess": 1.0, "sampled": True, "before": 4.5}
+    assert rules(**far, first=4.5) == ["unnormalised_target"]
+    assert rules(**far, first=3.0) != ["unnormalised_target"]  # it rose
+    assert rules(**far, first=4.5, guess_apart=4.0, samples_apart=500) != ["unnormalised_target"]  # validation is near
+
+
 FELL_BACK = {"training": (1.4, 1.0, 0.9, *[1.35] * 30), "validation": (0.95, 1.36), "moved": 2.0}
 
 

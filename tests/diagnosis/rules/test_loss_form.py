@@ -77,6 +77,14 @@ def test_agreement_needs_shapes_that_fit() -> None:
     assert agreement(torch.randn(6, 3, 2), torch.zeros(6, 2, dtype=torch.long)) is None
 
 
+@pytest.mark.parametrize("channel", [True, False])
+def test_maps_that_are_enlarged_before_they_are_compared_agree_at_their_own_size(channel: bool) -> None:
+    fine = torch.randn(4, 1, 12, 8)
+    coarse = F.avg_pool2d(fine, (3, 2))
+    assert agreement(-coarse, fine if channel else fine[:, 0]) == pytest.approx(1.0)
+    assert agreement(-coarse[..., :3], fine) is None
+
+
 def test_agreement_skips_ignored_labels() -> None:
     y = torch.tensor([0, 1, 2, 1, 0, -100])
     gradient = torch.full((6, 3), 1 / 3) - F.one_hot(y.clamp_min(0), 3)
