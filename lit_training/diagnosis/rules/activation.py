@@ -195,9 +195,9 @@ def wrong_hidden_activation(evidence: Evidence) -> Iterator[Finding]:
     Threshold: for sigmoids a product below 0.1, over two layers or more under plain gradient descent, over three or more under
     optimisers that divide the size of gradients out. One layer of sigmoids trains (LeCun et al. 1998).
 
-    Not an alarm: gates (sigmoid times data), attention and mixtures (softmax times data), sigmoids scaled for depth, steps
-    with a straight-through gradient, embeddings of probabilities; predictions that are fed back, whose logits the loss also sees
-    (Nozaki and Komatsu 2021).
+    Not an alarm: gates (sigmoid times data), attention and mixtures (softmax times data, also behind a layer that mixes heads),
+    sigmoids scaled for depth, steps with a straight-through gradient, embeddings of probabilities; predictions that are fed back,
+    whose logits the loss also sees (Nozaki and Komatsu 2021).
 
     What to do: ReLU, GELU or tanh between layers; softmax and sigmoid only at the end.
     """
@@ -225,7 +225,7 @@ def _softmax_inside(evidence: Evidence, layers: list[Layer]) -> tuple[str, str, 
 
 
 def _feeds_layer(graph: Graph, layer: Layer) -> bool:
-    """Tell whether the softmax behind a layer goes into layers with a bias only, and not into a product with data."""
+    """Tell whether the softmax behind a layer goes into layers with a bias only, and not into a product with data, then or next."""
     readers = graph.consumers()
     softmax = next((n for n in graph.nodes if n.op == "softmax" and layer.node in graph.ancestors(n.index)), None)
     if softmax is None or graph.follows(softmax.index) != ("linear",):
@@ -238,7 +238,21 @@ def _feeds_layer(graph: Graph, layer: Layer) -> bool:
             if reader.op in ("mul", "div") and len(reader.parents) > 1 and not graph.drops(reader):
                 return False  # an expectation: softmax over places, times their coordinates
             (products if reader.op in LINEAR else stack).append(reader.index)
-    return all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
+    biased = all(graph.nodes[i].weight and graph.nodes[i].op in ("addmm", "convolution") for i in products)
+    return biased and not any(_weighs(graph, i, readers) for i in products)
+
+
+def _weighs(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> bool:
+    """Tell whether a node's values are multiplied by other data next, as weights of attention are."""
+    stack, seen = [index], {index}
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+            seen.add(reader.index)
+            acts = graph.acts(reader)
+            if acts == "product" or (acts == "linear" and not reader.weight):
+                return True
+            stack += [reader.index] if acts is None else []
+    return False
 
 
 def _goes_around(evidence: Evidence, layer: Layer) -> bool:

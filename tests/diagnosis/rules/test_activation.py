@@ -73,8 +73,32 @@ class Attention(nn.Module):
         return self.head((self.gate(x).sigmoid() * mixed).mean(1))
 
 
+class TalkingHeads(nn.Module):
+    """Attention whose heads are mixed before and after the softmax (Shazeer et al. 2020)."""
+
+    def __init__(self, *, attends: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.q, self.k, self.v = (nn.Linear(8, 16) for _ in range(3))
+        self.before, self.after, self.attends = nn.Linear(4, 4), nn.Linear(4, 4), attends
+        self.head = nn.Linear(16 if attends else 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part(x).unflatten(2, (4, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        weights = self.after(self.before((q @ k.mT).movedim(1, -1)).softmax(-2))
+        if not self.attends:
+            return self.head(weights.relu().mean((1, 2)))
+        return self.head((weights.movedim(-1, 1) @ v).transpose(1, 2).flatten(2).mean(1))
+
+
 def test_attention_and_gates_are_silent() -> None:
     assert alarms(Attention()) == []
+
+
+@pytest.mark.parametrize(("attends", "said"), [(True, []), (False, ["wrong_hidden_activation"])])
+def test_a_softmax_between_layers_that_mix_heads_is_silent(attends: bool, said: list[str]) -> None:
+    x, y = vectors(32, 64 * 8)
+    assert alarms(TalkingHeads(attends=attends), (x.view(32, 64, 8), y)) == said
 
 
 # ------------------------------------------------------------------------------------------ missing
