@@ -15,6 +15,7 @@ from lit_training.diagnosis.rules.layer_gains import (
     needed_gain,
 )
 from lit_training.diagnosis.rules.units import LEAST_UNITS
+from lit_training.tracing.graph import Graph
 from lit_training.tracing.probe import Layer
 
 __all__ = ["init_vanishing"]
@@ -44,13 +45,13 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     signal of 1.6e-3 and stays at guessing from 5e-4 on; Adam loses nothing down to 4e-5 and 5 to 70 points below 1e-5.
     He-initialised ReLU nets of 30 layers keep 0.2 (correlations between samples grow with depth), tanh nets with Glorot's 0.1.
 
-    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step
-    of a decoder and of spiking units; branches of tiny weights that Adam's first step overwrites, added to others; gates whose
-    few units all happen to be silent, squeeze layers in branches that start at zero and queries of class tokens, if the signal
-    goes on past them; what is behind layer scales of 1e-5; codes of which all samples choose the same one at first; zero-
-    initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with normalisation
-    between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64 by a
-    factor of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow
+    Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of a
+    decoder and of spiking units; branches that are added to others, and keep 1e-5 of the signal, or whose tiny weights Adam's first
+    step overwrites; gates whose few units all happen to be silent, squeeze layers in branches that start at zero and queries of
+    class tokens, if the signal goes on past them; what is behind layer scales of 1e-5; codes of which all samples choose the same
+    one at first; zero- initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with
+    normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64
+    by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow
     transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
@@ -66,7 +67,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
         way = _way_to(evidence, layer, passed) if arriving < threshold * first else None
         beside = way is not None and (
             _is_chosen(evidence, layer)
-            or _is_small_branch(evidence, layer, way)
+            or _is_small_branch(evidence, layer, way, first)
             or _is_held_back(evidence, layer)
             or (_is_cut(layer, way[-1]) and _goes_on(evidence, layer, threshold * first))
         )
@@ -126,13 +127,20 @@ def _is_held_back(evidence: Evidence, layer: Layer) -> bool:
     return any(gain is not None and gain.requires_grad and gain.low == gain.high and abs(gain.low) < HELD for gain in gains)
 
 
-def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer]) -> bool:
-    """Tell whether the first step overwrites the weak weights on the way, and others are added to what the way leads to."""
-    weak = [evidence.parameters.get(p.weight) for p in way if is_weak(p)]
-    if layer.node is None or not weak or not all(f is not None and _is_overwritten(f) for f in weak):
+def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer], first: float) -> bool:
+    """Tell whether others are added to what a way leads to, and it is only small, or the first step overwrites its weak weights."""
+    if layer.node is None or layer.source is None or not _is_added(evidence.graph, layer.node):
         return False
-    made, behind = evidence.graph.made_by_layers(), {layer.node}
-    for node in evidence.graph.nodes[layer.node + 1 :]:
+    weak = [evidence.parameters.get(p.weight) for p in way if is_weak(p)]
+    overwritten = bool(weak) and all(f is not None and _is_overwritten(f) for f in weak)
+    small = layer.source.signal >= VANISHED_ADAPTIVE * first and _goes_on(evidence, layer, VANISHED * first)
+    return overwritten or small
+
+
+def _is_added(graph: Graph, index: int) -> bool:
+    """Tell whether what other layers made is added to what becomes of a node."""
+    made, behind = graph.made_by_layers(), {index}
+    for node in graph.nodes[index + 1 :]:
         others = set(node.parents) - behind
         if len(others) < len(set(node.parents)):
             if node.op == "add" and not made.isdisjoint(others):

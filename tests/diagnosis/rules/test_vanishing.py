@@ -197,3 +197,27 @@ class Asked(nn.Module):
 @pytest.mark.parametrize("rate", [1e-3, 1e-7])
 def test_a_class_token_that_asks_late_is_silent(scale: float, rate: float) -> None:
     assert "init_vanishing" not in alarms(Asked(scale), optimizer=lambda m: torch.optim.Adam(m.parameters(), rate))
+
+
+class Modulated(nn.Module):
+    """A branch of products of small weights, added to what it modulates, as focal modulation is (Yang et al. 2022)."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.head = nn.Linear(16, 64), nn.Linear(64, 4)
+        self.branch = mlp(64, 64, 64, 64, act=nn.GELU)
+        fill(self.branch, lambda weight: nn.init.normal_(weight, std=std))
+        for layer in self.branch:
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        out: Tensor = self.head(x + self.branch(x))
+        return out
+
+
+@pytest.mark.parametrize(("std", "said"), [(0.005, []), (0.0001, ["init_vanishing"])])
+def test_a_small_branch_beside_the_signal_is_silent_under_plain_descent(std: float, said: list[str]) -> None:
+    assert alarms(Modulated(std)) == said
