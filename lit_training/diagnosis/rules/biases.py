@@ -20,7 +20,7 @@ SHUT = 8.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
 LARGE, FAR_OUT = 8.0, 20.0
-LARGE_ON_AVERAGE, EVENLY = 4.0, 0.95
+LARGE_ON_AVERAGE, EVENLY = 3.0, 0.95
 
 
 @rule(
@@ -50,7 +50,7 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     times the std that its samples give it (2 times for batch norm, whose std is 1);
     heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
     mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); under any loss a bias
-    above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples, or above 4 where it pulls
+    above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples, or above 3 where it pulls
     the bias back nearly alike everywhere (its mean is .95 of its root mean square);
     LSTMs and GRUs: the biases of the gates that keep the memory average below -1.5, so that sigmoid(-1.5) = 18 % of it survives
     a step, and .03 % five (Jozefowicz, Zaremba and Sutskever 2015 want an LSTM's at +1).
