@@ -3,6 +3,7 @@
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from posixpath import commonpath
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, Severity, is_alarm
@@ -34,9 +35,10 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none.
 
-    Not an alarm: trained weights, as those of a perceptual loss or of a body whose head alone is trained: a note, since
-    freezing them saves the time that their gradients take; parameters without a gradient; parameters declared with
-    `expect_frozen`; tensors with one row per sample, such as inputs whose gradient is wanted (saliency, gradient penalties).
+    Not an alarm: trained weights, as those of a perceptual loss or of a body whose head alone is trained: a note, since freezing
+    them saves the time that their gradients take, or the normalisation of a body that is frozen but for it (`BackboneFinetuning`);
+    parameters without a gradient; parameters declared with `expect_frozen`; tensors with one row per sample, such as inputs whose
+    gradient is wanted (saliency, gradient penalties).
 
     What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap
     tensors in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
@@ -47,7 +49,7 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
         advice = "Give the optimiser self.parameters(), or freeze them: requires_grad_(False)."
         tables = [f for f in lost if f.kind in ("weight", "embedding") and can_tell(f.shape)]
         trained = bool(tables) and 2 * sum(f.fresh for f in tables) <= len(tables)
-        severity: Severity = "note" if trained else "error"
+        severity: Severity = "note" if trained or _are_left_over(evidence, lost) else "error"
         yield Finding("not_in_optimizer", severity, lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})
     loose = [t for t in evidence.loose if t.is_parameter or t.shape[:1] != (evidence.batch_size,)]
     loose = [t for t in loose if t.shape or len(evidence.loose) > 1]
@@ -62,6 +64,14 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
             else "Write self.name = nn.Parameter(tensor), not tensor.requires_grad_()."
         )
         yield Finding("not_in_optimizer", "error", loose[0].scope, evidence.step, message, advice, {"tensors": len(loose)})
+
+
+def _are_left_over(evidence: Evidence, lost: Sequence[ParameterFacts]) -> bool:
+    """Tell whether parameters are vectors of a part whose weights are all frozen."""
+    body = commonpath([facts.name.replace(".", "/") for facts in lost]).replace("/", ".")
+    tables = [f for f in evidence.parameters.values() if f.kind in ("weight", "embedding")]
+    inside = [f for f in tables if body and f.name.startswith(f"{body}.")]
+    return bool(inside) and not any(f.requires_grad for f in inside)
 
 
 @rule(explains=["overfit_no_regularisation", "no_update", "slow_convergence", "lr_too_low"])

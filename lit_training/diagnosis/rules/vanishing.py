@@ -15,7 +15,7 @@ from lit_training.diagnosis.rules.layer_gains import (
     needed_gain,
 )
 from lit_training.diagnosis.rules.units import LEAST_UNITS
-from lit_training.tracing.graph import Graph
+from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
 
 __all__ = ["init_vanishing"]
@@ -48,11 +48,12 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: inputs that are the same in all samples, as the grid that an operator network is asked on, or the first step of a
     decoder and of spiking units; branches that are added to others, and keep 1e-5 of the signal, or whose tiny weights Adam's first
     step overwrites; gates whose few units all happen to be silent, squeeze layers in branches that start at zero and queries of
-    class tokens, if the signal goes on past them; what is behind layer scales of 1e-5; codes of which all samples choose the same
-    one at first; zero- initialised heads and branches next to a skip connection (the signal that arrives is what counts), nets with
-    normalisation between the layers; growth that is taken back, as Kraehenbuehl's equal gradient rates bring it (at 40 layers of 64
-    by a factor of 1000: they train as well as with He). Small weights in front of normalisation are silent though a narrow
-    transformer learns late with them: a std of .02 is customary, and at width 32 it is hardly better than .01.
+    class tokens, if the signal goes on past them; what is behind layer scales of 1e-5, or batch norms whose gains start at zero;
+    codes of which all samples choose the same one at first; zero-initialised heads and branches next to a skip connection (the
+    signal that arrives is what counts), nets with normalisation between the layers; growth that is taken back, as Kraehenbuehl's
+    equal gradient rates bring it (at 40 layers of 64 by a factor of 1000: they train as well as with He). Small weights in front of
+    normalisation are silent though a narrow transformer learns late with them: a std of .02 is customary, and at width 32 it is
+    hardly better than .01.
 
     What to do: initialise for the nonlinearity (`kaiming_normal_` for ReLU), normalise, or add skip connections.
     """
@@ -117,14 +118,20 @@ def _goes_on(evidence: Evidence, layer: Layer, least: float) -> bool:
 
 
 def _is_held_back(evidence: Evidence, layer: Layer) -> bool:
-    """Tell whether a trainable gain on the way is small on purpose, as layer scales are: one small number for all units."""
+    """Tell whether a trainable gain on the way is small on purpose, as layer scales are, and zero gains at a branch's end."""
     if layer.node is None:
         return False
     graph = evidence.graph
-    products = [node for i in graph.ancestors(layer.node) if (node := graph.nodes[i]).op == "mul" and node.origin == "data"]
-    factors = {p for product in products for p in product.parents if graph.nodes[p].origin == "parameter"}
-    gains = [evidence.parameters.get(graph.nodes[i].name) for factor in factors for i in graph.ancestors(factor)]
-    return any(gain is not None and gain.requires_grad and gain.low == gain.high and abs(gain.low) < HELD for gain in gains)
+    for node in (graph.nodes[i] for i in graph.ancestors(layer.node)):
+        factors = [p for p in node.parents if graph.nodes[p].origin == "parameter"]
+        if node.op == "mul" and node.origin == "data":
+            named = [graph.nodes[i].name for factor in factors for i in graph.ancestors(factor)]
+        else:
+            named = [graph.nodes[p].name for p in factors[:1]] if node.op in NORMALISATIONS else []
+        gains = [evidence.parameters[name] for name in named if name in evidence.parameters]
+        if any(gain.requires_grad and gain.low == gain.high and abs(gain.low) < HELD for gain in gains):
+            return True
+    return False
 
 
 def _is_small_branch(evidence: Evidence, layer: Layer, way: Sequence[Layer], first: float) -> bool:

@@ -299,3 +299,32 @@ def test_a_class_may_keep_a_flag_for_itself(kind: type[nn.Sequential], told: boo
     nn.init.constant_(body[0].weight, 0.1)
     body.requires_grad = True
     assert ("frozen_by_accident" in alarms(nn.Sequential(body, nn.Linear(32, 4)))) == told
+
+
+class Finetuned(nn.Module):
+    """A body and a head, as `BackboneFinetuning` leaves them in the first epochs: only the norms of the body are not frozen."""
+
+    def __init__(self, freeze: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 32), nn.BatchNorm1d(32))
+        self.head = nn.Linear(32, 4)
+        for part in self.body:
+            if isinstance(part, nn.Linear):
+                part.requires_grad_(not freeze)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.body(x).relu())
+        return out
+
+
+def some(model: nn.Module, *kinds: type[nn.Module]) -> torch.optim.Optimizer:
+    """Make an optimiser of the parameters of some kinds of modules."""
+    return torch.optim.SGD([p for part in model.modules() if isinstance(part, kinds) for p in part.parameters()], lr=0.1)
+
+
+def test_norms_that_a_frozen_body_leaves_over_are_a_note() -> None:
+    found = findings(Finetuned(True), vectors(), F.cross_entropy, optimizer=lambda m: torch.optim.SGD(m.head.parameters(), 0.1))
+    assert [f.severity for f in found if f.rule == "not_in_optimizer"] == ["note"]
+    found = findings(Finetuned(False), vectors(), F.cross_entropy, optimizer=lambda m: some(m, nn.Linear))
+    assert [f.severity for f in found if f.rule == "not_in_optimizer"] == ["error"]

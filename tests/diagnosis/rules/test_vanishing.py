@@ -221,3 +221,22 @@ class Modulated(nn.Module):
 @pytest.mark.parametrize(("std", "said"), [(0.005, []), (0.0001, ["init_vanishing"])])
 def test_a_small_branch_beside_the_signal_is_silent_under_plain_descent(std: float, said: list[str]) -> None:
     assert alarms(Modulated(std)) == said
+
+
+class Corner(nn.Module):
+    """Shortcuts carry on one pixel that is the same in all pictures, and branches start at zero (RegNet on small pictures)."""
+
+    def __init__(self, gain: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.shortcut, self.branch, self.norm = nn.Linear(1, 16), mlp(16, 64, 16), nn.BatchNorm1d(16)
+        self.second, self.head = mlp(16, 32, 32), nn.Linear(32, 4)
+        nn.init.constant_(self.norm.weight, gain)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.second(self.shortcut(0 * x[:, :1]) + self.norm(self.branch(x))).relu())
+        return out
+
+
+def test_what_comes_out_of_branches_whose_last_gain_starts_at_zero_is_silent() -> None:
+    assert "init_vanishing" not in alarms(Corner(0.0))
