@@ -42,7 +42,7 @@ def attention(graph: Graph, node: Node, output: Tensor, operands: Sequence[Tenso
     """
     if node.op.startswith(_FUSED) and len(operands) > 2:
         weights = _weights(graph, node.parents[:2])
-        return Attention(weights, _fused(operands[0], operands[1], node.scalars)) if weights else None
+        return Attention(weights, _fused(operands[0], operands[1], node)) if weights else None
     along_last = node.scalars[:1] in ((-1.0,), (float(len(node.shape) - 1),))
     product = _product(graph, node) if node.op == "softmax" and along_last and output.numel() else None
     weights = () if product is None else _weights(graph, [parent.index for parent in _learnt(graph, product)])
@@ -64,11 +64,15 @@ def one_hot_rows(weights: Tensor, scores: Tensor) -> Tensor:
     return (certain & open_rows).sum() / open_rows.sum().clamp(min=1)
 
 
-def _fused(queries: Tensor, keys: Tensor, scalars: Sequence[float]) -> Tensor:
-    """Compute the first sample's scores, unmasked; a scale that was given counts if it is smaller than the usual one."""
-    scale = 1 / math.sqrt(queries.shape[-1])
-    if scalars and 0 < scalars[-1] < scale:
-        scale = scalars[-1]
+def _fused(queries: Tensor, keys: Tensor, node: Node) -> Tensor:
+    """Compute the first sample's scores, unmasked.
+
+    A scale that was given is the last of an operation's numbers: on a CPU beside two others or none, elsewhere a flag may stand
+    there, so that it counts if it is smaller than the usual one.
+    """
+    scale, last = 1 / math.sqrt(queries.shape[-1]), next(iter(node.scalars[::-1]), 0.0)
+    if (node.op.endswith("_for_cpu") and len(node.scalars) % 2) or 0 < last < scale:
+        scale = last
     q, k = queries[:1, ..., :_POSITIONS, :].float(), keys[:1, ..., :_POSITIONS, :].float()
     if q.shape[1:-2] != k.shape[1:-2]:  # grouped queries
         k = k.repeat_interleave(q.shape[1] // k.shape[1], 1)

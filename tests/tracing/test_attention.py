@@ -54,6 +54,33 @@ def test_a_temperature_on_purpose_and_rows_without_a_choice_are_silent(how: str)
     assert "saturation" not in alarms(SelfAttention(how=how), sentences())
 
 
+class ScaledBefore(nn.Module):
+    """Scales its queries itself and tells the fused attention not to, as OPT of transformers does."""
+
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.qkv, self.causal = nn.Linear(32, 96), causal
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x)[:, None].chunk(3, -1)
+        return F.scaled_dot_product_attention(q / math.sqrt(32), k, v, is_causal=self.causal, scale=1.0)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_a_scale_that_was_given_to_fused_attention_counts(causal: bool) -> None:
+    x, _ = sentences()
+    net, usual = ScaledBefore(causal), SelfAttention(how="fused")
+    shares = []
+    for part in (net, usual):
+        nn.init.normal_(part.qkv.weight, std=0.5)
+        part.qkv.weight.data.copy_(net.qkv.weight)
+        with Probe(part, len(x)) as probe:
+            part(x)
+        shares.append(float(probe.attentions[0].one_hot))
+    assert shares[0] == pytest.approx(shares[1], abs=0.02) and 0.3 < shares[0] < 1
+
+
 def test_what_torch_calls_attention_is_seen() -> None:
     x, _ = sentences()
     net = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
