@@ -78,7 +78,8 @@ def test_a_scale_that_was_given_to_fused_attention_counts(causal: bool) -> None:
         with Probe(part, len(x)) as probe:
             part(x)
         shares.append(float(probe.attentions[0].one_hot))
-    assert shares[0] == pytest.approx(shares[1], abs=0.02) and 0.3 < shares[0] < 1
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+    assert 0.3 < shares[0] < 1
 
 
 def test_what_torch_calls_attention_is_seen() -> None:
