@@ -82,7 +82,7 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"pull": pull, "shrink": shrink}
         )
-    elif shrink > SHRINKS and (cost := _cost_of_decay(evidence, decayed)) > OUTWEIGHS * abs(evidence.loss or math.inf):
+    elif shrink > SHRINKS and (cost := _cost_of_decay(evidence, decayed)) > OUTWEIGHS * _cost_of_data(evidence):
         message = f"Decay through the gradient costs {cost:.3g} at the start, the loss is {evidence.loss:.3g}: zero is cheaper."
         where = max(decayed, key=lambda f: f.decay).name
         advice = f"weight_decay=5e-4 or so instead of {max(f.decay for f in decayed):g}; SGD and Adam take less than AdamW."
@@ -112,6 +112,12 @@ def _cost_of_decay(evidence: Evidence, decayed: Sequence[ParameterFacts]) -> flo
     normalised = {layer.weight for layer in evidence.layers if is_normalised(evidence, layer)}
     held = [f for f in decayed if not f.decoupled and f.name not in normalised]
     return sum(f.decay * f.norm**2 / 2 for f in held)
+
+
+def _cost_of_data(evidence: Evidence) -> float:
+    """Return the loss, or what is larger of its parts, infinity where they are not known: a likelihood may be 0 by chance."""
+    values = [abs(call.value) for call in evidence.losses if call.value is not None]
+    return max(abs(evidence.loss or math.inf), *values) if values else math.inf
 
 
 def _pull_inside(evidence: Evidence) -> float:

@@ -77,18 +77,20 @@ def _of_outputs(evidence: Evidence) -> _Verdict:
     climbs = evidence.maximizes
     if not climbs and lowers_errors(evidence):
         return None
-    for layer in evidence.layers:
-        n = layer.output.rows
-        if layer.agreement is None or n < 8 or (layer.node is not None and is_open(evidence, layer.node)):
-            continue
-        towards = -layer.agreement if climbs else layer.agreement
-        if towards < 0 and math.atanh(min(-towards, 0.999999)) * math.sqrt(n - 3) > SIGNIFICANT:
-            why = "the optimiser has maximize=True" if climbs else "the loss has the wrong sign"
-            message = (
-                f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}, not near 1): {why}."
-            )
-            return message, {"cosine": towards}
-    return None
+    compared = [
+        (layer, -layer.agreement if climbs else layer.agreement)
+        for layer in evidence.layers
+        if layer.agreement is not None and layer.output.rows >= 8 and not (layer.node and is_open(evidence, layer.node))
+    ]
+    # of a mean and its log variance the mean tells: what the other does follows the errors' squares
+    layer, towards = max(compared, key=lambda pair: abs(pair[1]), default=(None, 0.0))
+    if layer is None or towards >= 0:
+        return None
+    if math.atanh(min(-towards, 0.999999)) * math.sqrt(layer.output.rows - 3) <= SIGNIFICANT:
+        return None
+    why = "the optimiser has maximize=True" if climbs else "the loss has the wrong sign"
+    message = f"Each step takes the outputs of {layer.name} away from the targets (cosine {towards:.2f}, not near 1): {why}."
+    return message, {"cosine": towards}
 
 
 def _negated(evidence: Evidence) -> _Verdict:

@@ -277,3 +277,28 @@ def test_a_mean_over_several_batches_is_divided_by_their_number_and_by_nothing_e
                       enable_model_summary=False, accumulate_grad_batches=1 if manual else 4, callbacks=[watch])  # fmt: skip
     trainer.fit(ByHand(divisor, manual=manual), DataLoader(TensorDataset(*vectors(256)), 8))
     assert [finding.rule for finding in watch.findings] == rules
+
+
+class TwoHeads(nn.Module):
+    """A mean and a log variance, of layers of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.mean, self.log_variance = mlp(16, 32, 32), nn.Linear(32, 1), nn.Linear(32, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x).relu()
+        return torch.cat([self.log_variance(x), self.mean(x)], 1)
+
+
+@pytest.mark.parametrize(("sign", "said"), [(1, []), (-1, ["loss_sign"])])
+def test_of_a_mean_and_its_log_variance_the_mean_tells_the_sign(sign: int, said: list[str]) -> None:
+    """Targets vary most where they are low, so that their log variance is to fall as they rise."""
+    torch.manual_seed(0)
+    x, y = torch.randn(128, 16), torch.randn(128, 1).exp().neg()
+
+    def likelihood(output: Tensor, target: Tensor) -> Tensor:
+        log_variance, mean = output.chunk(2, 1)
+        return sign * 0.5 * (log_variance + (target - mean) ** 2 * torch.exp(-log_variance)).mean()
+
+    assert [rule for rule in alarms(TwoHeads(), (x, y), likelihood, optimizer=adam, steps=1) if rule == "loss_sign"] == said

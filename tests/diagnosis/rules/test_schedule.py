@@ -242,3 +242,19 @@ def test_without_a_plan_nothing_is_said_about_it() -> None:
     seen = replace(evidence(lambda p: torch.optim.SGD(p, lr=1e-9)), plan=Plan())
     assert not [f.rule for rule in RULES for f in rule(seen) if f.rule in ("lr_too_low", "lr_schedule", "bn_stats")]
     assert not list(lr_schedule(seen))
+
+
+def near_zero(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    loss = F.poisson_nll_loss(net(x)[:, 0], 1.0 + y % 2)
+    return loss - loss.detach() + 1e-3
+
+
+def little(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(net(x), net(x).detach() + 0.03)
+
+
+@pytest.mark.parametrize(("loss", "said"), [(near_zero, 0), (little, 1)])
+def test_a_likelihood_that_is_zero_by_chance_is_not_held_against_decay(loss, said: int) -> None:
+    torch.manual_seed(0)
+    found = evidence(lambda p: torch.optim.Adam(p, lr=2e-3, weight_decay=3e-3), loss, net=mlp(16, 32, 32, 4), updates=2000)
+    assert len(list(weight_decay_too_strong(found))) == said
