@@ -250,7 +250,7 @@ def near_zero(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 def little(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    return F.mse_loss(net(x), net(x).detach() + 0.03)
+    return F.mse_loss(0.02 * net(x)[:, 0], 0.03 * (y % 2))
 
 
 @pytest.mark.parametrize(("loss", "said"), [(near_zero, 0), (little, 1)])
