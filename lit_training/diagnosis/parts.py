@@ -16,7 +16,7 @@ ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
 BEYOND = 30.0
 WIDE, REPEATED = 10.0, 3
-LEAST_ROWS, BYTE = 16, 255
+APART, LEAST_ROWS, MOST_COLUMNS, BYTE = 10.0, 16, 256, 255
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class Part:
     """One tensor of a batch: its size without the batch dimension, samples and how many differ, mean and std of all elements.
 
     `core` is half the width of the middle 68 % of the elements, which is the std but for outliers; `blank` the share of samples
-    that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a
-    sum over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how
-    many samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ.
-    `between` is the std over samples of their means, `uneven` that of their mean squared deviations over the mean of those: the
-    elements of a sample have much in common, so that a batch tells its mean and std as well as so many samples can.
-    `code` is the number that stands where something is missing, 0 if there is none: it comes three times or more, in columns that
-    otherwise vary, and everything else is 30 times as small.
+    that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a sum
+    over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how many
+    samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ. `between` is
+    the std over samples of their means, `uneven` that of their mean squared deviations over the mean of those: the elements of a
+    sample have much in common, so that a batch tells its mean and std as well as so many samples can. `code` is the number that
+    stands where something is missing, 0 if there is none: it comes three times or more, in columns that otherwise vary, and
+    everything else is 30 times as small. `gap` is the same where a table was standardised with it: how far from the rest of its
+    column the smallest or largest number is, over what the rest spans, if that is ten times as much or more, and the number comes
+    three times or more, and less often than the rest; 0 for more columns than a table has.
     """
 
     shape: tuple[int, ...]
@@ -81,7 +83,7 @@ def _part(leaf: Any) -> Part | None:
     )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
-    gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS else 0.0
+    gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS and rows.shape[1] <= MOST_COLUMNS else 0.0
     shape = tuple(leaf.shape[1:])
     return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code, gap)
 
@@ -118,20 +120,21 @@ def _code(rows: Tensor) -> float:
 def _gap(rows: Tensor) -> float:
     """Return how far the most outlying of repeated smallest or largest numbers is from its column's rest, over what that spans."""
     low, high = rows.aminmax(dim=0)
-    return max(_gap_at(low, rows, 1), _gap_at(high, rows, -1))
+    return max(_gap_below(rows, low, high), _gap_below(-rows, -high, -low))
 
 
-def _gap_at(end: Tensor, rows: Tensor, sign: int) -> float:
-    times = (rows == end).sum(0)
-    repeated = (times >= REPEATED) & (2 * times < len(rows))
-    if not repeated.any():
+def _gap_below(rows: Tensor, low: Tensor, high: Tensor) -> float:
+    same = rows == low
+    if int(same.sum()) < rows.shape[1] + REPEATED - 1:
         return 0.0
-    gaps = []
-    for column in rows[:, repeated].T:
-        first, *rest = (sign * column).unique().tolist()
-        gap = (rest[0] - first) / (rest[-1] - rest[0]) if len(rest) > 1 else 0.0
-        gaps.append(gap if gap * (len(rest) - 1) > BYTE else 0.0)  # a byte has no room for both
-    return max(gaps)
+    times = same.sum(0)
+    repeated = (times >= REPEATED) & (2 * times < len(rows))
+    second = rows.masked_fill(same, math.inf).amin(0)
+    gaps = (second - low) / (high - second)
+    apart = repeated & (second < high) & (gaps > APART)
+    steps = [len(column.unique()) - 2 for column in rows[:, apart].T]
+    told = [gap for gap, n in zip(gaps[apart].tolist(), steps, strict=True) if gap * n > BYTE]  # a byte has no room for both
+    return max(told, default=0.0)
 
 
 def _core(values: Tensor) -> Tensor:

@@ -17,7 +17,6 @@ __all__ = ["bad_data"]
 ALIKE = 0.2
 EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
-APART = 10.0
 
 
 @rule(
@@ -117,7 +116,7 @@ def _coded(evidence: Evidence) -> list[Finding]:
     if code and any(is_off(evidence, layer) for layer in evidence.layers):
         message = f"{code:.4g} stands in several places, {BEYOND:g} times as far from zero as any other number of its tensor."
         return _finding(evidence, message, advice, value=code)
-    if gap > APART and not any(n.dtype == torch.bool and evidence.graph.reads_batch(n.index) for n in evidence.graph.nodes):
+    if gap and not any(n.dtype == torch.bool and evidence.graph.reads_batch(n.index) for n in evidence.graph.nodes):
         message = f"A column has one number several times, {gap:.2g} times as far from its other numbers as those span."
         return _finding(evidence, message, advice, gap=gap)
     return []
