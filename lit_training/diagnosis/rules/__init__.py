@@ -1,7 +1,7 @@
 """All rules in causal order: of two alarms, the one whose rule stands first here is the cause to fix first."""
 
 from lit_training.diagnosis.rule import Rule
-from lit_training.diagnosis.rules.activation import missing_activation, wrong_hidden_activation
+from lit_training.diagnosis.rules.activation import wrong_hidden_activation
 from lit_training.diagnosis.rules.biases import bad_bias_init
 from lit_training.diagnosis.rules.course import overfit_no_regularisation
 from lit_training.diagnosis.rules.data import bad_data
@@ -17,6 +17,7 @@ from lit_training.diagnosis.rules.inputs import unnormalised_input
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
+from lit_training.diagnosis.rules.missing import missing_activation
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
 from lit_training.diagnosis.rules.order import data_not_shuffled
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
