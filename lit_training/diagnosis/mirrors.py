@@ -130,11 +130,12 @@ def _first(call: Call, targets: Tensor, samples: int) -> MappedSamples:
 
 def _alike(output: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
     """Bring outputs and targets into one shape, labels as one map for each class; `None` if they do not fit."""
-    if not targets.is_floating_point() and output.ndim == targets.ndim + 1 and output.shape[1] > 1:
+    places = output.shape[:1] + output.shape[2:]
+    if not targets.is_floating_point() and places == targets.shape and output.shape[1] > 1:
         known = targets.clamp(0, output.shape[1] - 1)
         return output.softmax(1), F.one_hot(known, output.shape[1]).movedim(-1, 1).to(output.dtype)
     if output.shape == targets.shape:
         return output, targets.to(output.dtype)
-    if output.squeeze(1).shape == targets.squeeze(1).shape:
+    if output.ndim > 1 and output.squeeze(1).shape == targets.squeeze(1).shape:
         return output.squeeze(1), targets.squeeze(1).to(output.dtype)
     return None

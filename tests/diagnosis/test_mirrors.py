@@ -114,3 +114,11 @@ def test_pictures_that_are_flipped_without_their_masks_are_found(alone: bool, sa
     else:
         watch = trained(pictures, masks, nn.BCEWithLogitsLoss())
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == said
+
+
+@pytest.mark.parametrize("pool", [nn.AvgPool2d(2), nn.Flatten(0)])
+def test_outputs_of_another_size_than_the_labels_tell_nothing(pool: nn.Module) -> None:
+    """As a segmentation whose logits are enlarged in the training step."""
+    network, pictures = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), pool), blots(16)
+    samples = MappedSamples(Call("", network, (pictures,), {}), pictures[:, 0].long())
+    assert samples.mirror() is None
