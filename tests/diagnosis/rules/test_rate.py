@@ -1,12 +1,11 @@
 """Rules about the first update: rates and clipping that are far off, and the ones that people use."""
 
 import math
-from collections.abc import Callable
 
 import lightning.pytorch as pl
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule, audit
@@ -14,7 +13,7 @@ from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.evidence import collect
 from lit_training.diagnosis.rules.guessing import guesses
 from lit_training.tracing.probe import Probe
-from tests.diagnosis.rules.looking import alarms, mlp, numbers, vectors
+from tests.diagnosis.rules.looking import alarms, mlp, numbers
 
 RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
 
@@ -166,86 +165,6 @@ def test_a_summed_loss_that_is_clipped_is_no_alarm(clip: float | None, rules: li
     assert [finding.rule for finding in watch.findings] == rules
 
 
-@pytest.mark.parametrize(("lr", "rules"), [(0.05, []), (2.0, ["lr_too_high"])])
-def test_a_loss_that_is_flung_up_by_the_first_updates_is_seen(lr: float, rules: list[str]) -> None:
-    assert alarms(
-        mlp(16, 32, 1), numbers(), nn.functional.mse_loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=lr)
-    ) == (rules)
-
-
-class Jumping(nn.Module):
-    """Says everything so many times as loud at one step after the other."""
-
-    def __init__(self, *louder: float) -> None:
-        super().__init__()
-        self.net, self.louder = mlp(16, 32, 4), iter(louder)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x) * (next(self.louder, 1.0) if self.training else 1.0)
-        return out
-
-
-@pytest.mark.parametrize(("louder", "rules"), [((1, 60, 1, 1), []), ((1, 60, 30, 1), ["lr_too_high"])])
-def test_a_loss_that_jumps_once_and_is_back_was_not_flung(louder: tuple[float, ...], rules: list[str]) -> None:
-    x, y = vectors(128)
-    watch = Diagnostics(verbose=False, select=["lr_too_high"])
-    trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
-                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    module = LitModule(Jumping(*louder), lr=1e-3, loss=nn.functional.cross_entropy, metrics=[])
-    trainer.fit(module, DataLoader(TensorDataset(x, y), 32))
-    assert [f.rule for f in watch.findings if f.severity == "error"] == rules
-
-
-def test_a_batch_of_far_larger_targets_than_the_first_is_no_loss_that_was_flung() -> None:
-    torch.manual_seed(0)
-    x, y = torch.randn(128, 16), torch.randn(128, 2)
-    y[32:] *= 10
-    data = DataLoader(TensorDataset(x, y), 32)
-    watch = Diagnostics(verbose=False, select=["lr_too_high"])
-    trainer = pl.Trainer(max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[watch],
-                         enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    trainer.fit(LitModule(mlp(16, 32, 2), lr=1e-3, loss=nn.functional.mse_loss, metrics=[]), data)
-    assert watch.findings == []
-
-
-def test_a_converged_network_may_jump_below_the_level_of_guessing() -> None:
-    net, (x, y) = mlp(16, 32, 1), numbers()
-    y = net(x).detach() + 1e-3 * y
-    assert alarms(net, (x, y), nn.functional.mse_loss, optimizer=lambda m: torch.optim.SGD(m.parameters(), lr=0.3)) == []
-
-
-def test_a_later_batch_that_is_not_finite_is_bad_data_and_no_rate() -> None:
-    x = torch.randn(256, 8)
-    x[40] = torch.nan
-    data = DataLoader(TensorDataset(x, torch.randint(2, (256,))), 32)
-    watch = Diagnostics(verbose=False, select=RULES)
-    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(LitModule(mlp(8, 16, 2), lr=0.1, metrics=[]), data)
-    found = [finding for finding in watch.findings if finding.severity != "note"]
-    assert [finding.rule for finding in found] == ["bad_data"]
-    assert "Batch 1" in found[0].message
-
-
-@pytest.mark.parametrize(("most", "rules"), [(1e-5, ["clip_too_small"]), (10.0, [])])
-def test_clipping_by_the_users_own_code_counts(most: float, rules: list[str]) -> None:
-    class Clips(LitModule):
-        def configure_gradient_clipping(self, optimizer, gradient_clip_val=None, gradient_clip_algorithm=None) -> None:
-            torch.nn.utils.clip_grad_norm_(self.parameters(), most)
-
-        def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
-            self.trainer.should_stop = self.global_step > 5
-
-    torch.manual_seed(0)
-    x = torch.randn(256, 8)
-    data = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 32, shuffle=True)
-    watch = Diagnostics(verbose=False, select=RULES)
-    trainer = pl.Trainer(max_steps=300, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(Clips(mlp(8, 32, 2), lr=0.05, metrics=[]), data)
-    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
-
-
 def test_weights_that_are_small_on_purpose_may_be_overwritten() -> None:
     def said(std: float, lr: float) -> bool:
         net = mlp(16, 32, 32, 4)
@@ -309,64 +228,3 @@ def test_a_network_that_knows_a_little_does_not_guess(told: float, is_a_guess: b
         loss.backward()
     assert loss > 0.85 * math.log(2)
     assert guesses(collect(probe, loss=loss)) is is_a_guess
-
-
-class ByHand(LitModule):
-    """A loop by hand, in which something changes the gradients before the step."""
-
-    def __init__(self, change: Callable[[list[nn.Parameter]], object], lr: float) -> None:
-        super().__init__(mlp(8, 32, 2), lr=lr, metrics=[])
-        self.change, self.automatic_optimization = change, False
-
-    def training_step(self, batch, batch_idx):
-        self.optimizers().zero_grad()
-        self.manual_backward(nn.functional.cross_entropy(self(batch[0]), batch[1]))
-        self.change(list(self.parameters()))
-        self.optimizers().step()
-
-    def on_train_batch_end(self, outputs, batch, batch_idx) -> None:
-        self.trainer.should_stop = self.global_step > 5
-
-
-def scaled(parameters: list[nn.Parameter], by: float) -> None:
-    for parameter in parameters:
-        parameter.grad.mul_(by)
-
-
-@pytest.mark.parametrize(
-    ("change", "lr", "rules"),
-    [
-        (lambda ps: nn.utils.clip_grad_norm_(ps, 1e-5), 0.05, ["clip_too_small"]),
-        (lambda ps: nn.utils.clip_grad_value_(ps, 1e-5), 0.05, ["clip_too_small"]),
-        (lambda ps: nn.utils.clip_grad_value_(ps, 0.01), 0.05, []),
-        (lambda ps: nn.utils.clip_grad_norm_(ps, 10.0), 0.05, []),
-        (lambda ps: None, 1e-6, ["lr_too_low"]),
-        (lambda ps: scaled(ps, 2.0**-16), 0.05, ["lr_too_low"]),
-        (lambda ps: scaled(ps, 2.0**-16), 0.05 * 2**16, []),
-    ],
-)
-def test_clipping_in_a_loop_by_hand_counts(change, lr: float, rules: list[str]) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(256, 8)
-    data = DataLoader(TensorDataset(x, (x.sum(1) > 0).long()), 32, shuffle=True)
-    watch = Diagnostics(verbose=False, select=[*RULES, "no_update"])
-    trainer = pl.Trainer(max_steps=300, min_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-                         enable_progress_bar=False, enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(ByHand(change, lr), data)
-    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
-
-
-@pytest.mark.parametrize(
-    ("code", "lr", "rules"),
-    [(-999.0, 0.05, ["bad_data"]), (-9.0, 0.05, []), (0.0, 5.0, ["lr_too_high"]), (-9.0, 5.0, ["lr_too_high"])],
-)
-def test_a_code_that_flings_the_loss_of_its_batch_is_bad_data_and_no_rate(code: float, lr: float, rules: list[str]) -> None:
-    torch.manual_seed(0)
-    x = torch.randn(256, 8)
-    y = x.sum(1, keepdim=True)
-    x[32:256:7, 3] = code
-    watch = Diagnostics(verbose=False, select=RULES)
-    trainer = pl.Trainer(max_steps=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
-    trainer.fit(LitModule(mlp(8, 16, 1), lr=lr, momentum=0.0, loss="mse", metrics=[]), DataLoader(TensorDataset(x, y), 32))
-    assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
