@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
+from lit_training.diagnosis.reading import producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.layer_gains import (
     REINITIALISE,
@@ -15,7 +16,7 @@ from lit_training.diagnosis.rules.layer_gains import (
     needed_gain,
 )
 from lit_training.diagnosis.rules.units import LEAST_UNITS
-from lit_training.tracing.graph import NORMALISATIONS, Graph
+from lit_training.tracing.graph import NORMALISATIONS, Graph, first_operand
 from lit_training.tracing.probe import Layer
 
 __all__ = ["init_vanishing"]
@@ -36,8 +37,9 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     small constant std, default initialisation in a deep plain net, Glorot's scheme in front of ReLU.
 
     How it is measured: the signal (the std over the batch of each unit, averaged over units) that arrives at each layer, over
-    the one that arrived at the first, or over 1 if that was larger, as pixels are before they are normalised. The first layer
-    on the way whose gain is below 3/4 of what its nonlinearity needs is named. The overall std does not tell: biases keep it
+    the one that arrived at the first, or over 1 if that was larger, as pixels are before they are normalised. Of shares, as
+    attention gives them, it is taken over the mean share: each of a thousand tokens gets little. The first layer on the way
+    whose gain is below 3/4 of what its nonlinearity needs is named. The overall std does not tell: biases keep it
     at 10^-1.2 in a 30-layer ReLU net with torch's default initialisation, while the signal is 10^-8.6.
 
     Threshold: 1e-3 under plain gradient descent, 1e-5 under optimisers that divide the size of gradients out. Measured on nets
@@ -61,7 +63,7 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
     first = 0.0
     passed: list[Layer] = []
     for layer in evidence.layers:
-        arriving = layer.source.signal if layer.source is not None else math.nan
+        arriving = _arriving(evidence.graph, layer)
         if math.isnan(arriving) or (arriving == 0 and layer.calls > 1):  # the first of several steps may see a start token
             passed.append(layer)
             continue
@@ -88,6 +90,18 @@ def init_vanishing(evidence: Evidence) -> Iterator[Finding]:
             return
         first = first or min(arriving, 1.0)
         passed.append(layer)
+
+
+def _arriving(graph: Graph, layer: Layer) -> float:
+    """Return the signal that arrives at a layer, times their number if shares arrive: what a softmax made."""
+    if layer.source is None:
+        return math.nan
+    if layer.node is None:
+        return layer.source.signal
+    node = graph.nodes[layer.node]
+    maker = producer(graph, graph.nodes[node.parents[first_operand(node.op)]])
+    shares = maker.shape[int(maker.scalars[0])] if maker.op == "softmax" and maker.scalars and maker.shape else 1
+    return layer.source.signal * shares
 
 
 def _way_to(evidence: Evidence, layer: Layer, passed: Sequence[Layer]) -> list[Layer] | None:

@@ -199,6 +199,30 @@ def test_a_class_token_that_asks_late_is_silent(scale: float, rate: float) -> No
     assert "init_vanishing" not in alarms(Asked(scale), optimizer=lambda m: torch.optim.Adam(m.parameters(), rate))
 
 
+class Mixed(nn.Module):
+    """Attention of many tokens whose heads are mixed after the softmax (Touvron et al. 2021)."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.tokens, self.head = tokens, nn.Linear(16, 4)
+        self.query, self.key, self.value, self.embed = (nn.Linear(16, 16) for _ in range(4))
+        self.heads = nn.Linear(2, 2, bias=False)
+        for part in (self.query, self.key):
+            nn.init.normal_(part.weight, std=0.005)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x[:, None] * torch.linspace(-1, 1, self.tokens)[:, None])
+        q, k, v = (part(x).unflatten(2, (2, 8)).transpose(1, 2) for part in (self.query, self.key, self.value))
+        shares = self.heads((q @ k.mT / 8**0.5).softmax(-1).movedim(1, -1)).movedim(-1, 1)
+        return self.head((x + (shares @ v).transpose(1, 2).flatten(2))[:, 0])
+
+
+@pytest.mark.parametrize("tokens", [8, 512])
+def test_shares_of_many_tokens_are_small_by_nature(tokens: int) -> None:
+    assert "init_vanishing" not in alarms(Mixed(tokens), optimizer=adam)
+
+
 class Modulated(nn.Module):
     """A branch of products of small weights, added to what it modulates, as focal modulation is (Yang et al. 2022)."""
 
