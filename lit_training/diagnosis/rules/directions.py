@@ -2,16 +2,26 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer, summands, terms
-from lit_training.tracing.graph import LOSSES, Graph
+from lit_training.tracing.graph import LOSSES, Graph, Node
 from lit_training.tracing.loss_calls import RESHAPED, from_loader
 
-__all__ = ["away_from_partners", "away_from_targets", "concave_divergence", "heavy_divergence", "is_open", "lowers_errors"]
+__all__ = [
+    "away_from_partners",
+    "away_from_targets",
+    "concave_divergence",
+    "heavy_divergence",
+    "is_even",
+    "is_open",
+    "lowers_errors",
+]
 
 _COMPARING, _SORTING = frozenset("lt gt le ge".split()), frozenset("argsort sort sign".split())
+_SUMS, _PRODUCTS = frozenset("add sub".split()), frozenset("mul div mm bmm dot".split())
+_ODD, _EVEN = RESHAPED | frozenset("sum mean neg".split()), frozenset("square abs linalg_vector_norm".split())
 
 
 def lowers_errors(evidence: Evidence) -> bool:
@@ -34,6 +44,30 @@ def is_open(evidence: Evidence, output: int) -> bool:
     read = graph.ancestors(output)
     given = [node.index for node in graph.nodes if node.name == "batch" and node.index not in read]
     return any(_is_rate(graph, output, target) or _is_order(graph, target) for target in given)
+
+
+def is_even(evidence: Evidence, output: int) -> bool:
+    """Tell whether the loss is the same for outputs of the other sign, which may then go either way: a scale-invariant error."""
+    graph = evidence.graph
+    parities = {output: -1}
+    for node in graph.nodes[output + 1 :]:
+        of = [parities[p] for p in node.parents if p in parities]
+        if of:
+            parities[node.index] = _parity(node, of)
+    return bool(evidence.differentiated) and all(parities.get(loss) == 1 for loss in evidence.differentiated)
+
+
+def _parity(node: Node, of: Sequence[int]) -> int:
+    """Return 1 for what stays the same when some operands change their sign or none does, -1 for what changes it too, else 0."""
+    if all(parity == 1 for parity in of):
+        return 1
+    if 0 in of:
+        return 0
+    if node.op in _EVEN or (node.op == "pow" and node.scalars[:1] and node.scalars[0] % 2 == 0):
+        return 1
+    if node.op in _SUMS:
+        return -1 if len(node.parents) > 1 and len(of) == len(node.parents) and 1 not in of else 0
+    return math.prod(of) if node.op in _PRODUCTS else -1 if node.op in _ODD else 0
 
 
 def _is_rate(graph: Graph, output: int, target: int) -> bool:

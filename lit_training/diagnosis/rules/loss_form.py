@@ -12,6 +12,7 @@ from lit_training.diagnosis.rules.directions import (
     away_from_targets,
     concave_divergence,
     heavy_divergence,
+    is_even,
     is_open,
     lowers_errors,
 )
@@ -53,7 +54,8 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); outputs that fall
     where targets rise, below an error that falls (a decay rate, a disparity, the score of the other class), as the rate of
-    an exponential likelihood, or where only the order of the targets is read; gradient reversal inside the network;
+    an exponential likelihood, or where only the order of the targets is read; errors that are the same for outputs of the other
+    sign, as scale-invariant ones of speech (Le Roux et al. 2019), which go where they are nearer; gradient reversal in the network;
     a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
     as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
     `exp(u)` of a critic, or lower log(1 - D) of a discriminator that is frozen, in another optimiser, or has a loss of its own;
@@ -80,7 +82,9 @@ def _of_outputs(evidence: Evidence) -> _Verdict:
     compared = [
         (layer, -layer.agreement if climbs else layer.agreement)
         for layer in evidence.layers
-        if layer.agreement is not None and layer.output.rows >= 8 and not (layer.node and is_open(evidence, layer.node))
+        if layer.agreement is not None
+        and layer.output.rows >= 8
+        and not (layer.node and (is_open(evidence, layer.node) or is_even(evidence, layer.node)))
     ]
     # of a mean and its log variance the mean tells: what the other does follows the errors' squares
     layer, towards = max(compared, key=lambda pair: abs(pair[1]), default=(None, 0.0))

@@ -48,6 +48,21 @@ def test_losses_of_numbers_point_the_right_way_or_climb(name: str, sign: int) ->
     assert said == ([] if sign > 0 else ["loss_sign"])
 
 
+def scale_invariant(output: Tensor, target: Tensor) -> Tensor:
+    """Minus the signal-to-distortion ratio, whatever the output's scale (Le Roux et al. 2019)."""
+    output, target = (part - part.mean(1, keepdim=True) for part in (output, target))
+    near = (output * target).sum(1, keepdim=True) * target / target.pow(2).sum(1, keepdim=True)
+    return -10 * torch.log10(near.pow(2).sum(1) / ((output - near).square().sum(1) + 1e-8)).mean()
+
+
+def test_outputs_may_go_to_minus_the_targets_where_the_loss_is_the_same() -> None:
+    x, model = vectors(256)[0], mlp(16, 32)
+    noise = torch.randn(256, 32, generator=torch.Generator().manual_seed(0))
+    assert alarms(model, (x, 0.3 * noise - model(x).detach()), scale_invariant, optimizer=adam, steps=1) == []
+    similar = alarms(model, (x, noise), lambda z, y: F.cosine_similarity(z, y).mean(), optimizer=adam, steps=1)
+    assert similar == ["loss_sign"]
+
+
 def test_an_optimiser_that_maximises_climbs_unless_the_loss_is_to_be_maximised() -> None:
     def up(model: nn.Module) -> torch.optim.Optimizer:
         return torch.optim.SGD(model.parameters(), lr=0.05, maximize=True)
