@@ -11,7 +11,7 @@ from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.flags import froze_in_vain, thawed_in_vain
-from lit_training.tracing.graph import LOSSES
+from lit_training.tracing.graph import LOSSES, NORMALISATIONS
 from lit_training.tracing.loss_calls import from_loader
 
 __all__ = ["frozen_by_accident", "gradients_not_zeroed", "is_meant", "no_update", "not_in_optimizer", "thawed_later"]
@@ -97,9 +97,9 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018), or that another
     one is to predict, which meet what learns only in a difference or a loss; frequencies of Fourier features of the input; what
     a learned mask or addition turns into another weight; copies of a trained weight, as target networks are at the start; a
-    layer that runs under `no_grad` next to frozen ones that do not look fresh, as those of a teacher that training has moved
-    little; classes that keep a flag of that name for themselves, and modules of several optimisers, which may take turns. If the
-    module thaws them later in a hook of its own, the alarm becomes a note.
+    layer that runs under `no_grad` next to frozen ones that do not look fresh, or to batch norms whose gains have moved, as those
+    of a teacher that training has moved little; classes that keep a flag of that name for themselves, and modules of several
+    optimisers, which may take turns. If the module thaws them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
@@ -166,7 +166,18 @@ def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
     own = {node.index for node in calls}
     chain = [node for node in graph.layers() if node.index in before or own & graph.ancestors(node.index)]
     kept = [evidence.parameters[node.weight] for node in chain if node.weight in evidence.parameters]
-    return not any(node.grad_mode for node in calls) and any(not f.requires_grad and not f.fresh for f in kept)
+    trained = any(not f.requires_grad and not f.fresh for f in kept) or _has_trained_norms(evidence, before, own)
+    return not any(node.grad_mode for node in calls) and trained
+
+
+def _has_trained_norms(evidence: Evidence, before: Collection[int], own: Collection[int]) -> bool:
+    """Tell whether normalisations in front of or behind some nodes have frozen gains that are not all 1, as they are drawn."""
+    graph = evidence.graph
+    norms = (
+        n for n in graph.nodes if n.op in NORMALISATIONS and (n.index in before or not graph.ancestors(n.index).isdisjoint(own))
+    )
+    gains = (evidence.parameters.get(graph.nodes[p].name) for n in norms for p in n.parents if graph.nodes[p].op == "parameter")
+    return any(gain is not None and not gain.requires_grad and gain.low != gain.high for gain in gains)
 
 
 def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:

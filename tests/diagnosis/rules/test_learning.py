@@ -126,6 +126,13 @@ def test_frozen_copies_and_heads_of_trained_teachers_are_silent(guide: nn.Module
     assert alarms(Guided(guide)) == []
 
 
+@pytest.mark.parametrize(("gains", "said"), [(1.0, ["frozen_by_accident"]), ((0.9, 1.1), [])])
+def test_weights_that_hardly_left_their_start_are_trained_if_gains_beside_them_have_moved(gains, said: list[str]) -> None:
+    guide = nn.Sequential(mlp(16, 64, seed=1), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
+    nn.init.uniform_(guide[1].weight, *gains) if isinstance(gains, tuple) else nn.init.constant_(guide[1].weight, gains)
+    assert alarms(Guided(guide)) == said
+
+
 class Novelty(nn.Module):
     """How far a network is from a random one, or the sum of both."""
 
