@@ -120,10 +120,19 @@ def guesses(evidence: Evidence) -> bool:
 
     Weights as they are drawn cost that, or more. A network that was taught elsewhere may cost little less: what is left is noise.
     """
-    ratio, _ = times_guessing(evidence)
+    ratio = times_guessing(evidence)[0] or max((_summed_over_guessing(evidence, call) for call in evidence.losses), default=0.0)
     if ratio > 0:
         return ratio > GUESSED
     return any(call.value > GUESSED * call.constant for call in evidence.losses if call.value and call.constant)
+
+
+def _summed_over_guessing(evidence: Evidence, call: LossCall) -> float:
+    """Return a cross-entropy that was summed over that of guessing all classes alike as often, 0 for other losses."""
+    classes = classes_of(evidence, call)
+    if not call.summed or not call.value or classes < 2 or logits_of(evidence.graph, call) is None:
+        return 0.0
+    judged = evidence.graph.nodes[call.target if "nll" in call.op else call.prediction]
+    return call.value / (math.prod(judged.shape) * math.log(classes))
 
 
 def guess(evidence: Evidence) -> float | None:
