@@ -14,22 +14,19 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_training.callbacks._first_step import FirstStep, HandedOut
+from lit_training.callbacks._last_look import LastLook
 from lit_training.callbacks._next_steps import NextSteps
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
-from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm, save_findings
 from lit_training.diagnosis.loss_crash import explain_loss_crash, explain_loss_shape
 from lit_training.diagnosis.mirrors import MappedSamples
-from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.ranks import across_ranks
 from lit_training.diagnosis.rule import Check, Diagnosis, Filter, Rule, diagnose
 from lit_training.diagnosis.rules import MONITORED, RULES
-from lit_training.diagnosis.rules.flags import thawed_in_vain
 from lit_training.diagnosis.rules.guessing import Guess, cost_of_guessing
-from lit_training.diagnosis.rules.learning import thawed_later
-from lit_training.selection import classify, clean_names, match, names_of
+from lit_training.selection import classify, match, names_of
 from lit_training.showing.console import show, verdict_view
 from lit_training.showing.report import AuditReport, audit_view, report
 
@@ -105,6 +102,7 @@ class InitAuditor(Callback):
         self._evidence: Evidence | None = None
         self._diagnosis = Diagnosis(self.rules, self.wanted)
         self._next: NextSteps | None = None
+        self._last = LastLook((), self.expect_frozen)
         self._handed_out = HandedOut()
         self._updates = self._batches = 0
 
@@ -125,6 +123,7 @@ class InitAuditor(Callback):
         self._updates = self._batches = 0
         self._handed_out = HandedOut()
         self._diagnosis = Diagnosis(self.rules, self.wanted)
+        self._last = LastLook((), self.expect_frozen)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -179,6 +178,8 @@ class InitAuditor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Detach from the module after the first batch; conclude if no optimiser step is still to come."""
+        if trainer.is_last_batch:
+            self._note_thawed(trainer, pl_module)
         if self._idle:
             return
         if self._step is not None:
@@ -197,9 +198,8 @@ class InitAuditor(Callback):
         self._look_again(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back what a later thawing of the user's own has answered; add what it did not thaw."""
-        self._take_back(pl_module)
-        self._add_frozen(trainer, pl_module)
+        """Revise what was said about freezing."""
+        self._look_back(trainer, pl_module)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave nothing attached; say what a layer or the loss could not take, and what the first step showed until it raised."""
@@ -248,6 +248,7 @@ class InitAuditor(Callback):
         if not trainer.strategy.reduce_boolean_decision(evidence is not None) or evidence is None:
             return
         evidence = self._evidence = across_ranks(evidence)
+        self._last = LastLook({f.name for f in evidence.parameters.values() if not f.requires_grad}, self.expect_frozen)
         self._judge(trainer, evidence)
         if trainer.is_global_zero and self.report is not None:
             self._tell(self.report)
@@ -288,19 +289,12 @@ class InitAuditor(Callback):
         return report(evidence, self.findings)
 
     @harmless
-    def _take_back(self, module: LightningModule) -> None:
-        self.findings = thawed_later(self.findings, {info.name for info in classify(module) if info.parameter.requires_grad})
+    def _note_thawed(self, trainer: Trainer, module: LightningModule) -> None:
+        self._last.note(trainer, module)
 
     @harmless
-    def _add_frozen(self, trainer: Trainer, module: LightningModule) -> None:
-        infos = classify(module)
-        meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
-        frozen = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
-        known = {(finding.rule, finding.where) for finding in self.findings}
-        new = [
-            f for f in thawed_in_vain(flags(clean_names(module)), frozen, trainer.global_step) if (f.rule, f.where) not in known
-        ]
-        self.findings = [*(finding for finding in new if self.wanted.wants(finding)), *self.findings]
+    def _look_back(self, trainer: Trainer, module: LightningModule) -> None:
+        self.findings = self._last.revise(self.findings, self.wanted, trainer, module)
 
     @harmless
     def _weigh_guessing(self, evidence: Evidence) -> None:

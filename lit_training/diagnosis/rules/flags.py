@@ -1,10 +1,10 @@
-"""What `requires_grad` on a module was to do, and does not: part of `frozen_by_accident`."""
+"""What `requires_grad` was to do, and does not: parts of `frozen_by_accident` and `not_in_optimizer`."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from lit_training.diagnosis.finding import Finding
 
-__all__ = ["froze_in_vain", "thawed_in_vain"]
+__all__ = ["froze_in_vain", "thawed_in_vain", "thawed_unheld"]
 
 
 def thawed_in_vain(flags: Mapping[str, bool], frozen: Mapping[str, bool], step: int = 0) -> list[Finding]:
@@ -46,6 +46,21 @@ def froze_in_vain(flags: Mapping[str, bool], learning: Collection[str], step: in
             advice = f"Call {name}.requires_grad_(False)."
             found.append(Finding("frozen_by_accident", "warning", name, step, message, advice))
     return found
+
+
+def thawed_unheld(names: Sequence[str], step: int = 0) -> list[Finding]:
+    """Say so of parameters that were thawed during the run, and that no optimiser holds.
+
+    >>> [(f.rule, f.where) for f in thawed_unheld(["body.0.weight", "body.0.bias"])], thawed_unheld([])
+    ([('not_in_optimizer', 'body.0.weight')], [])
+    """
+    if not names:
+        return []
+    message = (
+        f"{len(names)} parameter(s) were thawed during the run and get gradients but are in no optimiser, {names[0]} first."
+    )
+    advice = "Give the optimiser all parameters from the start, or optimizer.add_param_group({'params': thawed}) when thawing."
+    return [Finding("not_in_optimizer", "error", names[0], step, message, advice, {"parameters": len(names)})]
 
 
 def _inside(parameter: str, module: str) -> bool:

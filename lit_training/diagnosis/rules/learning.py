@@ -31,7 +31,8 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     `parameters()` does not see; `torch.randn(..., requires_grad=True)` where `nn.Parameter` was meant.
 
     How it is measured: at the first optimiser step, over all optimisers: parameters of the module with a gradient that no
-    optimiser holds; and leaves of the traced forward that got a gradient and are no parameter of any module.
+    optimiser holds; and leaves of the traced forward that got a gradient and are no parameter of any module. At the end of the
+    run: parameters that were frozen at the first step, and have a gradient that no optimiser holds.
 
     Threshold: none.
 

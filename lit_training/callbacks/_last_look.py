@@ -1,0 +1,51 @@
+"""What the end of a run tells about freezing: who was thawed after all, who was not, and whom no optimiser knows."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_training.callbacks.layer_freezing import declared_frozen
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.modules import flags
+from lit_training.diagnosis.rule import Filter
+from lit_training.diagnosis.rules.flags import thawed_in_vain, thawed_unheld
+from lit_training.diagnosis.rules.learning import thawed_later
+from lit_training.selection import classify, clean_names, match, names_of
+
+__all__ = ["LastLook"]
+
+
+@dataclass
+class LastLook:
+    """Look at a module when an epoch's last batch is done, and when training ends.
+
+    Args:
+        frozen: names of the parameters that were frozen at the first step.
+        expect_frozen: patterns of those that are meant to be.
+
+    Attributes:
+        lost: names of those that were thawed, and got a gradient that no optimiser holds.
+    """
+
+    frozen: Collection[str]
+    expect_frozen: Sequence[str]
+    lost: list[str] = field(default_factory=list)
+
+    def note(self, trainer: Trainer, module: LightningModule) -> None:
+        """Note `lost`, since validation clears the gradients of all."""
+        if self.frozen and not self.lost:
+            held = {id(p) for optimizer in trainer.optimizers for group in optimizer.param_groups for p in group["params"]}
+            thawed = (info for info in classify(module) if info.name in self.frozen and info.parameter.grad is not None)
+            self.lost = [info.name for info in thawed if id(info.parameter) not in held]
+
+    def revise(self, findings: Sequence[Finding], wanted: Filter, trainer: Trainer, module: LightningModule) -> list[Finding]:
+        """Take back what a later thawing of the user's own has answered; add what it did not thaw, or did in vain."""
+        self.note(trainer, module)
+        infos, step = classify(module), trainer.global_step
+        kept = thawed_later(findings, {info.name for info in infos if info.parameter.requires_grad})
+        meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
+        resting = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
+        new = [*thawed_in_vain(flags(clean_names(module)), resting, step), *thawed_unheld(self.lost, step)]
+        known = {(finding.rule, finding.where) for finding in kept}
+        return [*(f for f in new if (f.rule, f.where) not in known and wanted.wants(f)), *kept]
