@@ -24,7 +24,7 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
     Args:
         gradient: of the loss with respect to an output: `[rows, classes]`, `[batch, classes, ...]`, or shaped as the target.
         target: class numbers (negative ones are ignored), or numbers in the shape of the gradient up to dimensions of size 1; maps
-            that are a whole number of times as high and wide are averaged, since an output may be enlarged before it is compared.
+            of either that are a whole number of times as high and wide are averaged, since an output may be enlarged first.
 
     Returns:
         The cosine, `None` where the two do not fit together, for less than 4 rows, and where one of them does not vary or is not
@@ -39,7 +39,7 @@ def agreement(gradient: Tensor, target: Tensor) -> float | None:
         fits = gradient.numel() == target.numel() and gradient.squeeze().shape == target.squeeze().shape
         rows = (gradient.reshape(len(gradient), -1), target.reshape(len(gradient), -1)) if fits and gradient.ndim else None
     else:
-        rows = _one_hot(gradient, target)
+        rows = _one_hot(gradient, target) or _shares(gradient, target)
     if rows is None or len(rows[0]) < _LEAST:
         return None
     up, way = (r - r.mean(0) for r in map(Tensor.double, rows))
@@ -94,6 +94,20 @@ def _at_resolution(target: Tensor, gradient: Tensor) -> Tensor:
     (height, width), (low, narrow) = maps.shape[-2:], gradient.shape[-2:]
     smaller = (low, narrow) != (height, width) and height % low == 0 and width % narrow == 0
     return F.avg_pool2d(maps, (height // low, width // narrow)) if smaller else target
+
+
+def _shares(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the share of each class in each cell of logits that are smaller than the map of class numbers."""
+    if gradient.ndim != 4 or target.ndim != 3 or len(target) != len(gradient) or target.is_complex():
+        return None
+    classes = gradient.shape[1]
+    known = (target >= 0) & (target < classes)
+    each = F.one_hot(torch.where(known, target, 0).long(), classes) * known[..., None]
+    shares = _at_resolution(each.movedim(-1, 1).to(gradient.dtype), gradient)
+    if shares.shape != gradient.shape:
+        return None
+    up, way = (maps.movedim(1, -1).reshape(-1, classes) for maps in (gradient, shares))
+    return up, way
 
 
 def _one_hot(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -100,6 +100,16 @@ def test_maps_that_are_enlarged_before_they_are_compared_agree_at_their_own_size
     assert agreement(-coarse[..., :3], fine) is None
 
 
+def test_class_maps_larger_than_logits_count_by_their_shares_in_each_cell() -> None:
+    labels = torch.randint(3, (4, 12, 8), generator=torch.Generator().manual_seed(0))
+    shares = F.avg_pool2d(F.one_hot(labels).movedim(-1, 1).float(), (3, 2))
+    labels[0, :3, :2] = 255
+    shares[0, :, 0, 0] = 0
+    assert agreement(1 / 3 - shares, labels) == pytest.approx(1.0)
+    assert agreement(shares - 1 / 3, labels) == pytest.approx(-1.0)
+    assert agreement(shares[..., :3], labels) is None
+
+
 def test_agreement_skips_ignored_labels() -> None:
     y = torch.tensor([0, 1, 2, 1, 0, -100])
     gradient = torch.full((6, 3), 1 / 3) - F.one_hot(y.clamp_min(0), 3)
