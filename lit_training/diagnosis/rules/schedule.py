@@ -9,7 +9,7 @@ from lit_training.diagnosis.rule import rule
 
 __all__ = ["lr_schedule"]
 
-LONG_RUN = 100
+LONG_RUN = 50
 IDLE = 0.01
 MOST_IDLE = 0.6
 STARTED = 0.25
@@ -29,7 +29,7 @@ def lr_schedule(evidence: Evidence) -> Iterator[Finding]:
     of each is known; where groups of parameters have rates of their own, the highest counts. `OneCycleLR`: its number of steps
     and highest rate. `ReduceLROnPlateau`: whether its `mode` fits the name of what it monitors.
 
-    Threshold: in runs of 100 updates or more: the rate is below 1 % of its peak in more than three fifths of the updates; it
+    Threshold: in runs of 50 updates or more: the rate is below 1 % of its peak in more than three fifths of the updates; it
     never gets to a quarter of the rate that the optimiser was made with (to half of `OneCycleLR`'s `max_lr`) and ends at its
     highest; it ends at more than 10 times both that rate and its own median. In all runs: `OneCycleLR` has fewer steps than it
     is to take, since it raises then.

@@ -91,7 +91,7 @@ def test_usual_schedules_are_silent(name: str) -> None:
 @pytest.mark.parametrize("name", FAULTY)
 def test_a_schedule_that_does_not_fit_the_run_is_named(name: str) -> None:
     assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}) == ["lr_schedule"]
-    assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}, steps=50) == []  # too short to be judged
+    assert scheduled(lambda o: {"scheduler": FAULTY[name](o)}, steps=40) == []  # too short to be judged
 
 
 def test_a_rate_that_fades_out_is_silent_where_early_stopping_ends_the_run() -> None:
