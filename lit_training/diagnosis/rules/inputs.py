@@ -44,11 +44,12 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     """The inputs reach the first layer at a scale, or with an offset, that initialisation is not made for.
 
     Measured where the first layers read them, so that what the network normalises itself does not count: the root mean square
-    is over 20, or the mean is more than 5 standard deviations from zero, or no value is above .03 and no normalisation follows, or
-    the std is below .01 beside a larger mean and what tells samples apart is less than a tenth of what the layer makes.
-    Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the first layer grows with their
-    scale, and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels from 0 to 255 have a
-    root mean square of 100 and more, divided by 255 twice they stay below .004.
+    is over 20, or the mean is more than 5 standard deviations from zero, or no value is above .03 and no normalisation takes
+    that back (one that follows does not if biases or positions are added first, and what tells samples apart is less than a
+    tenth of what comes out of it), or the std is below .01 beside a larger mean and what tells samples apart is less than a
+    tenth of what the layer makes. Initialisation assumes inputs of variance 1 (Glorot and Bengio 2010); the gradient of the
+    first layer grows with their scale, and an offset makes all its columns move together (LeCun et al. 1998, section 4.3). Pixels
+    from 0 to 255 have a root mean square of 100 and more, divided by 255 twice they stay below .004.
 
     Not an alarm: integers for an embedding; inputs in 0...1, which are off but train; columns of like scale in front of a
     layer with a batch norm behind it, which takes scale and offset back, and the size of the gradient with them; with another
@@ -90,7 +91,15 @@ def is_off(evidence: Evidence, layer: Layer) -> bool:
 
 
 def _is_tiny(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:
-    return 0 < stats.largest < SMALL and not is_normalised(evidence, layer)
+    return 0 < stats.largest < SMALL and (not is_normalised(evidence, layer) or _is_drowned(evidence, layer))
+
+
+def _is_drowned(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether biases or positions drown what a layer makes of the inputs, before a normalisation scales all of it."""
+    others = (other for other in evidence.layers if None not in (layer.node, other.node, other.source) and other is not layer)
+    behind = (other for other in others if layer.node in evidence.graph.ancestors(other.node or 0))
+    arrives = next((other.source for other in behind), None)
+    return arrives is not None and arrives.signal < DROWNED * arrives.rms
 
 
 def _scales_along(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:

@@ -110,3 +110,17 @@ def test_inputs_that_hardly_vary_about_an_offset_are_seen(net: nn.Module, scale:
     """Pixels that were divided by 255 twice, before .5 was subtracted and all divided by .5."""
     x, y = vectors()
     assert alarms(net, ((x.sigmoid() * scale - 0.5) / 0.5, y), optimizer=adam) == rules
+
+
+@pytest.mark.parametrize(
+    ("net", "rules"),
+    [
+        (Patches(nn.LayerNorm(32)), ["unnormalised_input"]),
+        (Patches(nn.LayerNorm(32), bias=False), []),
+        (Patches(nn.BatchNorm1d(32)), []),
+    ],
+)
+def test_small_inputs_are_seen_if_a_bias_drowns_them_before_a_normalisation(net: nn.Module, rules: list[str]) -> None:
+    """Pixels that were divided by 255 twice."""
+    x, y = vectors()
+    assert alarms(net, (x.sigmoid() / 255, y), optimizer=adam) == rules
