@@ -1,4 +1,4 @@
-"""What a network does in eval mode, found by running copies of it: does it mix samples, does chance decide?"""
+"""What a network does in eval mode, found by running copies of it: does it mix samples, does chance decide, does it look ahead?"""
 
 import copy
 from collections import Counter
@@ -21,6 +21,7 @@ __all__ = ["SEVERAL", "Call", "Calls", "InEval", "fed", "try_in_eval"]
 _MOST_CALLS = 3
 _FEW = 19  # samples show what a batch shows; hardly anything else has as many: 13 are a class token and twelve words
 _CHANGED = 1e-3  # of the output's spread: far above rounding, far below what a sample's own change does
+_FORESEEN = 1e-5  # likewise: a small token among many, which a masked one leaves at rounding of 1e-7
 SEVERAL = 3  # passes in one, to average over masks on purpose
 
 
@@ -45,12 +46,14 @@ class InEval:
             batch dimension, or statistics of the batch).
         dropped: whether two passes differ because something was dropped at random; not if one averages several masks on purpose.
         attending: the first `nn.MultiheadAttention` that takes the samples for positions, `""` if none does.
+        foresees: whether what it gives for a token changes with the tokens behind it; False if that was not asked.
     """
 
     name: str
     mixed: float | None
     dropped: bool
     attending: str = ""
+    foresees: bool = False
 
 
 @dataclass
@@ -117,7 +120,7 @@ def fed(calls: Sequence[Call], known: Sequence[tuple[Any, Part | None]] = ()) ->
     return (calls[0].name, summary((calls[0].args, calls[0].kwargs), known)) if calls else ("", ())
 
 
-def try_in_eval(calls: Sequence[Call], samples: int | None = None) -> list[InEval]:
+def try_in_eval(calls: Sequence[Call], samples: int | None = None, *, ahead: bool = False) -> list[InEval]:
     """Run a copy of each called network in eval mode, on a few samples as they are and with the first and last replaced.
 
     Where these passes differ it runs once more, to tell whether chance decides. The originals are not run, and random generators
@@ -126,31 +129,54 @@ def try_in_eval(calls: Sequence[Call], samples: int | None = None) -> list[InEva
     Args:
         calls: of networks.
         samples: how many the loader puts into a batch. Where a call has more rows, they are parts of samples, which may be mixed.
+        ahead: whether to ask if it looks ahead, at one more pass.
     """
-    found = [(call, result) for call in calls if (result := _try(call)) is not None]
+    found = [(call, result) for call in calls if (result := _try(call, ahead)) is not None]
     parts = [samples is not None and _samples(_inputs(call)) > samples for call, _ in found]
     return [replace(r, mixed=None, attending="") if of_parts else r for (_, r), of_parts in zip(found, parts, strict=True)]
 
 
-def _try(call: Call) -> InEval | None:
+def _try(call: Call, ahead: bool) -> InEval | None:
     few = _few(call)
     with undisturbed(call.module), torch.no_grad():
         for attempt in (few,) if few is call else (few, call):
             try:  # FSDP2, cached tensors, anything that refuses to be copied; a batch size that is written into the network
-                return _look(copy.deepcopy(call.module).eval(), attempt)
+                return _look(copy.deepcopy(call.module).eval(), attempt, ahead)
             except Exception:
                 continue
     return None
 
 
-def _look(net: nn.Module, call: Call) -> InEval:
+def _look(net: nn.Module, call: Call, ahead: bool) -> InEval:
     size = _samples(_inputs(call))
     with Dropping() as dropping, Attending(net, size) as attending:
         first = _outputs(net(*call.args, **call.kwargs))
     if dropping.masks and _change(first, _outputs(net(*call.args, **call.kwargs))) > 0:
         return InEval(call.name, None, dropped=dropping.masks < SEVERAL * max(_masks_in_training(net, call), 1))
     each = first and all(y.shape[:1] == (size,) for y in first)
-    return InEval(call.name, _mixing(net, call, first), dropped=False, attending=attending.found if each else "")
+    found = attending.found if each else ""
+    return InEval(
+        call.name, _mixing(net, call, first), dropped=False, attending=found, foresees=ahead and _foresees(net, call, first)
+    )
+
+
+def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
+    """Tell whether outputs for all tokens but the last change with the last one, which is swapped between the samples."""
+    tokens = [leaf for leaf in _inputs(call) if not leaf.is_floating_point() and leaf.ndim == 2 and leaf.shape[1] > 1]
+    if not tokens or all(bool((leaf[:, -1] == leaf[0, -1]).all()) for leaf in tokens):
+        return False
+    rows, places = tokens[0].shape
+
+    def swap(leaf: Any) -> Any:
+        if not any(leaf is one for one in tokens):
+            return leaf
+        return torch.cat([leaf[:, :-1], leaf[:, -1:].roll(1, 0)], 1)
+
+    def before(outputs: Sequence[Tensor]) -> list[Tensor]:
+        by_place = (y.unflatten(0, (rows, places)) if y.shape[:1] == (rows * places,) else y for y in outputs)
+        return [y[:, :-1] for y in by_place if y.shape[:2] == (rows, places)]
+
+    return _change(before(first), before(_outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs))))) > _FORESEEN
 
 
 def _masks_in_training(net: nn.Module, call: Call) -> int:

@@ -40,7 +40,8 @@ class LossCall:
     far the sums of the targets' rows are from 1 on average, `None` where they are not rows of numbers; `background` the share
     of the commonest class among the pixels of a picture's labels, `None` for other targets; `unequal` the largest standard
     deviation of the targets' columns over the smallest, `None` where they are not a few columns of numbers; `ahead` how many
-    places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`);
+    places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`), and
+    `open_way` whether it is the next one and nothing that the trace knows keeps the network from seeing it;
     `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart.
     """
 
@@ -58,6 +59,7 @@ class LossCall:
     background: float | None = None
     unequal: float | None = None
     ahead: int | None = None
+    open_way: bool = False
     blank: int | None = None
     weighted: bool = False
 

@@ -21,7 +21,7 @@ from lit_training.tracing.gates import stuck_gates
 from lit_training.tracing.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
 from lit_training.tracing.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
 from lit_training.tracing.norm_passes import BATCH_NORMS, NormPasses
-from lit_training.tracing.shift import places_ahead, reads_others, reads_place_by_place
+from lit_training.tracing.shift import places_ahead, reads_others, way_of_places
 from lit_training.tracing.tensor_stats import TensorStats, measure
 from lit_training.tracing.trace import Tracer
 
@@ -202,11 +202,18 @@ class Probe:
         graph, logits = self.graph, node.parents[0]
         shown = {i: k for i, tokens in self._tokens if (k := places_ahead(tokens, target)) is not None}
         alone = {i: k for i, k in shown.items() if not reads_others(graph, self._tokens, target, k, logits)}
-        ahead = [k for i, k in alone.items() if reads_place_by_place(graph, i, logits, self._one_way)]
+        ways = [(k, way_of_places(graph, i, logits, self._one_way)) for i, k in alone.items()]
+        ahead = min((k for k, way in ways if way == "one way"), default=None)
         blank = labelled_blank(node, operands) if "ctc" in node.op else None
         weighted = "ctc" not in node.op and weights_differ(node, operands[2:])
         self.losses.append(
-            replace(loss_call(node, tensor, prediction, target), ahead=min(ahead, default=None), blank=blank, weighted=weighted)
+            replace(
+                loss_call(node, tensor, prediction, target),
+                ahead=ahead,
+                open_way=(1, "open") in ways,
+                blank=blank,
+                weighted=weighted,
+            )
         )
 
     def _add_labels(self, node: Node, operands: Sequence[Tensor]) -> None:

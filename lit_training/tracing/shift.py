@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor
 
 from lit_training.tracing.graph import Graph, Node
 
-__all__ = ["places_ahead", "reads_others", "reads_place_by_place"]
+__all__ = ["places_ahead", "reads_others", "way_of_places"]
 
 _ENOUGH, _FURTHEST = 16, 2
 _CUTS = frozenset("log_softmax slice view _unsafe_view clone _to_copy transpose permute".split())
@@ -57,12 +58,12 @@ def reads_others(graph: Graph, looked_up: Sequence[tuple[int, Tensor]], target: 
     return any(bool((tokens != tokens[:1]).any()) for tokens in others)
 
 
-def reads_place_by_place(graph: Graph, embedding: int, prediction: int, recurrent: frozenset[str]) -> bool:
-    """Tell whether a prediction follows from the embedded tokens place by place, through a layer that goes in one direction.
+def way_of_places(graph: Graph, embedding: int, prediction: int, recurrent: frozenset[str]) -> Literal["", "open", "one way"]:
+    """Tell whether a prediction follows from the embedded tokens place by place, and whether something on the way looks back only.
 
-    That is a recurrent layer or a causal mask on the way: there, what is to be predicted at a place can only be the next token. The
-    way counts as long as it has a place for each token, up to logits of which the last are cut off, unlike an autoencoder's, which
-    goes through one vector.
+    That is a recurrent layer or a causal mask: there, what is to be predicted at a place can only be the next token. The way counts
+    as long as it has a place for each token, up to logits of which the last are cut off, unlike an autoencoder's, which goes
+    through one vector.
 
     Args:
         graph: of the forward.
@@ -76,8 +77,8 @@ def reads_place_by_place(graph: Graph, embedding: int, prediction: int, recurren
     >>> graph, _ = trace(torch.nn.Sequential(torch.nn.Embedding(9, 4), gru), torch.zeros(2, 5, dtype=torch.long))
     >>> looked_up = next(node.index for node in graph.nodes if node.op == "embedding")
     >>> made = [node.index for node in graph.nodes if node.shape == (2, 5, 3)]
-    >>> reads_place_by_place(graph, looked_up, made[-1], frozenset(["1"]))
-    True
+    >>> way_of_places(graph, looked_up, made[-1], frozenset(["1"]))
+    'one way'
     """
     batch, time = graph.nodes[embedding].shape[:2]
 
@@ -95,7 +96,7 @@ def reads_place_by_place(graph: Graph, embedding: int, prediction: int, recurren
             directed = directed or inside or _is_causal(graph, node, time)
     while prediction not in reached and graph.nodes[prediction].op in _CUTS:
         prediction = graph.nodes[prediction].parents[0]
-    return prediction in reached and directed
+    return "" if prediction not in reached else "one way" if directed else "open"
 
 
 def _is_causal(graph: Graph, node: Node, time: int) -> bool:

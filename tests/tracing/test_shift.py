@@ -1,4 +1,4 @@
-"""A language model whose targets are not shifted sees what it is to predict; an autoencoder of sequences does not."""
+"""A language model whose targets are not shifted, or that looks ahead, sees what it is to predict; an autoencoder does not."""
 
 from collections.abc import Callable
 
@@ -85,6 +85,30 @@ BODIES = {
 def test_targets_that_are_not_shifted_are_named(kind: str, shifted: bool) -> None:
     torch.manual_seed(1)
     assert alarms(BODIES[kind](), shifted) == ([] if shifted else ["labels_broken"])
+
+
+class Convolutions(nn.Module):
+    def __init__(self, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv1d(WIDTH, WIDTH, 3, padding=padding)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.conv(z.transpose(1, 2))[..., : z.shape[1]].transpose(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (lambda: Encoder(masked=False), ["labels_broken"]),
+        (lambda: Rnn(bidirectional=True), ["labels_broken"]),
+        (lambda: Convolutions(padding=1), ["labels_broken"]),
+        (lambda: Convolutions(padding=2), []),
+        (Autoencoder, []),
+    ],
+)
+def test_a_network_that_sees_the_next_token_is_named(body, said: list[str]) -> None:
+    torch.manual_seed(1)
+    assert alarms(body(), shifted=True) == said
 
 
 def test_places_that_are_ignored_do_not_hide_it() -> None:

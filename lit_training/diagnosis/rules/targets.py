@@ -42,12 +42,14 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et
     al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling,
-    masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one, or shifted twice; a
-    label that has the number of CTC's blank.
+    masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one, or shifted twice, or
+    that sees the next token for want of a causal mask; a label that has the number of CTC's blank.
 
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of
     BCE; whether the targets are the tokens that an embedding looked up, or those two places ahead, on a way with a place for
-    each token through a recurrent layer of one direction or a causal mask.
+    each token through a recurrent layer of one direction or a causal mask. Where they are the next tokens, and no such layer is
+    known on the way, a copy of the network runs in eval mode with the last tokens swapped between samples: do outputs in front
+    of them change?
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or
     in validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing
@@ -71,6 +73,15 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
             message = "The network is to predict the next token but one at each place: the targets are shifted twice."
         advice = (
             "Shift the targets by one, once: logits[:, :-1] against tokens[:, 1:]. Some models shift the labels themselves."
+        )
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice)
+        return
+    if any(result.foresees for result in evidence.in_eval) and any(call.open_way for call in evidence.losses):
+        message = (
+            "The network is to predict the next token at each place, and what it gives there changes with that very token."
+        )
+        advice = (
+            "Mask attention causally (is_causal=True, is_decoder=True), pad convolutions on the left, read in one direction."
         )
         yield Finding("labels_broken", "error", "", evidence.step, message, advice)
         return
