@@ -11,6 +11,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
+from lit_training.diagnosis.rules.mixing import Mix, exchanged_weights
 from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["ENOUGH", "diversity", "labels_broken"]
@@ -43,11 +44,12 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et
     al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling,
     masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one, or shifted twice; a
-    label that has the number of CTC's blank.
+    label that has the number of CTC's blank; mixup whose loss gives each sample's target the weight of the other sample.
 
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of
     BCE; whether the targets are the tokens that an embedding looked up, or those two places ahead, on a way with a place for
-    each token through a recurrent layer of one direction or a causal mask.
+    each token through a recurrent layer of one direction or a causal mask. The weights of a tensor and of itself in another
+    order, whose sum is what the outputs were made of, and those of two losses of the same outputs and of targets in that order.
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or
     in validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing
@@ -55,12 +57,14 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     targets or more, with a correlation of .2 or more: pictures were flipped at random without their masks.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
-    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.
+    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1; the shares of the
+    two losses are those of the mixed samples exchanged, within .001, and further than .05 from a half.
 
     Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
     place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
     loss that has other parts; rare amounts, such as rain, that differ from each other; an autoencoder of sequences, which goes
-    through one vector; a translation, which reads other tokens, too.
+    through one vector; a translation, which reads other tokens, too; mixup with
+    weights for each sample, of pasted areas or of soft targets, which is not judged.
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
@@ -79,6 +83,10 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         message = f"A label is {blank}, which CTC takes for its blank: it can never be told apart from nothing."
         advice = "Number the labels from 1 and give the network one output more, or give blank= a number of its own."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"blank": blank})
+        return
+    mixed = exchanged_weights(evidence)
+    if mixed is not None:
+        yield _exchanged(*mixed, evidence.step)
         return
     for call in evidence.losses:
         low, high = call.target_range
@@ -116,6 +124,15 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
         message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
         advice = "Look at how targets are read: the right column, no cast to integers before scaling."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
+
+
+def _exchanged(inputs: Mix, losses: Mix, step: int) -> Finding:
+    figures = f" ({inputs.share:.2f} of the sample, {losses.share:.2f} of its target)" if inputs.number is None else ""
+    message = f"Mixup weighs each sample's target by the share of the other sample{figures}: the two weights are exchanged."
+    advice = (
+        "Pair them as the inputs are: x = a * x + (1 - a) * x[order], loss = a * loss(out, y) + (1 - a) * loss(out, y[order])."
+    )
+    return Finding("labels_broken", "error", "", step, message, advice)
 
 
 def _is_faint(call: LossCall) -> bool:
