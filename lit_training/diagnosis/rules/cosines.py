@@ -20,6 +20,7 @@ _PICKING = (
 )
 _NO_SMALLER = _PASSING | _RESHAPING | {"clamp_min"}
 _TINY = 1e-3
+_FAR_BELOW = -1e3
 
 
 @dataclass(frozen=True)
@@ -44,10 +45,12 @@ class Bounded:
 def bounded_cosines(evidence: Evidence) -> Bounded | None:
     """Return the first cross-entropy of cosines that are scaled so that it cannot fall below .9 of what guessing costs."""
     graph = evidence.graph
-    for scores in _log_probabilities(evidence):
+    for scores, cost in _log_probabilities(evidence):
         logits = graph.nodes[scores.parents[0]]
         classes = scores.shape[int(scores.scalars[0])] if scores.shape else 1
         bound = _bound(graph, logits) if classes > 1 else None
+        if bound is not None and _is_masked(graph, logits):
+            classes = 1 if cost is None else min(classes, round(math.exp(min(cost, math.log(classes)))))
         if bound is not None:
             found = Bounded(logits, bound, classes)
             if found.least > LEFT * found.guess:
@@ -55,19 +58,22 @@ def bounded_cosines(evidence: Evidence) -> Bounded | None:
     return None
 
 
-def _log_probabilities(evidence: Evidence) -> Iterator[Node]:
-    """Walk through the log-softmaxes that a cross-entropy took, of labels or of probabilities that no network made."""
+def _log_probabilities(evidence: Evidence) -> Iterator[tuple[Node, float | None]]:
+    """Walk through the log-softmaxes that a cross-entropy took, of labels or of probabilities that no network made.
+
+    With each comes its mean cost, which for logits near 0 is the logarithm of the number of classes; `None` if not known.
+    """
     graph = evidence.graph
     for call in evidence.losses:
         maker = producer(graph, graph.nodes[call.prediction]) if "nll" in call.op else None
         if maker is not None and maker.op == "log_softmax":
-            yield maker
+            yield maker, None if call.summed else call.value
     for loss in evidence.differentiated:
         for node, _ in summands(graph, loss):
             parents = [graph.nodes[p] for p in node.parents] if node.op == "mul" else []
             for scores, target in zip(parents, reversed(parents), strict=True):
                 if scores.op == "log_softmax" and not _is_answered(graph, target):
-                    yield scores
+                    yield scores, None
 
 
 def _is_answered(graph: Graph, target: Node) -> bool:
@@ -80,7 +86,7 @@ def _bound(graph: Graph, node: Node) -> float | None:
     factor = 1.0
     while True:
         own = _factor(node)
-        if own is None and node.op not in _PICKING:
+        if own is None and node.op not in _PICKING and not _masks(node):
             break
         factor *= own or 1.0
         node = graph.nodes[node.parents[0]]
@@ -88,6 +94,17 @@ def _bound(graph: Graph, node: Node) -> float | None:
         return _largest([_bound(graph, graph.nodes[p]) for p in node.parents], factor)
     lengths = _lengths(graph, node)
     return None if lengths is None else factor * lengths
+
+
+def _masks(node: Node) -> bool:
+    """Tell whether an operation takes classes out by logits far below all others, as of a sample and itself."""
+    return node.op in ("masked_fill", "fill_diagonal") and bool(node.scalars) and node.scalars[0] < _FAR_BELOW
+
+
+def _is_masked(graph: Graph, node: Node) -> bool:
+    while node.parents and not _masks(node) and node.op not in ("mm", "bmm", "sum", "cat"):
+        node = graph.nodes[node.parents[0]]
+    return _masks(node)
 
 
 def _factor(node: Node) -> float | None:

@@ -91,6 +91,41 @@ def test_losses_both_ways_and_soft_targets() -> None:
     assert not said(Cosines(lambda x, w: plain(x, w) / 0.07), soft)
 
 
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {
+    "filled": lambda s: s.masked_fill(torch.eye(32, dtype=torch.bool), -torch.inf),
+    "diagonal": lambda s: s.fill_diagonal_(-1e9),
+    "left_out": lambda s: s[~torch.eye(32, dtype=torch.bool)].view(32, 31),
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_views_that_are_not_compared_with_themselves(name: str) -> None:
+    """Chen et al. 2020: each view is to find the other one of its sample among all others."""
+
+    def loss(out: Tensor, scale: float) -> Tensor:
+        partner = (torch.arange(32) + 16) % 32 if name != "left_out" else (torch.arange(32) + 15) % 31
+        return F.cross_entropy(MASKS[name](scale * unit(out) @ unit(out).T), partner)
+
+    (message,) = said(mlp(16, 32, 8), lambda out, _: loss(out, 0.07))
+    assert "guessing costs 3.4" in message
+    assert not said(mlp(16, 32, 8), lambda out, _: loss(out, 1 / 0.07))
+    assert not said(mlp(16, 32, 8), lambda out, _: loss(out, 1.0))
+
+
+def test_a_mask_that_leaves_two_classes_is_known_by_the_cost() -> None:
+    others = torch.arange(32)[:, None] - torch.arange(32)
+    away = ~((others == 1) | (others == 2))
+
+    def loss(scale: float) -> Loss:
+        return lambda out, _: F.cross_entropy(
+            (scale * unit(out) @ unit(out).T)[2:].masked_fill(away[2:], -torch.inf), torch.arange(1, 31)
+        )
+
+    assert not said(mlp(16, 32, 8), loss(0.1))
+    (message,) = said(mlp(16, 32, 8), loss(0.05))
+    assert "of 2 classes" in message
+
+
 def test_a_student_of_similarities_is_silent() -> None:
     teacher = mlp(16, 32, 4).requires_grad_(False)
 
