@@ -1,5 +1,6 @@
-"""Faulty: steps that a loop takes by hand, tables that also read out, and codes for what is missing."""
+"""Faulty: steps that a loop takes by hand, tables that also read out, codes for what is missing, mixup."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ from torch import Tensor
 
 from tests.zoo.case import Case, faulty
 from tests.zoo.data import replace, rng
+from tests.zoo.healthy_batches import Mixup
 from tests.zoo.healthy_by_hand import ClippedByHand, TiedLanguage
 from tests.zoo.healthy_loops import Manual
 
@@ -80,3 +82,15 @@ def f_codes_standardised(case: Case) -> None:
         return (coded - coded.mean(0)) / coded.std(0)
 
     case.data = replace(case.data, 0, code)
+
+
+@faulty("labels_broken", twin="h_mixup", source="mixup: each target gets the weight of the other sample", margin=0.05)
+def f_mixup_swapped(case: Case) -> None:
+    class Exchanged(Mixup):
+        def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
+            x, y = batch
+            share, other = torch.distributions.Beta(0.3, 0.3).sample(), torch.randperm(len(x))
+            output = self(share * x + (1 - share) * x[other])
+            return (1 - share) * self.loss_fn(output, y) + share * self.loss_fn(output, y[other])
+
+    case.module = Exchanged

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, faulty
 from tests.zoo.data import replace
 from tests.zoo.healthy_classes import poly
-from tests.zoo.healthy_objectives import log_cosh
+from tests.zoo.healthy_objectives import CosineHead, log_cosh
 from tests.zoo.healthy_routes import Bandit
 from tests.zoo.healthy_sentences import FieldModule
 from tests.zoo.nets import adam, mlp
@@ -263,3 +263,15 @@ class Rounded(nn.Module):
 )
 def f_rounded_output(case: Case) -> None:
     case.model.append(Rounded())  # type: ignore[operator]
+
+
+class ColdCosines(CosineHead):
+    """Multiplies by the temperature that it was to divide by."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 16**2
+
+
+@faulty("wrong_loss", twin="h_cosine_classes", source="cosines times their temperature, not divided by it", margin=0.05)
+def f_cosines_scaled_down(case: Case) -> None:
+    case.model[1] = ColdCosines(32, 10)  # type: ignore[index, operator]

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from tests.zoo import more_data as data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import replace
+from tests.zoo.data import digits, replace
 from tests.zoo.healthy_tables import standard_target
-from tests.zoo.nets import CE, MSE, adam, mlp
+from tests.zoo.nets import CE, MSE, adam, mlp, sgd
 
 
 # ------------------------------------------------------------------------------------------ comparing
@@ -116,6 +116,12 @@ def large_margin(output: Tensor, target: Tensor) -> Tensor:
 def h_large_margin_cosine(seed: int) -> Case:
     model = nn.Sequential(mlp([5, 64, 16]), CosineHead(16, 3))
     return Case(seed=seed, model=model, data=data.arcs(seed), optimizer=adam(5e-3), loss=large_margin, metric="accuracy")
+
+
+@healthy("wrong_loss", "lr_too_low", source="Gidaris and Komodakis 2018: a classifier of cosines with a fixed scale of 16")
+def h_cosine_classes(seed: int) -> Case:
+    model = nn.Sequential(mlp([64, 96, 32]), CosineHead(32, 10))
+    return Case(seed=seed, model=model, data=digits(seed), optimizer=sgd(0.02), **CE)
 
 
 # ------------------------------------------------------------------------------------------ numbers

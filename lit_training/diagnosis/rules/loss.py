@@ -8,6 +8,7 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, logits_of, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
+from lit_training.diagnosis.rules.cosines import bounded_cosines
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.tracing.graph import Node
 from lit_training.tracing.probe import Layer
@@ -80,14 +81,16 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     absolute error of one output and labels that the loader gives as integers, 0 to 3 or more, each of which is about as common:
     their entropy is within 3 % (and what chance takes) of the largest.
     `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
+    Cross-entropy of cosines (products of vectors that were divided by their norms) times a known s, over C classes: it cannot
+    fall below log(1 + (C - 1) exp(-2 s)); an alarm if that is more than .9 of log C, what guessing costs.
 
     Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own; a multinomial
     likelihood of counts (2 and more), or of what the network itself has read; means that are compared beside other terms,
     so that each sample gets a gradient of its own; an ensemble, each of whose networks tells one number; ratings, counts and
-    grades, some of which are rare.
+    grades, some of which are rare; cosines times 1 or more, and with a scale that is learnt, by which they may grow.
 
     What to do: `cross_entropy` on logits; `binary_cross_entropy_with_logits` for one output or for labels that do not exclude
-    each other; `kl_div` on `log_softmax`.
+    each other; `kl_div` on `log_softmax`; cosines divided by their temperature.
     """
     checks = (
         _nll_of_others,
@@ -95,6 +98,7 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
         _several_labels,
         _kl_of_probabilities,
         _means_compared,
+        _scaled_down,
         _unheard,
         _flat,
         each_the_class_number,
@@ -183,6 +187,17 @@ def _gives_one_gradient(evidence: Evidence, averaged: Node) -> bool:
         x for x in evidence.layers if x.node in behind and not evidence.graph.reaches_layer(x.node) and x.gradient is not None
     ]
     return all(x.gradient.signal <= SAME * x.gradient.rms for x in heads if x.gradient is not None)
+
+
+def _scaled_down(evidence: Evidence) -> _Verdict:
+    found = bounded_cosines(evidence)
+    if found is None:
+        return None
+    message = (
+        f"The logits are cosines that were scaled down, within {found.bound:.3g} of 0: the cross-entropy of {found.classes} "
+        f"classes cannot fall below {found.least:.3f}, and guessing costs {found.guess:.3f}."
+    )
+    return found.maker.scope, message, "Divide cosines by the temperature, or multiply them by a scale of 10 to 30."
 
 
 def _unheard(evidence: Evidence) -> _Verdict:

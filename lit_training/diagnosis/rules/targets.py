@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import is_masked, summands
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
+from lit_training.diagnosis.rules.mixing import exchanged_weights
+from lit_training.diagnosis.rules.tokens import tokens_shown
 from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["ENOUGH", "diversity", "labels_broken"]
@@ -20,7 +23,6 @@ ONE_VALUE = 0.95
 IGNORED = 0.9
 FEW_VALUES = 10
 FAINT = 0.1
-TWICE = 2
 
 
 @rule(
@@ -43,13 +45,15 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     What it means: the network learns to say one thing, or learns from next to nothing, and the loss looks good (Humbatova et
     al. 2020, "wrong labels"). Typical causes: a label column read from the wrong place, a cast to integers before scaling,
     masks of 0 and 255, labels -1 and 1; a language model whose targets are its inputs, not shifted by one, or shifted twice, or
-    that sees the next token for want of a causal mask; a label that has the number of CTC's blank.
+    that sees the next token for want of a causal mask; a label that has the number of CTC's blank; mixup whose loss gives each
+    sample's target the weight of the other sample.
 
     How it is measured: the targets of the first four batches, where the loss takes one a sample; the range of the targets of
     BCE; whether the targets are the tokens that an embedding looked up, or those two places ahead, on a way with a place for
     each token through a recurrent layer of one direction or a causal mask. Where they are the next tokens, and no such layer is
     known on the way, a copy of the network runs in eval mode with the last tokens swapped between samples: do outputs in front
-    of them change?
+    of them change? The weights of a tensor and of itself in another order, whose sum is what the outputs were made of, and those
+    of two losses of the same outputs and of targets in that order.
 
     At the end of a run (`LossMonitor`): the loss never fell below what saying the same for every sample costs, in training or
     in validation only, by more than chance leaves to so many validation samples, though weights moved as they do and nothing
@@ -57,73 +61,72 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     targets or more, with a correlation of .2 or more: pictures were flipped at random without their masks.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
-    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1.
+    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1; the shares of the
+    two losses are those of the mixed samples exchanged, within .001, and further than .05 from a half.
 
     Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
     place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
     loss that has other parts; rare amounts, such as rain, that differ from each other; an autoencoder of sequences, which goes
-    through one vector; a translation, which reads other tokens, too.
+    through one vector; a translation, which reads other tokens, too; mixup with weights for each sample, of pasted areas or of
+    soft targets, which is not judged.
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
-    ahead = {call.ahead for call in evidence.losses}
-    if not ahead.isdisjoint((0, TWICE)) and 1 not in ahead:
-        message = "The network gets at each place the very token that it is to predict there, so it learns to copy."
-        if 0 not in ahead:
-            message = "The network is to predict the next token but one at each place: the targets are shifted twice."
-        advice = (
-            "Shift the targets by one, once: logits[:, :-1] against tokens[:, 1:]. Some models shift the labels themselves."
-        )
-        yield Finding("labels_broken", "error", "", evidence.step, message, advice)
-        return
-    if any(result.foresees for result in evidence.in_eval) and any(call.open_way for call in evidence.losses):
-        message = (
-            "The network is to predict the next token at each place, and what it gives there changes with that very token."
-        )
-        advice = (
-            "Mask attention causally (is_causal=True, is_decoder=True), pad convolutions on the left, read in one direction."
-        )
-        yield Finding("labels_broken", "error", "", evidence.step, message, advice)
-        return
+    questions = (tokens_shown, _blank_labels, _exchanged, _out_of_range, _one_value)
+    found = (finding for question in questions for finding in question(evidence))
+    yield from islice(found, 1)
+
+
+def _blank_labels(evidence: Evidence) -> Iterator[Finding]:
     blank = next((call.blank for call in evidence.losses if call.blank is not None), None)
     if blank is not None:
         message = f"A label is {blank}, which CTC takes for its blank: it can never be told apart from nothing."
         advice = "Number the labels from 1 and give the network one output more, or give blank= a number of its own."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"blank": blank})
-        return
-    for call in evidence.losses:
+
+
+def _exchanged(evidence: Evidence) -> Iterator[Finding]:
+    mixed = exchanged_weights(evidence)
+    if mixed is not None:
+        inputs, losses = mixed
+        figures = f" ({inputs.share:.2f} of the sample, {losses.share:.2f} of its target)" if inputs.number is None else ""
+        message = f"Mixup weighs each sample's target by the share of the other sample{figures}: the two weights are exchanged."
+        advice = "As x = a * x + (1 - a) * x[order], so loss = a * loss(out, y) + (1 - a) * loss(out, y[order])."
+        yield Finding("labels_broken", "error", "", evidence.step, message, advice)
+
+
+def _out_of_range(evidence: Evidence) -> Iterator[Finding]:
+    """Judge the targets of BCE, the first that are wrong: numbers of all kinds make it the wrong loss."""
+    for call in (call for call in evidence.losses if "binary_cross_entropy" in call.op):
         low, high = call.target_range
-        if "binary_cross_entropy" in call.op and (low < -1e-6 or high > 1 + 1e-6) and not is_masked(evidence.graph, call):
+        if (low < -1e-6 or high > 1 + 1e-6) and not is_masked(evidence.graph, call):
             targets = evidence.samples.targets
             several = targets is not None and len(evidence.samples.counts[0]) > FEW_VALUES
             if several or not (low.is_integer() and high.is_integer()):
                 message = f"BCE is given numbers from {low:.4g} to {high:.4g}; it asks for a yes or no."
-                yield Finding(
-                    "wrong_loss", "error", "", evidence.step, message, "Use mse_loss for numbers, or scale them to 0...1."
-                )
-                return
+                advice = "Use mse_loss for numbers, or scale them to 0...1."
+                yield Finding("wrong_loss", "error", "", evidence.step, message, advice)
             message = f"The targets of BCE go from {low:.4g} to {high:.4g}; it takes 0 to 1."
             advice = "Scale them, e.g. masks of 0 and 255 by / 255, labels of -1 and 1 by (y + 1) / 2."
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"low": low, "high": high})
-            return
-        if "binary_cross_entropy" in call.op and _is_faint(call):
+        if _is_faint(call):
             message = f"The targets of BCE are 0 and {high:.3g} only, so that the answer to all is no."
             advice = "Look at how they are scaled: a mask of 0 and 1 is not to be divided by 255."
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"high": high})
-            return
+
+
+def _one_value(evidence: Evidence) -> Iterator[Finding]:
     targets, samples = evidence.samples.targets, evidence.samples
     if targets is None or len(targets) < ENOUGH or classes_told(evidence) == 1 or not evidence.losses:
         return
     values, counts = samples.counts
     value, share = float(values[counts.argmax()]), float(counts.max()) / len(targets)
+    most = 1.0 if samples.labels or classes_told(evidence) or _varies(targets[targets != value]) else ONE_VALUE
     if samples.labels and value < 0 and share >= IGNORED and _only_takes_labels(evidence):
         message = f"{share:.0%} of the first {len(targets)} labels are {value:g}, which the loss ignores."
         advice = "See why they were not read or were masked: the network learns from the rest only."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
-    elif (
-        share >= (1.0 if samples.labels or classes_told(evidence) or _varies(targets[targets != value]) else ONE_VALUE)
-        and not samples.in_order
-    ):
+    elif share >= most and not samples.in_order:
         message = f"{share:.0%} of the first {len(targets)} targets are {value:.4g}; there is nothing to tell apart."
         advice = "Look at how targets are read: the right column, no cast to integers before scaling."
         yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"share": share})
