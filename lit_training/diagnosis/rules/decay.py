@@ -16,6 +16,7 @@ __all__ = ["weight_decay_too_strong"]
 
 SHRINKS = 2.0
 STRONGER = 0.5
+COUNTS = 0.3
 ALONG, PARTLY_ALONG = 0.7, 0.5
 FEW = 100
 TWICE, STRONGER_INSIDE = 0.25, 0.3
@@ -44,11 +45,12 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     At the end of a run (`LossMonitor`): all weights of several columns have less than a tenth of their size at the start, and the
     loss is above .4 of that at the start.
 
-    Threshold: a pull above .5, or a penalty of more than twice the loss (healthy set-ups have .4 at most), where the planned
-    updates would shrink the weights by more than a factor e^2 (faults have e^4 and more, small nets that are ridge regressions on
-    purpose e^1.8); a cosine above .7 (.5 where most of the loss is a penalty), over
-    100 weights or more; for the penalty's size a product within a quarter of twice the rest of the loss, most of the loss, and
-    a pull above .3, which grows as the loss falls. Healthy set-ups with a usual decay start below .1.
+    Threshold: a pull above .5 (through the gradient, if the penalty is .3 of the loss or more: faults have 1.2 and more; inputs
+    of small numbers may give a first layer a small gradient, and .02), or a penalty of more than twice the loss (healthy set-ups
+    have .4 at most), where the planned updates would shrink the weights by more than a factor e^2 (faults have e^4 and more,
+    small nets that are ridge regressions on purpose e^1.8); a cosine above .7 (.5 where most of the loss is a penalty), over 100
+    weights or more; for the penalty's size a product within a quarter of twice the rest of the loss, most of the loss, and a pull
+    above .3, which grows as the loss falls. Healthy set-ups with a usual decay start below .1.
 
     Not an alarm: decay through the gradient of a network that is good already (a loss below .3 of what a guess costs), whose
     gradient and loss are small because there is little left to learn; a strong decay in a run too short for it to matter;
@@ -74,7 +76,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         if decoupled
         else math.hypot(*(f.decay * f.norm for f in decayed)) / gradient
     )
-    if shrink > SHRINKS and pull > STRONGER:
+    at_stake = decoupled or sum(f.decay * f.norm**2 / 2 for f in decayed) > COUNTS * abs(evidence.loss or 0.0)
+    if shrink > SHRINKS and pull > STRONGER and at_stake:
         against = "the step" if decoupled else "the loss"
         message = f"Decay pulls {pull:.2g} times as hard as {against}, and alone would divide the weights by e^{shrink:.2g}."
         advice = f"weight_decay={'0.01' if decoupled else '5e-4'} or so instead of {max(f.decay for f in decayed):g}."

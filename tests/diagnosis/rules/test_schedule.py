@@ -178,6 +178,18 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong, updates=1) == []
 
 
+@pytest.mark.parametrize(("decay", "rules"), [(0.02, []), (0.5, ["weight_decay_too_strong"])])
+def test_a_small_penalty_is_not_held_against_a_small_gradient(decay: float, rules: list[str]) -> None:
+    """Words that are counted and divided by their number are small, and so is the first gradient (Kipf and Welling 2017)."""
+    net = nn.Sequential(nn.Linear(16, 32, bias=False), nn.ReLU(), nn.Linear(32, 4))
+    decayed = evidence(
+        lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=decay),
+        net=net,
+        loss=lambda net, x, y: F.cross_entropy(net(0.02 * x), y),
+    )
+    assert [f.rule for f in weight_decay_too_strong(decayed)] == rules
+
+
 @pytest.mark.parametrize(("updates", "rules"), [(60, []), (100, ["weight_decay_too_strong"])])
 def test_a_strong_decay_needs_time_to_do_harm(updates: int, rules: list[str]) -> None:
     decayed = evidence(
