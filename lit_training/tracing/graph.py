@@ -166,7 +166,9 @@ class Graph:
                 verdict = self.acts(self.nodes[reader])
                 if verdict == "pow" and self._measures_scale(reader, readers):
                     verdict = "linear" if through_normalisation else "normalisation"
-                if not through_normalisation and self.nodes[reader].op in NORMALISATIONS:
+                if not through_normalisation and (
+                    self.nodes[reader].op in NORMALISATIONS or self._gives_unit_length(self.nodes[reader], readers)
+                ):
                     verdict = "normalisation"
                 if verdict is None:
                     stack.append(reader)
@@ -187,6 +189,16 @@ class Graph:
                 op = self.nodes[reader].op
                 stack.append(reader) if op in _TRANSPARENT else ends.append(op)
         return bool(ends) and set(ends) <= {"rsqrt", "sqrt"}
+
+    def _gives_unit_length(self, norm: Node, readers: Sequence[Sequence[int]]) -> bool:
+        """Tell whether a length is measured to divide by it what has it, as `F.normalize` does."""
+        stack = [norm.index] if norm.op == "linalg_vector_norm" else []
+        while stack:
+            for reader in (self.nodes[r] for r in readers[stack.pop()]):
+                if reader.op == "div" and reader.parents[0] == norm.parents[0]:
+                    return True
+                stack += [reader.index] if reader.op in ("clamp_min", "expand", "add") else []
+        return False
 
     def acts(self, node: Node) -> str | None:
         """Name what an operation does to the values, or return None if it may be looked through."""

@@ -236,7 +236,7 @@ class Probe:
             node = parents[0]
             if node.index in self._by_node:
                 return self._by_node[node.index]
-            if node.weight or node.op in ACTIVATIONS:
+            if node.weight or node.op in ACTIVATIONS or node.op == "linalg_vector_norm":
                 return None
 
     def _on_module(self, name: str, module: nn.Module, inputs: Any, output: Any) -> None:

@@ -29,6 +29,27 @@ def test_normalisation_forgives_large_weights() -> None:
     assert alarms(model) == []
 
 
+class Weighed(nn.Module):
+    """Weights of tokens, of unit length or as they are (Shaker et al. 2023, additive attention)."""
+
+    def __init__(self, unit: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.score, self.head = nn.Linear(16, 32), nn.Linear(32, 1, bias=False), nn.Linear(32, 4)
+        nn.init.normal_(self.score.weight, std=3)
+        self.unit = unit
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.embed(x[:, None] * torch.linspace(-1, 1, 8)[:, None])
+        weights = self.score(tokens)
+        return self.head((tokens * (F.normalize(weights, dim=1) if self.unit else weights)).sum(1))
+
+
+@pytest.mark.parametrize(("unit", "rules"), [(True, []), (False, ["init_exploding"])])
+def test_a_layer_whose_outputs_are_brought_to_unit_length_may_have_any_scale(unit: bool, rules: list[str]) -> None:
+    assert alarms(Weighed(unit), optimizer=adam) == rules
+
+
 def test_a_head_that_is_drawn_too_large_is_found_and_explains_the_loss() -> None:
     model = mlp(16, 64, 64, 4)
     with torch.no_grad():
