@@ -16,8 +16,9 @@ from lit_training.diagnosis.rules.directions import (
     is_open,
     lowers_errors,
 )
+from lit_training.diagnosis.rules.guessing import guesses
 from lit_training.diagnosis.rules.likelihoods import sunk_likelihood
-from lit_training.diagnosis.updates import kept
+from lit_training.diagnosis.updates import kept, promised
 from lit_training.tracing.graph import LOSSES, Graph, Node
 
 __all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
@@ -26,6 +27,7 @@ LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
 HEAVY, HEAVY_BY_CODE = 1.5, 3.0
 LEAST_ROWS, DROWNS = 8, 100.0
+TIMES_MORE, LONG_RUN = 4, 100
 
 
 @rule(explains=["lr_too_high", "loss_diverging", "nan_loss", "bad_initial_loss", "slow_convergence", "lr_too_low"])
@@ -132,10 +134,11 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
     divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A mean that
     is divided by exactly the batch size (4 or more) is one under SGD; where the loop adds up the gradients of k batches for each of
-    its first four updates, one that is divided by exactly k times the batch size. A Gaussian's divergence that is summed over the
-    samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the error: the posterior
-    then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the samples and 100 times as
-    large as those of torch's that are averaged and added to it.
+    its first four updates, one that is divided by exactly k times the batch size; so is a sum that is divided by four times what
+    it adds up, or more, if all updates of a run of 100 or more would lower it by less than itself. A Gaussian's divergence that is
+    summed over the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the
+    error: the posterior then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the
+    samples and 100 times as large as those of torch's that are averaged and added to it.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
     rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
@@ -149,7 +152,7 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """
-    found = _summed_or_twice_averaged(evidence) or _sum_beside_mean(evidence)
+    found = _summed_or_twice_averaged(evidence) or _sum_beside_mean(evidence) or _divided_by_more(evidence)
     weight, over_samples = heavy_divergence(evidence) or (0.0, False)
     if found is None and weight > (HEAVY if over_samples else HEAVY_BY_CODE):
         over = "the batch" if over_samples else "a code"
@@ -212,6 +215,27 @@ def _sum_beside_mean(evidence: Evidence) -> tuple[str, str, dict[str, float]] | 
         if averaged > 0 and largest > DROWNS * averaged:
             message = f"A loss summed over {rows} samples is {largest / averaged:.3g} times the averaged one it is added to."
             return message, "Use reduction='mean' in both, and weigh them.", {"times": largest / averaged}
+    return None
+
+
+def _divided_by_more(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:
+    """Return a sum over a batch that is divided by far more than it adds up, if all planned updates lower the loss by little."""
+    fall = promised(evidence, clipped=False)
+    plain = any(f.descent is not None for f in evidence.parameters.values())
+    if fall is None or fall >= 1 or not plain or (evidence.plan.updates or 0) < LONG_RUN or not guesses(evidence):
+        return None
+    nodes = evidence.graph.nodes
+    for term in (term for loss in evidence.differentiated for term in terms(evidence.graph, loss)):
+        of_torch = term.node.op in LOSSES and term.node.scalars[:1] == (2.0,)
+        if not (of_torch or term.node.op == "sum"):
+            continue
+        added = math.prod(nodes[term.node.parents[1 if "nll" in term.node.op else 0]].shape)
+        if term.divisor >= TIMES_MORE * added:
+            message = (
+                f"A sum of {added} errors is divided by {term.divisor:.4g}, so that {evidence.plan.updates} updates lower the loss"
+                f" by {fall:.1g} of itself."
+            )
+            return message, "Use reduction='mean': divide by the samples of the batch, not by those of the data set.", {}
     return None
 
 

@@ -16,6 +16,7 @@ from lit_training.diagnosis.evidence import Evidence, collect
 from lit_training.diagnosis.plan import Plan
 from lit_training.diagnosis.rules import RULES
 from lit_training.diagnosis.rules.decay import weight_decay_too_strong
+from lit_training.diagnosis.rules.loss_form import loss_reduction
 from lit_training.diagnosis.rules.normalisation import bn_stats
 from lit_training.diagnosis.rules.rate import clip_too_small
 from lit_training.diagnosis.rules.schedule import lr_schedule
@@ -176,6 +177,20 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong) == ["weight_decay_too_strong"]
     assert found(usual) == []
     assert found(strong, updates=1) == []
+
+
+@pytest.mark.parametrize(("lr", "divisor", "rules"), [(0.05, 32, []), (0.05, 6000, ["loss_reduction"]), (10.0, 6000, [])])
+@pytest.mark.parametrize("binary", [True, False])
+def test_a_sum_that_is_divided_by_the_data_sets_samples_is_found(
+    lr: float, divisor: int, rules: list[str], binary: bool
+) -> None:
+    def loss(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if binary:
+            return F.binary_cross_entropy_with_logits(net(x)[:, 0], (y > 1).float(), reduction="sum") / divisor
+        return F.cross_entropy(net(x), y, reduction="sum") / divisor
+
+    summed = evidence(lambda p: torch.optim.SGD(p, lr=lr), loss)
+    assert [f.rule for f in loss_reduction(summed)] == rules
 
 
 @pytest.mark.parametrize(("decay", "rules"), [(0.02, []), (0.5, ["weight_decay_too_strong"])])
