@@ -16,13 +16,14 @@ from lit_training.diagnosis.rules.imbalance import class_imbalance
 from lit_training.diagnosis.rules.inputs import unnormalised_input
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
 from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
-from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign, shape_broadcast
+from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign
 from lit_training.diagnosis.rules.missing import missing_activation
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
 from lit_training.diagnosis.rules.order import data_not_shuffled
 from lit_training.diagnosis.rules.rate import clip_too_small, lr_too_high, lr_too_low
 from lit_training.diagnosis.rules.scales import unnormalised_target
 from lit_training.diagnosis.rules.schedule import lr_schedule
+from lit_training.diagnosis.rules.shapes import shape_broadcast
 from lit_training.diagnosis.rules.symmetry import init_symmetry
 from lit_training.diagnosis.rules.symptoms import bad_initial_loss, exploding_gradient, vanishing_gradient
 from lit_training.diagnosis.rules.targets import labels_broken

@@ -1,4 +1,4 @@
-"""Rules about the form of the loss: its sign, its reduction, and the shapes that it compares."""
+"""Rules about the form of the loss: its sign and its reduction."""
 
 import math
 from collections.abc import Iterator
@@ -19,9 +19,9 @@ from lit_training.diagnosis.rules.directions import (
 from lit_training.diagnosis.rules.guessing import guesses
 from lit_training.diagnosis.rules.likelihoods import sunk_likelihood
 from lit_training.diagnosis.updates import kept, promised
-from lit_training.tracing.graph import LOSSES, Graph, Node
+from lit_training.tracing.graph import LOSSES
 
-__all__ = ["loss_reduction", "loss_sign", "shape_broadcast"]
+__all__ = ["loss_reduction", "loss_sign"]
 
 LARGE_CHANGE = 0.5
 SIGNIFICANT = 4.0
@@ -237,66 +237,3 @@ def _divided_by_more(evidence: Evidence) -> tuple[str, str, dict[str, float]] | 
             )
             return message, "Use reduction='mean': divide by the samples of the batch, not by those of the data set.", {}
     return None
-
-
-@rule(explains=["slow_convergence", "lr_too_low", "bad_initial_loss", "constant_output"])
-def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
-    """Outputs and targets of different shapes are broadcast against each other, so every sample is compared with every target.
-
-    What it means: (N, 1) against (N,) gives (N, N), and the best that such a network can do is to predict the mean. Nothing
-    crashes; torch warns for its own losses only.
-
-    How it is measured: a difference, product or one of torch's losses of what layers computed and what they did not, whose two
-    operands have equally many elements but different shapes, and whose result has more.
-
-    Threshold: none.
-
-    Not an alarm: pairwise distances between outputs, or between inputs; outer comparisons, where both operands were given a
-    dimension for it (`output[:, :, None] - target[:, None]`: Chamfer distances, kernels, quantiles against samples); masks and
-    weights with fewer elements.
-
-    What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
-    """
-    graph = evidence.graph
-    made = graph.made_by_layers(chosen=False)
-    for call in evidence.losses:
-        prediction, target = (_unexpanded(graph, graph.nodes[i]) for i in (call.prediction, call.target))
-        size = max(math.prod(graph.nodes[i].shape) for i in (call.prediction, call.target))
-        if "nll" not in call.op and _broadcasts(graph, prediction, target, size):
-            yield _broadcast(evidence, prediction, target)
-            return
-    for node in graph.nodes:
-        if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
-            a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
-            apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
-            if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
-                yield _broadcast(evidence, a, b)
-                return
-
-
-def _unexpanded(graph: Graph, node: Node) -> Node:
-    return graph.nodes[node.parents[0]] if node.op == "expand" and node.parents else node
-
-
-def _broadcasts(graph: Graph, a: Node, b: Node, result: int) -> bool:
-    """Tell whether all elements of one operand meet all of the other, which none has asked for by a dimension of 1 in both."""
-    count = math.prod(a.shape)
-    unlike = a.shape != b.shape and count > 1 and count == math.prod(b.shape) and result > count
-    return unlike and not (_is_spread(graph, a) and _is_spread(graph, b))
-
-
-def _is_spread(graph: Graph, node: Node) -> bool:
-    """Tell whether the last thing that was done to a tensor is to give it another dimension of 1."""
-    while node.op in ("expand", "alias", "slice", "_to_copy") and node.parents:
-        node = graph.nodes[node.parents[0]]
-    if node.op not in ("unsqueeze", "view", "_unsafe_view", "reshape") or len(node.parents) != 1:
-        return False
-    before = graph.nodes[node.parents[0]].shape
-    return (
-        len(node.shape) > len(before) and math.prod(node.shape) == math.prod(before) and node.shape.count(1) > before.count(1)
-    )
-
-
-def _broadcast(evidence: Evidence, a: Node, b: Node) -> Finding:
-    message = f"Outputs and targets of shapes {a.shape} and {b.shape} are broadcast, so every sample meets every target."
-    return Finding("shape_broadcast", "error", "", evidence.step, message, "Give both one shape: target.unsqueeze(1).")

@@ -1,4 +1,4 @@
-"""Sign, reduction and shapes of the loss."""
+"""Sign and reduction of the loss."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 from lit_training.tracing.direction import agreement
-from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, sgd, vectors
+from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -177,47 +177,6 @@ def test_a_mean_of_a_mean_is_found_under_plain_descent_only() -> None:
     assert alarms(mlp(16, 32, 4), loss=twice, optimizer=adam) == []
 
 
-# ------------------------------------------------------------------------------------------ shapes
-@pytest.mark.parametrize(
-    "loss",
-    [F.mse_loss, F.l1_loss, F.huber_loss, lambda z, y: (z - y).abs().mean(), lambda z, y: ((z - y.view(-1)) ** 2).mean()],
-)
-@pytest.mark.filterwarnings("ignore:Using a target size")
-def test_a_column_against_a_row_is_found(loss: Loss) -> None:
-    x, y = numbers()
-    assert alarms(mlp(16, 32, 1), (x, y[:, 0]), loss, steps=1) == ["shape_broadcast"]
-
-
-def test_a_map_of_one_pixel_against_a_column_is_found() -> None:
-    model = nn.Sequential(mlp(16, 32, 1), nn.Unflatten(1, (1, 1, 1)))
-    assert alarms(model, numbers(), lambda z, y: (z - y).square().mean(), steps=1) == ["shape_broadcast"]
-
-
-class Bandit(nn.Module):
-    """What a sampled action earned, less what a critic expected."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.actor, self.critic = mlp(16, 32, 4), mlp(16, 32, 1, seed=1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.actor(x), self.critic(x)[:, 0]
-
-
-@pytest.mark.parametrize(("squeezed", "said"), [(False, True), (True, False)])
-def test_a_reward_that_was_picked_by_an_action_is_a_target(squeezed: bool, said: bool) -> None:
-    def loss(output: tuple[Tensor, Tensor], rewards: Tensor) -> Tensor:
-        logits, value = output
-        action = torch.distributions.Categorical(logits=logits)
-        taken = action.sample()
-        earned = rewards.gather(1, taken[:, None])
-        earned = earned.squeeze(1) if squeezed else earned
-        return -(action.log_prob(taken) * (earned - value.detach())).mean() + (earned - value).pow(2).mean()
-
-    x, _ = numbers()
-    assert ("shape_broadcast" in alarms(Bandit(), (x, x[:, :4].sigmoid()), loss, steps=1)) == said  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize(
     ("reduction", "weight", "said"), [("sum", 0.5, ["loss_reduction"]), ("mean", 0.5, []), ("sum", 0.1, []), ("sum", 1e-4, [])]
 )
@@ -237,24 +196,6 @@ def test_a_sum_over_the_few_samples_with_a_label_is_divided_by_their_number() ->
 
     x, y = vectors()
     assert alarms(mlp(16, 32, 4), (x, y.masked_fill(torch.arange(32) > 3, -1)), loss, optimizer=adam, steps=1) == []
-
-
-def pairwise(output: Tensor, target: Tensor) -> Tensor:
-    apart = (output - output.T).square()
-    return ((apart - (target - target.T).square()) ** 2).mean()
-
-
-@pytest.mark.parametrize(
-    "loss",
-    [
-        lambda z, y: F.mse_loss(z, y),
-        lambda z, y: ((z - y) * torch.ones(1)).square().mean(),
-        lambda z, y: ((z - y) * torch.rand(len(z), 1)).square().mean(),
-        pairwise,
-    ],
-)
-def test_shapes_that_fit_and_pairwise_distances_are_silent(loss: Loss) -> None:
-    assert "shape_broadcast" not in alarms(mlp(16, 32, 1), numbers(), loss, optimizer=sgd)
 
 
 def overlap(output: Tensor, target: Tensor) -> Tensor:
