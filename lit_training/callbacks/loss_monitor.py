@@ -17,6 +17,7 @@ from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.diagnosis.rules.idle import never_stepped
 from lit_training.diagnosis.rules.mirrored import turned_apart
+from lit_training.diagnosis.rules.rewards import reward_fell, reward_name
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
 from lit_training.movement import Movement, Rewinds
@@ -37,10 +38,10 @@ class LossMonitor(Callback):
 
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
-        compared: whether an optimiser never stepped (`rules.idle.never_stepped`), else whether outputs hold mirrored targets
-            (`rules.mirrored.turned_apart`), else what the training loss tells beside the validation loss
-            (`loss_curve.validation_loss`) and beside a guess's (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything
-            else that is wrong explains it.
+        compared: whether an optimiser never stepped (`rules.idle.never_stepped`), else whether a logged reward fell
+            (`rules.rewards.reward_fell`), else whether outputs hold mirrored targets (`rules.mirrored.turned_apart`), else what
+            the training loss tells beside the validation loss (`loss_curve.validation_loss`) and beside a guess's
+            (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
         learned: whether training and validation loss ended far below a guess's.
         findings: both.
         mapped: some samples whose targets are maps; set by `Diagnostics`, `None` if there are none.
@@ -63,7 +64,8 @@ class LossMonitor(Callback):
         self._reset()
 
     def _reset(self) -> None:
-        self._curve = LossCurve()
+        self._curve, self._rewards = LossCurve(), LossCurve()
+        self._reward: str | None = None
         self._validation: list[float] = []
         self._before: float | None = None
         self._first_pass: float | None = None
@@ -104,7 +106,8 @@ class LossMonitor(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Note the loss, as it was before Lightning divided it for accumulation; at an epoch's end where the weights are."""
+        """Note the loss, as it was before Lightning divided it for accumulation, and a reward; at an epoch's end the weights."""
+        self._note_reward(trainer, batch_idx)
         if pl_module.automatic_optimization and outputs:
             self._note(outputs["loss"], trainer.accumulate_grad_batches)
         if trainer.is_last_batch:
@@ -142,6 +145,13 @@ class LossMonitor(Callback):
         self._curve.note(loss if divided_by == 1 else loss * divided_by)
 
     @harmless
+    def _note_reward(self, trainer: Trainer, batch_idx: int) -> None:
+        if batch_idx == 0 and self._passes == 0:
+            self._reward = reward_name(trainer.callback_metrics)
+        if self._reward is not None:
+            self._rewards.note(trainer.callback_metrics[self._reward].detach().clone())
+
+    @harmless
     def _remember(self, module: LightningModule) -> None:
         self._movement = Movement(module)
         self._dropout = max(dropouts(clean_names(module)).values(), default=0.0)
@@ -177,7 +187,8 @@ class LossMonitor(Callback):
     @harmless
     def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
         course = self._course(trainer)
-        compared = self._idle(trainer) or self._mirrored(trainer) or forgot(course) or judge_course(course)
+        fell = reward_fell(self._rewards.means(), trainer.global_step)
+        compared = self._idle(trainer) or fell or self._mirrored(trainer) or forgot(course) or judge_course(course)
         return diverged(course), compared, course.learned
 
     @harmless

@@ -49,7 +49,8 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     up, sizes of what layers give apart, are logarithms of probabilities (`logsigmoid`, `log_softmax`, the log of a sigmoid or
     softmax) with a factor above zero: a likelihood, 0 at best, that falls without bound (ranking, negative sampling, policies).
 
-    At the end of a run (`LossMonitor`): the loss falls below zero faster and faster, as no likelihood does.
+    At the end of a run (`LossMonitor`): the loss falls below zero faster and faster, as no likelihood does; or a logged reward
+    or return falls all through the run.
 
     Threshold: below zero with four standard errors of a correlation (Fisher's z, atanh(r) sqrt(n - 3), n the number of
     samples).
