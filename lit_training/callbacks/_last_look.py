@@ -4,14 +4,16 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BackboneFinetuning
 
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.freshness import can_tell, looks_fresh
 from lit_training.diagnosis.modules import flags
 from lit_training.diagnosis.rule import Filter
-from lit_training.diagnosis.rules.flags import thawed_in_vain, thawed_unheld
+from lit_training.diagnosis.rules.flags import never_thawed, thawed_in_vain, thawed_unheld
 from lit_training.diagnosis.rules.learning import thawed_later
-from lit_training.selection import classify, clean_names, match, names_of
+from lit_training.selection import ParameterInfo, classify, clean_names, match, names_of
 
 __all__ = ["LastLook"]
 
@@ -46,6 +48,19 @@ class LastLook:
         kept = thawed_later(findings, {info.name for info in infos if info.parameter.requires_grad})
         meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
         resting = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
-        new = [*thawed_in_vain(flags(clean_names(module)), resting, step), *thawed_unheld(self.lost, step)]
+        new = [
+            *thawed_in_vain(flags(clean_names(module)), resting, step),
+            *thawed_unheld(self.lost, step),
+            *never_thawed(self._asleep(trainer, infos), step),
+        ]
         known = {(finding.rule, finding.where) for finding in kept}
         return [*(f for f in new if (f.rule, f.where) not in known and wanted.wants(f)), *kept]
+
+    def _asleep(self, trainer: Trainer, infos: Sequence[ParameterInfo]) -> dict[str, bool]:
+        """Return of each weight that `BackboneFinetuning` kept frozen to the end whether it looks as it was drawn."""
+        if not any(isinstance(callback, BackboneFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            return {}
+        meant = match(self.expect_frozen, names_of(infos), "expect_frozen")
+        still = [info for info in infos if info.name in self.frozen and info.name not in meant]
+        weights = {info.name: info.parameter for info in still if not info.parameter.requires_grad}
+        return {name: looks_fresh(weight) for name, weight in weights.items() if can_tell(weight.shape)}

@@ -212,29 +212,6 @@ def test_a_flag_on_a_module_thaws_and_freezes_nothing(frozen, says, expect, told
     assert [finding.severity for finding in watch.findings] == ([] if late and told == ["warning"] else told)
 
 
-@pytest.mark.parametrize(("held", "said"), [(False, ["0.weight"]), (True, [])])
-def test_what_is_thawed_during_the_run_is_to_be_in_an_optimiser(held: bool, said: list[str]) -> None:
-    class Filtering(Plain):
-        def configure_optimizers(self):
-            return torch.optim.SGD((p for p in self.parameters() if held or p.requires_grad), lr=0.1)
-
-        def on_train_epoch_start(self):
-            if self.current_epoch == 1:
-                self.net[0].requires_grad_(True)
-
-        def validation_step(self, batch):
-            """Clear all gradients, as Lightning does for every validation."""
-
-    module = Filtering(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)))
-    module.net[0].requires_grad_(False)
-    watch = Diagnostics(verbose=False, select=["not_in_optimizer"])
-    trainer = pl.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_checkpointing=False,
-                         callbacks=[watch], enable_progress_bar=False, enable_model_summary=False)  # fmt: skip
-    data = DataLoader(TensorDataset(torch.randn(64, 4)), 16)
-    trainer.fit(module, data, data)
-    assert [finding.where.removeprefix("net.") for finding in watch.findings] == said
-
-
 @pytest.mark.parametrize("callback", [Diagnostics, InitAuditor])
 def test_a_pattern_of_frozen_parameters_without_a_match_is_refused(callback) -> None:
     for pattern, told in (("nett", "'nett' matches no parameter; nearest: .*'net'"), ("net.*", None)):

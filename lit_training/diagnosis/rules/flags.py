@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from lit_training.diagnosis.finding import Finding
 
-__all__ = ["froze_in_vain", "thawed_in_vain", "thawed_unheld"]
+__all__ = ["froze_in_vain", "never_thawed", "thawed_in_vain", "thawed_unheld"]
 
 
 def thawed_in_vain(flags: Mapping[str, bool], frozen: Mapping[str, bool], step: int = 0) -> list[Finding]:
@@ -61,6 +61,22 @@ def thawed_unheld(names: Sequence[str], step: int = 0) -> list[Finding]:
     )
     advice = "Give the optimiser all parameters from the start, or optimizer.add_param_group({'params': thawed}) when thawing."
     return [Finding("not_in_optimizer", "error", names[0], step, message, advice, {"parameters": len(names)})]
+
+
+def never_thawed(fresh: Mapping[str, bool], step: int = 0) -> list[Finding]:
+    """Say so of weights that a fine-tuning callback kept frozen to the end, if most of them look as they were drawn.
+
+    >>> [f.where for f in never_thawed({"body.0.weight": True, "body.2.weight": True})], never_thawed({"body.0.weight": False})
+    (['body.0.weight'], [])
+    """
+    drawn = [name for name, looks_drawn in fresh.items() if looks_drawn]
+    if 2 * len(drawn) <= len(fresh):
+        return []
+    message = (
+        f"{len(drawn)} weight(s) that look freshly initialised were to be thawed, and stayed frozen to the end of the run."
+    )
+    advice = "Thaw them earlier (unfreeze_backbone_at_epoch=), or load what the body was trained to."
+    return [Finding("frozen_by_accident", "error", drawn[0], step, message, advice, {"weights": len(drawn)})]
 
 
 def _inside(parameter: str, module: str) -> bool:

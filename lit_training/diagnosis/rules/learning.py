@@ -89,7 +89,8 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     distributed as independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal
     (`freshness.looks_fresh`). Besides, before the first update and at the end: a module has a plain attribute `requires_grad`,
     which only parameters have. `module.requires_grad = True` leaves its parameters frozen, whatever their weights look like;
-    `= False` leaves them learning, which is told as a warning.
+    `= False` leaves them learning, which is told as a warning. At the end, too: most weights that `BackboneFinetuning`
+    was to thaw are frozen still, and look as they were drawn.
 
     Threshold: the edge of the Marchenko-Pastur law plus 5 %; layers of trained networks have singular values well outside
     (Martin and Mahoney, JMLR 2021).
