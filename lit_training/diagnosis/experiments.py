@@ -218,8 +218,9 @@ def _mixing(net: nn.Module, call: Call, first: Sequence[Tensor]) -> float | None
     if _change(first, again) > 0 or summarising.found:
         return None  # chance decides (a variational sample), or statistics of the batch do, by design
     if all(y.ndim > 1 and y.shape[:2] == inputs[0].shape[:2] for y in outputs):
-        along = _change([y[:, 1:] for y in first], [y[:, 1:] for y in replaced(1)])
-        if along <= _CHANGED:
+        along = replaced(1)
+        own, others = (_change([y[:, part] for y in first], [y[:, part] for y in along]) for part in (slice(1), slice(1, None)))
+        if others <= _CHANGED < own:
             return None  # samples lie along the second dimension, as in `[time, batch]`
     return mixed
 

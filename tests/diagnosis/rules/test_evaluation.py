@@ -40,6 +40,23 @@ def test_a_view_in_place_of_a_transpose_mixes_samples_even_where_what_is_read_fi
     assert (found > 1e-3) == view
 
 
+class LastFrame(nn.Module):
+    """Reads along the batch, and gives as many classes as there are frames, of which it takes the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(3, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0][:, -1])
+
+
+def test_classes_as_many_as_frames_are_no_samples_along_the_second_dimension() -> None:
+    torch.manual_seed(0)
+    found = mixed(LastFrame(), 16, 4, 3)
+    assert found is not None and found > 1e-3
+
+
 def test_a_copy_that_is_made_while_calls_are_watched_is_no_call_of_the_original() -> None:
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     with Calls(net) as calls:
