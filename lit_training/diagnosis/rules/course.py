@@ -14,7 +14,7 @@ GAP, HUGE, WORSE = 30.0, 100.0, 1.2
 SUBSTANTIAL, NEVER_GOOD, NEVER_AS_GOOD, FELL_ANYWAY = 0.9, 0.3, 1.5, 0.8
 SEEN_THROUGH = 0.85
 USUAL_DROPOUT, HALF, HELD_BACK = 0.5, 0.5, 1.1
-FEW_PASSES, MANY_PASSES = 12, 30
+SETTLED, FEW_PASSES, MANY_PASSES = 4, 12, 30
 HARDLY, GAIN, TOLD, APART = 0.7, 0.95, 0.99, 0.8
 FEW_SAMPLES, FEW_TO_LEARN = 64, 1000
 SIGNIFICANT = 3.0
@@ -141,9 +141,9 @@ def validated_apart(course: Course) -> list[Finding]:
     is above .85 and all above .7 (of 340 healthy set-ups none stayed above .54); the first epoch's last below .85 of the lowest, by
     3 standard errors; of a gain that is lost again, a thousand training samples, since fewer are known by heart within a few
     epochs; a gain of 5 % (of 1 % for labels that are not broken, where validation's targets are known); 12 epochs with one, 30
-    without. Of fewer than 64 validation samples nothing is said: their loss is chance; nor of overfitting if validation is at its
-    best in the end, within 2 %, and better than a guess. Validation before training is within a factor of 1.7 of training's first
-    losses, so that both are one formula.
+    without. Of fewer than 4 epochs, a validation loss that falls may fall further. Of fewer than 64 validation samples nothing is
+    said: their loss is chance; nor of overfitting if validation is at its best in the end, within 2 %, and better than a guess.
+    Validation before training is within a factor of 1.7 of training's first losses, so that both are one formula.
 
     >>> apart = Course((1.4, 0.3), (1.9, 2.4), 200, guess=1.39, before=1.4, first_pass=0.7, passes=6)
     >>> validated_apart(apart)[0].rule
@@ -156,7 +156,7 @@ def validated_apart(course: Course) -> list[Finding]:
         return []
     first, end = course.first_pass / guess, course.end / guess
     best, last = min(course.shares), course.shares[-1]
-    if best < HARDLY or last < NOTHING or end > APART * best:
+    if best < HARDLY or last < NOTHING or end > APART * best or (passes < SETTLED and last < course.shares[0]):
         return []
     costs = f"saying the same for every sample costs {guess:.3g}"
     came = f"from at best {min(course.validation):.3g} to {course.validation[-1]:.3g}"

@@ -8,7 +8,7 @@ from lit_training.diagnosis.finding import Finding, Severity
 __all__ = ["ENOUGH_PASSES", "FAR", "NOTHING", "collapsed", "learned_nothing"]
 
 NOTHING, HARD, KNOWN_HARD, FELL = 0.85, 0.98, 0.99, 0.85
-ENOUGH_PASSES, ENOUGH_UPDATES = 4, 80
+ENOUGH_PASSES, ENOUGH_UPDATES = 3, 80
 STILL, FAR, LOST, ABOVE = 0.03, 4.0, 0.9, 10.0
 CAME_TO, BACK, BEYOND = 0.8, 0.9, 1.5
 ROSE_FIRST, SIGNIFICANT, OVERWRITTEN = 1.15, 5.0, 1.0
@@ -27,7 +27,7 @@ def learned_nothing(course: Course) -> list[Finding]:
     numbers that lie so far from where the outputs begin that a good part of the run went into coming near them, it is their offset:
     `unnormalised_target`.
 
-    Threshold: after 4 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of 340
+    Threshold: after 3 epochs and 80 updates the losses are, and the validation losses always were, above .85 of that cost (of 340
     healthy set-ups the slowest was at .62; clicks, prices and bases of DNA that hardly follow from anything come to .8 to .97, so
     that `labels_broken` and `lr_too_low` take validation losses above .98, or for numbers and rare labels .99 of what a guess costs
     in validation, which may hold other years or more of the rare label; where that is not known, numbers above 1, and 2 % more of

@@ -127,6 +127,7 @@ def test_without_a_known_guess_enough_time_or_agreement_nothing_is_said(fields: 
     ("fields", "cause"),
     [
         ({"first_pass": 0.7, "validation": (1.6, 2.4)}, "train_val_mismatch"),
+        ({"first_pass": 0.7, "validation": (1.6, 2.0, 2.4), "passes": 3}, "train_val_mismatch"),
         ({"first_pass": 1.36, "validation": (1.2, 1.9)}, "train_val_mismatch"),  # gained a little, and lost it
         ({"first_pass": 1.2, "validation": (1.2, 1.9)}, "overfit_no_regularisation"),  # all there was to gain
         ({"first_pass": 1.39, "validation": (1.40, 1.9)}, "labels_broken"),
@@ -148,6 +149,7 @@ def test_a_validation_loss_that_never_beats_a_guess_is_told_apart_by_the_first_e
         {"validation": (1.6, 2.4), "before": 40.0},  # another formula, such as a sum
         {"validation": (1.6, 2.4), "before": None},
         {"validation": (1.6, 2.4), "passes": 2},
+        {"validation": (2.4, 2.0, 1.6), "passes": 3},
     ],
 )
 def test_validation_by_another_formula_or_that_learns_is_left_alone(fields: dict[str, object]) -> None:
