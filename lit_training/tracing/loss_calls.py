@@ -12,6 +12,7 @@ __all__ = [
     "RESHAPED",
     "LossCall",
     "before_reshaping",
+    "class_weights",
     "difference",
     "difference_loss",
     "from_loader",
@@ -23,6 +24,7 @@ __all__ = [
 
 _SUM = 2.0
 _FEW_COLUMNS, _ENOUGH_ROWS = 8, 16
+_MOST_CLASSES = 1000
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
 RESHAPED = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
@@ -42,7 +44,8 @@ class LossCall:
     deviation of the targets' columns over the smallest, `None` where they are not a few columns of numbers; `ahead` how many
     places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`), and
     `open_way` whether it is the next one and nothing that the trace knows keeps the network from seeing it;
-    `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart.
+    `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart;
+    `class_weights` those of `nll_loss`, for a thousand classes at most.
     """
 
     op: str
@@ -62,6 +65,7 @@ class LossCall:
     open_way: bool = False
     blank: int | None = None
     weighted: bool = False
+    class_weights: tuple[float, ...] = ()
 
     @property
     def constant(self) -> float | None:
@@ -93,6 +97,17 @@ def weights_differ(node: Node, weights: Sequence[Tensor]) -> bool:
     if "nll" in node.op:
         return any(bool((weight != weight.flatten()[:1]).any()) for weight in weights)
     return any(bool((weight != 1).any()) for weight in weights)
+
+
+def class_weights(node: Node, operands: Sequence[Tensor]) -> tuple[float, ...]:
+    """Return the weights of classes that `nll_loss` was given, nothing where there are none, or more than a thousand.
+
+    Args:
+        node: of the loss.
+        operands: log-probabilities, labels, and the weights.
+    """
+    given = operands[2] if "nll" in node.op and len(operands) > 2 else None
+    return () if given is None or given.ndim != 1 or len(given) > _MOST_CLASSES else tuple(given.tolist())
 
 
 def labelled_blank(node: Node, operands: Sequence[Tensor]) -> int | None:

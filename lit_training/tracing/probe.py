@@ -19,7 +19,7 @@ from lit_training.tracing.direction import agreement, only_at_label, silent_labe
 from lit_training.tracing.fading import Fading
 from lit_training.tracing.gates import stuck_gates
 from lit_training.tracing.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
-from lit_training.tracing.loss_calls import LossCall, labelled_blank, loss_call, rebuilds, weights_differ
+from lit_training.tracing.loss_calls import LossCall, class_weights, labelled_blank, loss_call, rebuilds, weights_differ
 from lit_training.tracing.norm_passes import BATCH_NORMS, NormPasses
 from lit_training.tracing.shift import places_ahead, reads_others, way_of_places
 from lit_training.tracing.tensor_stats import TensorStats, measure
@@ -213,6 +213,7 @@ class Probe:
                 open_way=(1, "open") in ways,
                 blank=blank,
                 weighted=weighted,
+                class_weights=class_weights(node, operands),
             )
         )
 

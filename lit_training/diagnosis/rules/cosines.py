@@ -9,7 +9,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.reading import producer, summands
 from lit_training.tracing.graph import LINEAR, Graph, Node
 
-__all__ = ["Bounded", "bounded_cosines"]
+__all__ = ["Bounded", "bounded_cosines", "similarity_alone"]
 
 LEFT = 0.9  # of what guessing costs
 _PASSING = frozenset("alias clone detach _to_copy".split())
@@ -56,6 +56,23 @@ def bounded_cosines(evidence: Evidence) -> Bounded | None:
             if found.least > LEFT * found.guess:
                 return found
     return None
+
+
+def similarity_alone(evidence: Evidence) -> float:
+    """Return the factor of a cosine to vectors that no layer made, if it is all that a loss adds up; 0 if it is not.
+
+    >>> from lit_training.tracing.graph import Graph
+    >>> similarity_alone(Evidence(Graph(), ()))
+    0.0
+    """
+    graph, made = evidence.graph, evidence.graph.made_by_layers()
+    parts = [part for loss in evidence.differentiated for part in summands(graph, loss) if part[0].origin == "data"]
+    for node, _ in parts:
+        halves = [graph.nodes[p] for p in node.parents]
+        units = [any(_is_unit(graph, half, axis) for axis in range(-len(half.shape), 0)) for half in halves]
+        if node.op != "mul" or units != [True, True] or sum(half.index in made for half in halves) != 1:
+            return 0.0
+    return parts[0][1] if len(parts) == 1 else 0.0
 
 
 def _log_probabilities(evidence: Evidence) -> Iterator[tuple[Node, float | None]]:

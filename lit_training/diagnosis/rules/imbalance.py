@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from statistics import correlation
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm
@@ -16,6 +17,7 @@ __all__ = ["class_imbalance", "learned_anyway"]
 MAJORITY, OF_TWO = 0.86, 0.88
 FEW_CLASSES = 0.45
 BACKGROUND = 0.97
+APART, FOLLOWS, ALONG = 2.0, 0.5, 0.9
 
 
 @rule(explains=["overfit_no_regularisation", "constant_output", "dead_relu"])
@@ -34,10 +36,14 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     excellent fit (.2 to .4; McFadden 1979); measured, sound tables of 5 to 12 % positives end at .35 to .58, networks that hardly
     name a rare one at .65 and above.
 
+    Besides: class weights that grow with how common a class is, instead of falling.
+
     Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
     that 84 % are hardly taken for it), of two classes 88 % (one default in nine is a usual scorecard), or, with five classes and
     more, the effective number of classes (the exponential of the labels' entropy) is below .45 of them. For pixels 97 %: a
-    background of 77 to 90 % is learnt well without weights, neighbours help; lesions of 2 % are not.
+    background of 77 to 90 % is learnt well without weights, neighbours help; lesions of 2 % are not. Weights: from the rarest to
+    the commonest class, which is twice as common or more, by more than the root of that factor, with a correlation of .9 (of
+    logarithms).
 
     Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice loss beside,
     samplers that balance the batches; the next word, letter or item, where five classes or more are the rows of an embedding
@@ -52,6 +58,11 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         advice = "pos_weight= or weight= in the loss, or a Dice loss beside it; judge by the overlap."
         yield Finding("class_imbalance", "warning", "", evidence.step, message, advice, {"share": background})
         return
+    grown = _grown_weights(evidence)
+    if grown is not None:
+        message = "Class weights grow with how common a class is, from {:.3g} for {:.0%} of the labels to {:.3g} for {:.0%}."
+        advice = "Take the inverse: weight = counts.sum() / counts."
+        yield Finding("class_imbalance", "error", "", evidence.step, message.format(*grown), advice)
     if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
         return
     values, counts = evidence.samples.counts
@@ -82,6 +93,27 @@ def learned_anyway(findings: Sequence[Finding]) -> list[Finding]:
     meant = {id(f) for f in findings if f.rule == "class_imbalance" and is_alarm(f)}
     notes = [replace(f, severity="note", message=f"{f.message} {told}") if id(f) in meant else f for f in findings]
     return sorted(notes, key=lambda f: not is_alarm(f))
+
+
+def _grown_weights(evidence: Evidence) -> tuple[float, float, float, float] | None:
+    """Return the weight and the share of the rarest and of the commonest label, where weights follow how common labels are."""
+    weights = next((call.class_weights for call in evidence.losses if call.class_weights), ())
+    if not weights or not evidence.samples.labels:
+        return None
+    values, counts = evidence.samples.counts
+    known = [
+        (count, weights[int(v)]) for v, count in zip(values.tolist(), counts.tolist(), strict=True) if 0 <= v < len(weights)
+    ]
+    total = sum(count for count, _ in known)
+    if total < ENOUGH or len(known) < 2 or min(weight for _, weight in known) <= 0:
+        return None
+    (rare, low), (common, high) = min(known), max(known)
+    if common < APART * rare or math.log(high / low) < FOLLOWS * math.log(common / rare):
+        return None
+    logs = [(math.log(count), math.log(weight)) for count, weight in known]
+    if len(known) > 2 and correlation(*zip(*logs, strict=True)) < ALONG:
+        return None
+    return low, rare / total, high, common / total
 
 
 def _are_words(evidence: Evidence, classes: int) -> bool:

@@ -7,6 +7,7 @@ from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.cosines import similarity_alone
 from lit_training.diagnosis.rules.directions import (
     away_from_partners,
     away_from_targets,
@@ -44,7 +45,8 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     loss is minus the value of the only one of torch's losses that the step called, one that is never negative; the gradient at
     `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
     other part of the loss draws to targets); in a contrastive loss, each row of the similarities between samples has a positive
-    gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; the loss holds `u - exp(u)` or
+    gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; all of the loss is a cosine to
+    vectors that no layer made; the loss holds `u - exp(u)` or
     `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`; all that the loss adds
     up, sizes of what layers give apart, are logarithms of probabilities (`logsigmoid`, `log_softmax`, the log of a sigmoid or
     softmax) with a factor above zero: a likelihood, 0 at best, that falls without bound (ranking, negative sampling, policies).
@@ -118,6 +120,11 @@ def _of_comparisons(evidence: Evidence) -> _Verdict:
         return "Each step makes partners less alike, and every sample more like all others.", {}
     if (likelihood := sunk_likelihood(evidence)) is not None:
         return f"All of the loss is a log-likelihood ({likelihood}), at best 0, and each step lowers it without bound.", {}
+    if similarity_alone(evidence) * (-1 if climbs else 1) > 0:
+        return (
+            "All of the loss is a cosine similarity to what is given, and each step lowers it: the loss has the wrong sign.",
+            {},
+        )
     part = None if climbs else concave_divergence(evidence)
     if part is not None:
         return f"A part of the loss, {part}, has no lower bound: a divergence or likelihood with the wrong sign.", {}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from tests.diagnosis.rules.looking import Loss, adam, findings, mlp, vectors
 
 Head = Callable[[Tensor, Tensor], Tensor]
+DIRECTIONS = torch.randn(4, 8, generator=torch.Generator().manual_seed(3))
 
 
 class Cosines(nn.Module):
@@ -160,3 +161,22 @@ def test_norms_of_the_other_axis_of_a_square_are_none_of_the_vectors() -> None:
             return self.head(square / square.norm(dim=1), self.directions).repeat(4, 1)
 
     assert said(Square(lambda x, w: 0.07 * x @ unit(w).T)) == []
+
+
+def towards(rows: Tensor, given: Tensor) -> Tensor:
+    return F.cosine_similarity(rows, given).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss", "wrong"),
+    [
+        (lambda z, y: towards(z, DIRECTIONS[y]), True),
+        (lambda z, y: 1 - towards(z, DIRECTIONS[y]), False),
+        (lambda z, y: -towards(z, DIRECTIONS[y]), False),
+        (lambda z, y: towards(z, z.flip(0).detach()), False),  # samples are to part
+        (lambda z, y: F.cross_entropy(z, y) + towards(z, DIRECTIONS[y]), False),
+    ],
+)
+def test_a_similarity_to_what_is_given_is_not_to_be_all_that_is_minimised(loss: Loss, wrong: bool) -> None:
+    found = findings(mlp(16, 32, 8), vectors(), loss, optimizer=adam, steps=1)
+    assert any(f.rule == "loss_sign" and "cosine similarity" in f.message for f in found) == wrong

@@ -54,7 +54,8 @@ class LastFrame(nn.Module):
 def test_classes_as_many_as_frames_are_no_samples_along_the_second_dimension() -> None:
     torch.manual_seed(0)
     found = mixed(LastFrame(), 16, 4, 3)
-    assert found is not None and found > 1e-3
+    assert found is not None
+    assert found > 1e-3
 
 
 def test_a_copy_that_is_made_while_calls_are_watched_is_no_call_of_the_original() -> None:

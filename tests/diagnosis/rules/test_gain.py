@@ -1,4 +1,4 @@
-"""Gains that no vanishing or exploding signal shows: of SELU layers, and of recurrent weights."""
+"""Gains that no vanishing or exploding signal shows: of norms, of SELU layers, and of recurrent weights."""
 
 import pytest
 import torch
@@ -46,3 +46,20 @@ class Unrolled(nn.Module):
 @pytest.mark.parametrize(("gain", "rules"), [(6.0, ["bad_gain"]), (1.0, [])])
 def test_a_recurrent_gain_that_saturates_the_state_is_found(gain: float, rules: list[str], by_hand: str) -> None:
     assert [rule for rule in alarms(Unrolled(gain, by_hand=by_hand)) if rule == "bad_gain"] == rules
+
+
+@pytest.mark.parametrize(
+    ("draw", "said"),
+    [
+        (lambda p: nn.init.normal_(p, 0, 0.1), ["bad_gain"]),
+        (lambda p: nn.init.normal_(p, 1, 0.1), []),
+        (lambda p: nn.init.normal_(p, 0, 0.1) if p.ndim > 1 else p, []),
+    ],
+)
+def test_gains_of_norms_are_not_to_be_drawn_about_zero(draw, said: list[str]) -> None:
+    torch.manual_seed(0)
+    blocks = [part for _ in range(3) for part in (nn.Linear(64, 64), nn.LayerNorm(64), nn.ReLU())]
+    model = nn.Sequential(nn.Linear(16, 64), *blocks, nn.Linear(64, 4))
+    for parameter in model.parameters():
+        draw(parameter)
+    assert [rule for rule in alarms(model, steps=1) if rule == "bad_gain"] == said

@@ -21,6 +21,15 @@ def test_weights_that_are_all_alike_are_none(weight: list[float], said: list[str
     assert found(torch.randn(512, 6) + y[:, None], y, loss=loss, outputs=2) == said
 
 
+@pytest.mark.parametrize(("power", "said"), [(1.0, ["class_imbalance"]), (-1.0, []), (0.0, []), (0.3, [])])
+def test_class_weights_that_grow_with_the_labels_are_named(power: float, said: list[str]) -> None:
+    torch.manual_seed(1)
+    counts = torch.tensor([5.0, 2.0, 1.0])
+    y = torch.multinomial(counts, 512, replacement=True)
+    loss = nn.CrossEntropyLoss(counts**power)
+    assert found(torch.randn(512, 6) + y[:, None], y, loss=loss, outputs=3) == said
+
+
 def test_imbalance_is_named_unless_something_makes_up_for_it(data) -> None:
     x, _ = data
     y = (torch.rand(512) < 0.05).long()
