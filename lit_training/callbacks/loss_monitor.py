@@ -148,8 +148,9 @@ class LossMonitor(Callback):
     def _note_reward(self, trainer: Trainer, batch_idx: int) -> None:
         if batch_idx == 0 and self._passes == 0:
             self._reward = reward_name(trainer.callback_metrics)
-        if self._reward is not None:
-            self._rewards.note(trainer.callback_metrics[self._reward].detach().clone())
+        value = None if self._reward is None else trainer.callback_metrics.get(self._reward)
+        if value is not None:
+            self._rewards.note(value.detach().clone())
 
     @harmless
     def _remember(self, module: LightningModule) -> None:

@@ -175,11 +175,12 @@ def _is_taught(evidence: Evidence, frozen: ParameterFacts) -> bool:
 def _has_trained_norms(evidence: Evidence, before: Collection[int], own: Collection[int]) -> bool:
     """Tell whether normalisations in front of or behind some nodes have frozen gains that are not all 1, as they are drawn."""
     graph = evidence.graph
-    norms = (
-        n for n in graph.nodes if n.op in NORMALISATIONS and (n.index in before or not graph.ancestors(n.index).isdisjoint(own))
-    )
-    gains = (evidence.parameters.get(graph.nodes[p].name) for n in norms for p in n.parents if graph.nodes[p].op == "parameter")
-    return any(gain is not None and not gain.requires_grad and gain.low != gain.high for gain in gains)
+    for node in (node for node in graph.nodes if node.op in NORMALISATIONS):
+        gains = (evidence.parameters.get(graph.nodes[p].name) for p in node.parents if graph.nodes[p].op == "parameter")
+        moved = any(gain is not None and not gain.requires_grad and gain.low != gain.high for gain in gains)
+        if moved and (node.index in before or not graph.ancestors(node.index).isdisjoint(own)):
+            return True
+    return False
 
 
 def _is_target(evidence: Evidence, frozen: ParameterFacts) -> bool:
