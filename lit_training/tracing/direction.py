@@ -101,6 +101,8 @@ def _shares(gradient: Tensor, target: Tensor) -> tuple[Tensor, Tensor] | None:
     if gradient.ndim != 4 or target.ndim != 3 or len(target) != len(gradient) or target.is_complex():
         return None
     classes = gradient.shape[1]
+    if classes < 2:
+        return None
     known = (target >= 0) & (target < classes)
     each = F.one_hot(torch.where(known, target, 0).long(), classes) * known[..., None]
     shares = _at_resolution(each.movedim(-1, 1).to(gradient.dtype), gradient)

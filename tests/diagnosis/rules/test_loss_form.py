@@ -108,6 +108,7 @@ def test_class_maps_larger_than_logits_count_by_their_shares_in_each_cell() -> N
     assert agreement(1 / 3 - shares, labels) == pytest.approx(1.0)
     assert agreement(shares - 1 / 3, labels) == pytest.approx(-1.0)
     assert agreement(shares[..., :3], labels) is None
+    assert agreement(shares[:, :1], labels % 2) is None  # one logit for a yes or no has no class of its own
 
 
 def test_agreement_skips_ignored_labels() -> None:
