@@ -46,21 +46,21 @@ class LastLook:
         self.note(trainer, module)
         infos, step = classify(module), trainer.global_step
         kept = thawed_later(findings, {info.name for info in infos if info.parameter.requires_grad})
-        meant = {*match(self.expect_frozen, names_of(infos), "expect_frozen"), *declared_frozen(trainer)}
+        expected = match(self.expect_frozen, names_of(infos), "expect_frozen")
+        meant = {*expected, *declared_frozen(trainer)}
         resting = {info.name: not info.parameter.requires_grad and info.name not in meant for info in infos}
         new = [
             *thawed_in_vain(flags(clean_names(module)), resting, step),
             *thawed_unheld(self.lost, step),
-            *never_thawed(self._asleep(trainer, infos), step),
+            *never_thawed(self._asleep(trainer, infos, expected), step),
         ]
         known = {(finding.rule, finding.where) for finding in kept}
         return [*(f for f in new if (f.rule, f.where) not in known and wanted.wants(f)), *kept]
 
-    def _asleep(self, trainer: Trainer, infos: Sequence[ParameterInfo]) -> dict[str, bool]:
+    def _asleep(self, trainer: Trainer, infos: Sequence[ParameterInfo], expected: Collection[str]) -> dict[str, bool]:
         """Return of each weight that `BackboneFinetuning` kept frozen to the end whether it looks as it was drawn."""
         if not any(isinstance(callback, BackboneFinetuning) for callback in trainer.callbacks):  # type: ignore[attr-defined]
             return {}
-        meant = match(self.expect_frozen, names_of(infos), "expect_frozen")
-        still = [info for info in infos if info.name in self.frozen and info.name not in meant]
+        still = [info for info in infos if info.name in self.frozen and info.name not in expected]
         weights = {info.name: info.parameter for info in still if not info.parameter.requires_grad}
         return {name: looks_fresh(weight) for name, weight in weights.items() if can_tell(weight.shape)}

@@ -139,3 +139,14 @@ def test_the_root_of_a_mean_error_is_no_activation_of_a_layer() -> None:
         net(torch.randn(4, 3)).square().mean().sqrt().backward()
     assert probe.tracer.failure is None
     assert probe.layers["0"].nonlinearity == "pow"
+
+
+def test_the_floor_of_a_length_is_no_activation_of_what_has_it() -> None:
+    class Unit(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.normalize(super().forward(x), dim=1)
+
+    net = nn.Sequential(Unit(4, 3), nn.Linear(3, 2))
+    with Probe(net, batch_size=8) as probe:
+        net(torch.randn(8, 4)).sum().backward()
+    assert probe.layers["0"].nonlinearity == ""

@@ -103,6 +103,7 @@ class Convolutions(nn.Module):
         (lambda: Rnn(bidirectional=True), ["labels_broken"]),
         (lambda: Convolutions(padding=1), ["labels_broken"]),
         (lambda: Convolutions(padding=2), []),
+        (lambda: lambda z: z + z.cumsum(1) / 12, []),  # looks back only, in a way that no operation names
         (Autoencoder, []),
     ],
 )

@@ -173,6 +173,7 @@ def towards(rows: Tensor, given: Tensor) -> Tensor:
         (lambda z, y: towards(z, DIRECTIONS[y]), True),
         (lambda z, y: 1 - towards(z, DIRECTIONS[y]), False),
         (lambda z, y: -towards(z, DIRECTIONS[y]), False),
+        (lambda z, y: -towards(z, DIRECTIONS[y]) + towards(z, DIRECTIONS[(y + 1) % 4]), False),  # another class's is to fall
         (lambda z, y: towards(z, z.flip(0).detach()), False),  # samples are to part
         (lambda z, y: F.cross_entropy(z, y) + towards(z, DIRECTIONS[y]), False),
     ],

@@ -56,6 +56,7 @@ def test_a_policy_that_learns_the_worst_arm_is_named(sign: int, logged: str, sai
     ("means", "falls"),
     [
         ([*[0.1 * i for i in range(20)], *[2 - 0.15 * i for i in range(10)]], False),  # rose first
+        ([*[0.1 * i for i in range(15)], *[1.4 - 0.2 * i for i in range(15)]], False),  # and came to less than at first
         ([(-1) ** i - 0.01 * i for i in range(30)], False),  # noise
         ([-0.1 * i + 0.02 * (-1) ** i for i in range(30)], True),
         ([-float(i) for i in range(8)], False),

@@ -179,7 +179,9 @@ def test_decay_that_outweighs_the_gradient_is_too_strong(optimizer, strong: floa
     assert found(strong, updates=1) == []
 
 
-@pytest.mark.parametrize(("lr", "divisor", "rules"), [(0.05, 32, []), (0.05, 6000, ["loss_reduction"]), (10.0, 6000, [])])
+@pytest.mark.parametrize(
+    ("lr", "divisor", "rules"), [(0.05, 32, []), (1e-4, 32, []), (0.05, 6000, ["loss_reduction"]), (10.0, 6000, [])]
+)
 @pytest.mark.parametrize("binary", [True, False])
 def test_a_sum_that_is_divided_by_the_data_sets_samples_is_found(
     lr: float, divisor: int, rules: list[str], binary: bool
