@@ -22,6 +22,8 @@ from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
 from lit_training.selection import clean_names
+from lit_training.tracing.ctc import lengths_at_hand
+from lit_training.tracing.device_asserts import Refusing
 from lit_training.tracing.probe import Probe
 
 __all__ = ["FirstStep", "HandedOut"]
@@ -47,10 +49,13 @@ class HandedOut:
         self._batches.note(batch)
 
     @harmless
-    def before_validation(self, module: nn.Module) -> None:
+    def before_validation(self, module: LightningModule) -> None:
         """Watch what the first validation batch is made into before the network gets it."""
         if self._val_modes is None:
             self._watching.enter_context(eager())
+            if module.device.type == "cuda":
+                self._watching.enter_context(lengths_at_hand())
+                self._watching.enter_context(Refusing())
             self._val_calls = self._watching.enter_context(Calls(module, training=False))
 
     @harmless

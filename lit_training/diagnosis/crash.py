@@ -1,5 +1,6 @@
 """Why the first step raised: what the layer that was running was given, against what it takes."""
 
+import re
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -12,13 +13,16 @@ from lit_training.selection import clean_names
 
 __all__ = ["explain_crash"]
 
+_OF_TYPES = re.compile(r"dtype|scalar type|have the type|type \(|not implemented for")
+
 
 def explain_crash(error: BaseException, module: nn.Module, step: int = 0) -> list[Finding]:
     """Return a `bad_data` finding if the innermost layer that was running got what it cannot take, else nothing.
 
     Looked at are the frames of the traceback: the layer is their innermost module with parameters, its input the tensor that its
-    `forward` was called with. Explained are integers for a layer that computes with floating-point weights, another
-    floating-point type, a wrong number of features or channels, and indices outside of an embedding's table.
+    `forward` was called with. Explained are integers for a layer that computes with floating-point weights, and another
+    floating-point type, where the error is about types; a wrong number of features or channels; and indices outside of an
+    embedding's table. A module with layers of its own may well take what its own parameters could not.
 
     >>> net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU())
     >>> try:
@@ -30,7 +34,7 @@ def explain_crash(error: BaseException, module: nn.Module, step: int = 0) -> lis
     names = {part: name for name, part in clean_names(module)}
     for layer, given in _running(error):
         if layer in names and given is not None:
-            told = _mismatch(layer, given)
+            told = _mismatch(layer, given, _OF_TYPES.search(str(error)) is not None)
             return [Finding("bad_data", "error", names[layer], step, *told)] if told else []
     return []
 
@@ -54,11 +58,13 @@ def _weight(layer: nn.Module) -> Tensor | None:
     return next((p for p in layer.parameters(recurse=False) if p.ndim > 1 or not isinstance(layer, nn.RNNBase)), None)
 
 
-def _mismatch(layer: nn.Module, given: Tensor) -> tuple[str, str] | None:
+def _mismatch(layer: nn.Module, given: Tensor, of_types: bool) -> tuple[str, str] | None:
     weight, shape = _weight(layer), tuple(given.shape)
     assert weight is not None
     if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
         return _bad_index(layer, given)
+    if not of_types or any(_weight(part) is not None for part in layer.children()):
+        return _bad_shape(layer, shape)
     if not given.is_floating_point() and not given.is_complex() and weight.is_floating_point():
         scale = " / 255" if given.dtype == torch.uint8 else ""
         return (

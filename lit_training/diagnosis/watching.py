@@ -55,13 +55,14 @@ class Dropping(TorchDispatchMode):
         self._drawn: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
+        outputs = func(*args, **(kwargs or {}))
+        out = outputs[0] if isinstance(outputs, tuple) and outputs else outputs  # a fused dropout gives its mask, too
         if isinstance(out, Tensor) and out.ndim > 1 and out[0].numel() >= _LEAST_MASK:  # not a coin a sample or a step
             drawn = any(arg is seen for arg in args for seen in self._drawn)
             self.masks += _is(func, _MASKS) or (drawn and _is(func, _COMPARES))
             if _is(func, _DRAWS) or (drawn and _is(func, _KEEPS)):
                 self._drawn.append(out)
-        return out
+        return outputs
 
 
 class Summarising(TorchDispatchMode):

@@ -7,6 +7,7 @@ tensors are measured: its output, what the nonlinearity that follows makes of it
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -262,7 +263,7 @@ class Probe:
         if node is not None:
             self._by_node[node.index] = layer
         if result.requires_grad:
-            result.register_hook(lambda gradient: self._gradient_of(layer, gradient))
+            self.tracer.on_gradient_of(result, partial(self._gradient_of, layer))
 
     def _on_gradient(self, node: Node, gradient: Tensor) -> None:
         if self.comparisons.wants(node):

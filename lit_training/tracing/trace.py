@@ -7,6 +7,7 @@ called them and however the network is written. Nothing is computed, changed or 
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 from weakref import ref
 
@@ -25,6 +26,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from lit_training.columns import leaves_of
 from lit_training.selection import clean_names
+from lit_training.tracing.ctc import lengths_at_hand
+from lit_training.tracing.device_asserts import ASSERTING, refuse_bad_index
 from lit_training.tracing.graph import LINEAR, Graph, Node, Origin, first_operand
 from lit_training.tracing.operations import RANDOM, SHAPE_ONLY, flat, operation
 
@@ -80,6 +83,7 @@ class Tracer(TorchDispatchMode):
     def __enter__(self) -> "Tracer":
         self._stack.callback(register_module_forward_pre_hook(self._enter_module).remove)
         self._stack.callback(register_module_forward_hook(self._leave_module, always_call=True).remove)
+        self._stack.enter_context(lengths_at_hand())
         super().__enter__()
         return self
 
@@ -112,6 +116,8 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation as it is, then record it unless a backward pass is running."""
+        if func in ASSERTING and args[0].is_cuda and self._recording():
+            refuse_bad_index(func, args, kwargs or {})
         out = func(*args, **(kwargs or {}))
         if self._recording():
             try:
@@ -188,10 +194,16 @@ class Tracer(TorchDispatchMode):
         return node.index
 
     def _watch_gradient(self, node: Node, tensor: Tensor) -> None:
-        def hook(gradient: Tensor) -> None:
-            if self.failure is None and self._on_gradient is not None:
+        if self._on_gradient is not None:
+            self.on_gradient_of(tensor, partial(self._on_gradient, node))
+
+    def on_gradient_of(self, tensor: Tensor, call: Callable[[Tensor], None]) -> None:
+        """Call with the gradient of a tensor in the backward pass; not for one that a fused kernel leaves undefined."""
+
+        def hook(gradient: Tensor | None) -> None:
+            if self.failure is None and gradient is not None:
                 with self._guard(), torch.no_grad(), unseen():
-                    self._on_gradient(node, gradient)
+                    call(gradient)
 
         tensor.register_hook(hook)
 

@@ -53,6 +53,46 @@ def test_what_the_user_raises_is_not_explained() -> None:
     assert explain(Own(), torch.zeros(2, 2)) == []
 
 
+class Tokens(nn.Module):
+    """Takes token numbers, and has a table of its own to add to what it looks up."""
+
+    def __init__(self, table: torch.Tensor, error: str = "") -> None:
+        super().__init__()
+        self.embed, self.places, self.error = nn.Embedding(5, 3), nn.Parameter(table), error
+
+    def forward(self, x):
+        if self.error:
+            raise RuntimeError(self.error)
+        return self.embed(x) + self.places
+
+
+@pytest.mark.parametrize(
+    ("table", "error"),
+    [
+        (torch.zeros(7, 3), ""),
+        (torch.zeros(4, 3), "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"),
+        (torch.zeros(4, 3), "expected scalar type Float but found Half"),
+    ],
+)
+def test_token_numbers_are_no_mistake_of_a_module_that_looks_them_up(table: torch.Tensor, error: str) -> None:
+    assert explain(Tokens(table, error), torch.zeros(2, 4, dtype=torch.long)) == []
+
+
+class Table(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(4, 3))
+
+    def forward(self, x):
+        return x @ self.weight
+
+
+def test_a_layer_of_the_users_own_is_explained_where_types_are_the_matter() -> None:
+    (finding,) = explain(Table(), torch.zeros(2, 4, dtype=torch.long))
+    assert "torch.int64" in finding.message
+    assert explain(Table(), torch.zeros(2, 5)) == []
+
+
 @pytest.mark.parametrize("make", [InitAuditor, Diagnostics])
 def test_the_run_ends_with_its_own_error_and_the_explanation(make, capsys: pytest.CaptureFixture[str]) -> None:
     net = LitModule(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4 * 36, 3)))

@@ -111,6 +111,36 @@ def test_a_layer_called_twice_is_counted() -> None:
     assert not any(part._forward_hooks for part in net.modules())
 
 
+class Fused(torch.autograd.Function):
+    """Like a recurrent kernel of a GPU: of what it gives, an output that nobody reads has no gradient, not zeros."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.set_materialize_grads(False)
+        return x.clone(), x[:, -1].clone()
+
+    @staticmethod
+    def backward(ctx, outputs, state):
+        gradient = torch.zeros(3, 5, 4)
+        gradient[:, -1] = state
+        return gradient
+
+
+class OnlyState(nn.GRU):
+    def forward(self, x):
+        return Fused.apply(super().forward(x)[0])
+
+
+def test_a_gradient_that_is_not_defined_leaves_the_backward_pass_alone() -> None:
+    net = OnlyState(2, 4, batch_first=True)
+    with Probe(net, batch_size=3) as probe:
+        output, state = net(torch.randn(3, 5, 2))
+        (state.sum() + 0 * output.detach().sum()).backward()
+    assert probe.tracer.failure is None
+    assert net.weight_ih_l0.grad is not None
+    assert next(iter(probe.layers.values())).gradient is None
+
+
 def test_extremes_are_those_of_all_elements_also_of_a_large_tensor() -> None:
     x = torch.randn(4, 8, 64, 64, generator=torch.Generator().manual_seed(0))
     x[2, 5, 17, 3], x[:, 1] = 9.0, 0.0

@@ -77,6 +77,21 @@ def test_uniform_noise_is_a_mask_once_it_is_compared(drops: bool) -> None:
     assert try_in_eval([Call("", Masking(drops), (torch.randn(8, 6),), {})])[0].dropped == drops
 
 
+class FusedDropout(nn.Module):
+    """Drops in any mode, as F.dropout does on a GPU: by one kernel that gives the mask, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(torch.native_dropout(x, 0.5, True)[0])
+
+
+def test_dropout_of_one_kernel_is_a_mask() -> None:
+    assert try_in_eval([Call("", FusedDropout(), (torch.randn(8, 6),), {})])[0].dropped
+
+
 class WithDeviation(nn.Module):
     """A discriminator that sees how far its batch scatters."""
 
