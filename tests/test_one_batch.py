@@ -161,3 +161,24 @@ def test_bad_losses_say_what_to_write(check):
         check(net(), batch(), lambda output, target: (output.argmax(1) == target).float().mean())
     with pytest.raises(TypeError, match="batch must be a tensor"):
         check(net(), 3, F.cross_entropy)
+
+
+class Counts(nn.Module):
+    """Takes sparse rows, as of words counted or of a graph's neighbours."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.head = nn.Parameter(0.2 * torch.randn(16, 8)), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.sparse.mm(x, self.weight).relu())
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_inputs_are_audited_like_others(layout: torch.layout) -> None:
+    torch.manual_seed(0)
+    net, x = Counts(), (torch.rand(32, 16) > 0.7).float()
+    audited = audit(net, (x.to_sparse(layout=layout), torch.randint(3, (32,))), nn.CrossEntropyLoss())
+    assert [row.name for row in audited.layers] == ["weight", "head"]
+    assert not audited.alarms

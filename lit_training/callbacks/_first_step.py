@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
-from lit_training.callbacks._settings import gradient_factor, loss_scale, plan_of
+from lit_training.callbacks._settings import gradient_factor, is_unscaled, loss_scale, plan_of
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.layer_freezing import declared_frozen
@@ -119,15 +119,21 @@ class FirstStep:
         """Leave nothing attached to the module."""
         self._attached.close()
 
+    def is_finite(self) -> bool:
+        """Whether the loss is a number, as far as it is known."""
+        return self.loss is None or bool(self.loss.isfinite().all())
+
     @harmless
     def before_backward(self, trainer: Trainer, loss: Tensor) -> None:
-        """Note the loss, and what it is scaled by."""
+        """Note the loss as it was before mixed precision scaled it, and by what."""
+        scale = loss_scale(trainer)
         if self._probe is not None:
-            self._probe.differentiate(loss, divided=trainer.lightning_module.automatic_optimization)
+            divided = trainer.lightning_module.automatic_optimization
+            self._probe.differentiate(loss, scaled=scale != 1, divided=divided)
             self._probe.tracer.pause()
         if self.loss is None:
-            self._loss_scale = loss_scale(trainer)
-            self.loss = loss.detach().clone()
+            self._loss_scale = scale
+            self.loss = loss.detach() / scale
 
     @harmless
     def after_backward(self, module: LightningModule) -> None:
@@ -159,6 +165,7 @@ class FirstStep:
             self._probe,
             loss=None if self.loss is None else self.loss * trainer.accumulate_grad_batches,
             gradient_factor=gradient_factor(trainer, self._loss_scale),
+            gradient_scale=1.0 if is_unscaled(optimizer) else self._loss_scale,
             expect_frozen=(*expect_frozen, *declared_frozen(trainer)),
             stepping=optimizer,
             calls=self._calls.seen,

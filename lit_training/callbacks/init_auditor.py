@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lit_training.callbacks._first_step import FirstStep, HandedOut
 from lit_training.callbacks._last_look import LastLook
 from lit_training.callbacks._next_steps import NextSteps
+from lit_training.callbacks._settings import is_left_out, loss_scale
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
 from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
@@ -33,6 +34,7 @@ from lit_training.showing.report import AuditReport, audit_view, report
 __all__ = ["InitAuditor"]
 
 LOOK_AGAIN = 4
+MOST_LEFT_OUT = 48  # from 2^16, where a GradScaler starts, down to 2^-32
 PATIENCE = 256
 
 
@@ -104,7 +106,8 @@ class InitAuditor(Callback):
         self._next: NextSteps | None = None
         self._last = LastLook((), self.expect_frozen)
         self._handed_out = HandedOut()
-        self._updates = self._batches = 0
+        self._updates = self._batches = self._left_out = 0
+        self._again = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say so if there is nothing to train."""
@@ -120,7 +123,8 @@ class InitAuditor(Callback):
         match(self.expect_frozen, names_of(classify(pl_module)), "expect_frozen")
         self.release()
         self.findings, self.report, self.guess, self.mapped, self._done = [], None, None, None, False
-        self._updates = self._batches = 0
+        self._updates = self._batches = self._left_out = 0
+        self._again = False
         self._handed_out = HandedOut()
         self._diagnosis = Diagnosis(self.rules, self.wanted)
         self._last = LastLook((), self.expect_frozen)
@@ -144,19 +148,19 @@ class InitAuditor(Callback):
         """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
         if self._step is not None or self._evidence is not None or not self._done:
             self._handed_out.note_training(batch)
-        if self._done or self._step is not None:
+        if self._done or (self._step is not None and not self._again):
             return
-        if trainer.global_step > 0:
+        if trainer.global_step > 0 and not self._again:
             self._done = True
             return
-        self._step = FirstStep(pl_module, batch)
+        self._step, self._again = FirstStep(pl_module, batch), False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, and what it is scaled by."""
         if self._step is not None:
             self._step.before_backward(trainer, loss)
         if self._next is not None:
-            self._next.before_backward(loss)
+            self._next.before_backward(loss / loss_scale(trainer))
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Note the gradients before anything clips them, and go on watching."""
@@ -165,7 +169,7 @@ class InitAuditor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
-        if self._idle:
+        if self._idle or self._leaves_out(trainer, optimizer):
             return
         self._conclude(trainer, optimizer)
         if self._next is not None:
@@ -184,7 +188,7 @@ class InitAuditor(Callback):
             return
         if self._step is not None:
             self._step.detach()
-        if batch_idx + 1 >= trainer.accumulate_grad_batches:
+        if batch_idx + 1 >= trainer.accumulate_grad_batches and not self._again:
             self._conclude(trainer)
         self._batches += 1
         if self._next is not None and self._batches <= LOOK_AGAIN:
@@ -223,6 +227,16 @@ class InitAuditor(Callback):
     def _idle(self) -> bool:
         """Whether it has looked again, or will never look."""
         return self._done and self._evidence is None
+
+    def _leaves_out(self, trainer: Trainer, optimizer: Optimizer) -> bool:
+        """Tell whether mixed precision leaves out this step; if it should have been the first, the next is observed instead."""
+        if self._again or self._left_out >= MOST_LEFT_OUT or not is_left_out(trainer, optimizer):
+            return self._again
+        self._left_out += 1
+        if self._step is not None:
+            self._step.detach()
+            self._again = self._step.is_finite()
+        return self._step is None or self._again
 
     @harmless
     def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:

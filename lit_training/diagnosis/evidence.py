@@ -119,6 +119,7 @@ def collect(
     optimizers: Sequence[Optimizer] | None = None,
     loss: Tensor | float | None = None,
     gradient_factor: float = 1.0,
+    gradient_scale: float = 1.0,
     step: int = 0,
     expect_frozen: Sequence[str] = (),
     stepping: Optimizer | None = None,
@@ -136,6 +137,7 @@ def collect(
         loss: the loss that was differentiated.
         gradient_factor: what the gradients at the layers have to be multiplied by to be those of the mean loss (the inverse of
             AMP's loss scale and of the number of processes).
+        gradient_scale: what AMP has not yet divided the parameters' gradients by.
         step: optimiser steps done before.
         expect_frozen: patterns of parameters that are meant to be frozen.
         stepping: the optimiser that is about to step; `None` if none is.
@@ -173,6 +175,7 @@ def collect(
             trainable=probe.trainable,
             stepping=stepping,
             arrived=arrived,
+            gradient_scale=gradient_scale,
             judged={
                 *last_layers(probe.graph),
                 *(

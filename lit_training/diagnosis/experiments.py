@@ -231,7 +231,7 @@ def _few(call: Call) -> Call:
         return call
 
     def cut(leaf: Any) -> Any:
-        return leaf[:_FEW] if isinstance(leaf, Tensor) and leaf.ndim else leaf
+        return leaf[:_FEW] if isinstance(leaf, Tensor) and leaf.ndim and leaf.layout == torch.strided else leaf
 
     return replace(call, args=tree_map(cut, call.args), kwargs=tree_map(cut, call.kwargs))
 
@@ -266,7 +266,7 @@ def _change(before: Sequence[Tensor], after: Sequence[Tensor]) -> float:
 
 
 def _kept(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor) or leaf.is_sparse:
+    if not isinstance(leaf, Tensor) or leaf.layout != torch.strided:
         return leaf
     if torch._C._functorch.is_functorch_wrapped_tensor(leaf):  # a sample of vmap's, dead outside of it
         return None

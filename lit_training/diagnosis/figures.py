@@ -29,8 +29,11 @@ class Figures:
     gradient_sum: float = 0.0
 
 
-def figures(infos: Sequence[ParameterInfo], summed: Collection[int]) -> list[Figures]:
-    """Measure parameters in one transfer; `gradient_sum` of those whose ids are in `summed`."""
+def figures(infos: Sequence[ParameterInfo], summed: Collection[int], scale: float = 1.0) -> list[Figures]:
+    """Measure parameters in one transfer; `gradient_sum` of those whose ids are in `summed`.
+
+    Gradients count as they are without the `scale` that mixed precision has left in them.
+    """
     weights = [info.parameter for info in infos]
     gradients = {i: p.grad for i, p in enumerate(weights) if p.grad is not None}
     by_sign = [i for i in gradients if id(weights[i]) in summed]
@@ -47,7 +50,7 @@ def figures(infos: Sequence[ParameterInfo], summed: Collection[int]) -> list[Fig
         )
     )
     size, low, high = ([next(measured) for _ in weights] for _ in range(3))
-    length, along, total = ({i: next(measured) for i in indices} for indices in (gradients, gradients, by_sign))
+    length, along, total = ({i: next(measured) / scale for i in indices} for indices in (gradients, gradients, by_sign))
     equal = equal_units([_by_unit(info, p) for info, p in zip(infos, weights, strict=True)])
     suspects = [i for i in gradients if equal[i]]
     same = dict(zip(suspects, equal_units([_by_unit(infos[i], gradients[i]) for i in suspects]), strict=True))

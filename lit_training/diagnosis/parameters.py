@@ -98,6 +98,7 @@ def parameter_facts(
     stepping: Optimizer | None = None,
     judged: Collection[str] = (),
     arrived: Mapping[int, float] | None = None,
+    gradient_scale: float = 1.0,
 ) -> dict[str, ParameterFacts]:
     """Return the facts of every parameter, in the order of registration.
 
@@ -109,6 +110,7 @@ def parameter_facts(
         stepping: the optimiser that is about to step; `None` for all.
         judged: names of weights of which to tell, too, whether they are fresh.
         arrived: norms of the gradients as the last backward pass left them, by the parameters' ids.
+        gradient_scale: what mixed precision has not yet divided the parameters' gradients by.
     """
     registered = classify(module)
     infos = [info for info in registered if not nn.parameter.is_lazy(info.parameter)]
@@ -118,7 +120,7 @@ def parameter_facts(
     fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad, torch.optim.Adadelta))
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, names_of(registered), "expect_frozen")
-    measured = figures(infos, summed=fixed)
+    measured = figures(infos, summed=fixed, scale=gradient_scale)
     norms_now = {
         id(info.parameter): seen.gradient for info, seen in zip(infos, measured, strict=True) if seen.gradient is not None
     }

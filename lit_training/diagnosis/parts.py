@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
@@ -67,11 +67,17 @@ def summary(batch: Any, known: Sequence[tuple[Any, Part | None]] = ()) -> tuple[
 
 
 def _equal(a: Any, b: Any) -> bool:
-    return isinstance(a, Tensor) and isinstance(b, Tensor) and a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+    if not _is_plain(a) or not _is_plain(b):
+        return False
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+
+
+def _is_plain(leaf: Any) -> TypeGuard[Tensor]:
+    return isinstance(leaf, Tensor) and leaf.layout == torch.strided
 
 
 def _part(leaf: Any) -> Part | None:
-    if not isinstance(leaf, Tensor) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2 or leaf.is_sparse:
+    if not _is_plain(leaf) or not leaf.is_floating_point() or leaf.ndim == 0 or leaf.numel() < 2:
         return None
     values = leaf.detach().float()
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]

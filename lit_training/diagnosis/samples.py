@@ -203,7 +203,7 @@ def in_order(loader: Any) -> bool | None:
 
 def _dense(batch: Any) -> dict[int, Tensor]:
     """Return the tensors of a batch that are not sparse, by their place among its leaves."""
-    return {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and not x.is_sparse}
+    return {i: x.detach() for i, x in enumerate(leaves_of(batch)) if isinstance(x, Tensor) and x.layout == torch.strided}
 
 
 def _one_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:

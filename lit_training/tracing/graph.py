@@ -17,7 +17,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 LINEAR = frozenset(
-    "mm addmm bmm baddbmm mv addmv dot linear convolution _convolution embedding _embedding_bag "
+    "mm addmm bmm baddbmm mv addmv dot linear _sparse_addmm convolution _convolution embedding _embedding_bag "
     "_embedding_bag_forward_only mkldnn_rnn_layer _cudnn_rnn".split()
 )
 ACTIVATIONS = frozenset(
@@ -213,4 +213,4 @@ class Graph:
 
 def first_operand(op: str) -> int:
     """Return where the operands of a linear operation begin: `addmm` and its like take what is added first."""
-    return 1 if op in ("addmm", "baddbmm", "addmv") else 0
+    return 1 if op in ("addmm", "_sparse_addmm", "baddbmm", "addmv") else 0

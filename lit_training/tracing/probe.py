@@ -122,9 +122,17 @@ class Probe:
     def __exit__(self, *error: Any) -> None:
         self.tracer.__exit__(*error)
 
-    def differentiate(self, loss: Tensor, *, divided: bool = False) -> None:
-        """Note a loss that is about to be differentiated; `divided` tells that Lightning divided it for accumulation."""
+    def differentiate(self, loss: Tensor, *, scaled: bool = False, divided: bool = False) -> None:
+        """Note a loss that is about to be differentiated.
+
+        Args:
+            loss: as `backward` gets it.
+            scaled: whether mixed precision has multiplied it.
+            divided: whether Lightning divided it for accumulation before.
+        """
         node = self.tracer.read(loss)
+        if scaled and node.op == "mul":
+            node = self.graph.nodes[node.parents[0]]
         if divided and node.op == "div":
             node = self.graph.nodes[node.parents[0]]
         self.differentiated.append(node.index)
@@ -134,7 +142,7 @@ class Probe:
         return next((node for node, finite in self._finite if not finite), None)
 
     def _on_input(self, node: Node, tensor: Tensor) -> None:
-        if tensor.is_floating_point() and tensor.numel() and tensor.ndim:
+        if _is_measurable(tensor) and tensor.numel() and tensor.ndim:
             self.inputs[node.index] = self._measure(node.index, tensor)
 
     def _on_output(self, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> None:
@@ -178,7 +186,7 @@ class Probe:
             (
                 self._measure(parent, operand, _unit_dim(node.op, operand))
                 for parent, operand in list(zip(node.parents, operands, strict=True))[first_operand(node.op) :]
-                if self.graph.nodes[parent].origin == "data" and operand.is_floating_point()
+                if self.graph.nodes[parent].origin == "data" and _is_measurable(operand)
             ),
             None,
         )
@@ -304,6 +312,10 @@ class Probe:
 
 def _padded(value: Tensor | PackedSequence) -> Tensor:
     return value.data if isinstance(value, PackedSequence) else value
+
+
+def _is_measurable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.layout == torch.strided
 
 
 def _alike(tensor: Tensor, gradient: Tensor) -> bool:

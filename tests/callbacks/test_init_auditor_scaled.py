@@ -1,0 +1,125 @@
+"""`InitAuditor` where mixed precision scales the loss: a CPU's GradScaler does what a GPU's does."""
+
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.utils.data import DataLoader, TensorDataset
+
+from lit_training.callbacks import InitAuditor
+from tests.diagnosis.rules.looking import mlp
+
+G = torch.Generator().manual_seed(0)
+X = torch.randn(512, 16, generator=G)
+Y = (X[:, :4] + 0.1 * torch.randn(512, 4, generator=G)).argmax(1)
+
+
+def sgd(parameters) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05)
+
+
+def fused(parameters) -> Optimizer:
+    return torch.optim.SGD(parameters, lr=0.05, fused=True)
+
+
+def adamw(parameters) -> Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3)
+
+
+class Fit(pl.LightningModule):
+    def __init__(self, optimizer: Callable[..., Optimizer] = sgd) -> None:
+        super().__init__()
+        self.net, self.optimizer = mlp(16, 32, 32, 4), optimizer
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor | None:
+        return F.cross_entropy(self.net(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Optimizer:
+        return self.optimizer(self.parameters())
+
+
+class EveryFourth(Fit):
+    """Accumulates by hand, so that the first batch ends without a step, and its gradients scaled."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: list[Tensor], i: int) -> None:
+        self.manual_backward(F.cross_entropy(self.net(batch[0]), batch[1]) / 4)
+        if i % 4 == 3:
+            optimizer = self.optimizers()
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def audited(module: Fit, start: float = 2.0**16, **settings) -> tuple[InitAuditor, torch.amp.GradScaler]:
+    scaler = torch.amp.GradScaler("cpu", init_scale=start)
+    auditor = InitAuditor(verbose=False)
+    settings = {"max_steps": 16, "barebones": True, "accelerator": "cpu"} | settings
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
+    pl.Trainer(callbacks=[auditor], plugins=[plugin], **settings).fit(module, DataLoader(TensorDataset(X, Y), 16))
+    return auditor, scaler
+
+
+def loud(auditor: InitAuditor) -> list[str]:
+    return [finding.rule for finding in auditor.findings if finding.severity != "note"]
+
+
+@pytest.mark.parametrize("module", [Fit, EveryFourth])
+@pytest.mark.parametrize("optimizer", [sgd, fused, adamw])
+@pytest.mark.parametrize("start", [2.0**10, 2.0**16, 2.0**26])
+def test_a_scaled_loss_is_judged_as_it_was(module: type[Fit], optimizer, start: float) -> None:
+    auditor, _ = audited(module(optimizer), start)
+    assert loud(auditor) == []
+    assert auditor.report is not None
+    assert auditor.report.loss == pytest.approx(1.4 if module is Fit else 0.35, rel=0.2)
+
+
+class Watched(InitAuditor):
+    """Keeps the weights that were there when it concluded."""
+
+    def _collect(self, trainer, optimizer, step):
+        self.at = {name: value.clone() for name, value in trainer.lightning_module.state_dict().items()}
+        self.left_out = self._left_out
+        return super()._collect(trainer, optimizer, step)
+
+
+@pytest.mark.parametrize("optimizer", [sgd, fused])
+def test_steps_that_are_left_out_are_not_the_first(optimizer) -> None:
+    module, watch = Fit(optimizer), Watched(verbose=False)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu", init_scale=2.0**26))
+    pl.Trainer(callbacks=[watch], plugins=[plugin], max_steps=24, barebones=True, accelerator="cpu").fit(
+        module, DataLoader(TensorDataset(X, Y), 16)
+    )
+    assert watch.left_out > 4
+    torch.testing.assert_close(watch.at, before, rtol=0, atol=0)
+    assert watch.report is not None
+    assert all(0 < row.gradient_std < 1 for row in watch.report.layers)
+    assert loud(watch) == []
+
+
+class Overflowing(Fit):
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return F.cross_entropy(self.net(batch[0]), batch[1]) / (self.net[0].bias.sum() * 0)
+
+
+def test_a_loss_that_is_no_number_is_judged_at_once() -> None:
+    auditor, _ = audited(Overflowing(), max_steps=1)
+    assert loud(auditor) == ["nan_loss"]
+
+
+class Frozen(Fit):
+    def configure_optimizers(self) -> Optimizer:
+        self.net[0].requires_grad_(False)
+        return self.optimizer([p for p in self.parameters() if p.requires_grad])
+
+
+@pytest.mark.parametrize("start", [2.0**16, 2.0**26])
+def test_faults_are_named_all_the_same(start: float) -> None:
+    assert loud(audited(Frozen(), start)[0]) == ["frozen_by_accident"]
+    assert loud(audited(Fit(lambda parameters: torch.optim.SGD(parameters, lr=3000.0)), start)[0])[0] == "lr_too_high"
