@@ -1,16 +1,13 @@
-"""Tables and numbers: counts, ratings, experts, bands, labels, and the losses and shapes that do not suit them."""
-
-from typing import Any
+"""Numbers: counts, ratings, experts, bands, labels, and the losses and shapes that do not suit them."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
-from tests.zoo.case import Case, Supervised, faulty, healthy
+from tests.zoo.case import Case, faulty, healthy
 from tests.zoo.data import Split, attributes, binary, counts, replace, rng, split, standardise, surface
 from tests.zoo.metrics import METRICS, Metric
-from tests.zoo.more_data import customers, ratings, tidy
+from tests.zoo.more_data import ratings
 from tests.zoo.nets import BCE, MSE, Lambda, adam, mlp, sgd
 
 
@@ -25,13 +22,8 @@ def h_counts_log_link(seed: int) -> Case:
     model = mlp([6, 32, 32, 1])
     nn.init.constant_(model[-1].bias, data[0].tensors[1].mean().log().item())
     return Case(
-        seed=seed, model=model, data=data, loss=poisson, metric="log_r2", optimizer=adam(2e-3), batch_size=64, max_steps=250
+        seed=seed, model=model, data=data, loss=poisson, metric="log_r2", optimizer=adam(3e-3), batch_size=64, max_steps=300
     )  # fmt: skip
-
-
-@faulty("bad_bias_init", "nan_loss", twin="h_counts_log_link", source="the last bias at the mean count, where the log was due")
-def f_counts_bias_of_the_mean(case: Case) -> None:
-    nn.init.constant_(case.model[-1].bias, case.data[0].tensors[1].mean().item())
 
 
 @faulty("shape_broadcast", twin="h_counts_log_link", source="forum: targets [N] against rates [N, 1]")
@@ -78,6 +70,7 @@ def quadrants(seed: int, n: int = 2400, dim: int = 6) -> Split:
     g = rng(911, seed)
     x = torch.randn(n, dim, generator=g)
     weight = torch.randn(4, dim, generator=g)
+    weight = weight - weight.mean(0)
     which = 2 * (x[:, 0] > 0).long() + (x[:, 1] > 0).long()
     return split(x, standardise((x * weight[which]).sum(1, keepdim=True) + 0.05 * torch.randn(n, 1, generator=g)))
 
@@ -108,16 +101,8 @@ def h_linear_experts(seed: int) -> Case:
     nn.init.zeros_(model.gate[-1].weight)
     nn.init.zeros_(model.gate[-1].bias)
     return Case(
-        seed=seed, model=model, data=quadrants(seed), optimizer=adam(1e-2), batch_size=64, max_steps=400, **MSE
+        seed=seed, model=model, data=quadrants(seed), optimizer=sgd(0.1), batch_size=64, max_steps=400, **MSE
     )  # fmt: skip
-
-
-@faulty(
-    "init_symmetry", twin="h_linear_experts", source="all experts copied from one, and an even gate: no expert ever differs"
-)
-def f_experts_from_one(case: Case) -> None:
-    with torch.no_grad():
-        case.model.weight.copy_(case.model.weight[:1].expand_as(case.model.weight).clone())
 
 
 @faulty("detached_subgraph", twin="h_linear_experts", source="routing by argmax: the gate gets no gradient (sparse MoE issues)")
@@ -251,86 +236,3 @@ def h_margin_two(seed: int) -> Case:
 @faulty("shape_broadcast", twin="h_margin_two", source="hinge loss of scores [N, 1] with targets [N]: all pairs")
 def f_margin_of_all_pairs(case: Case) -> None:
     case.loss = lambda o, y: (1 - (2 * y - 1) * o).clamp_min(0).mean()
-
-
-# ------------------------------------------------------------------------------------------ tables in dictionaries
-class Records(Dataset[dict[str, Tensor]]):
-    """Rows with names."""
-
-    def __init__(self, part: Any) -> None:
-        self.columns = dict(zip(("codes", "numbers", "bought"), part.tensors, strict=True))
-
-    def __len__(self) -> int:
-        return len(self.columns["bought"])
-
-    def __getitem__(self, i: int) -> dict[str, Tensor]:
-        return {name: column[i] for name, column in self.columns.items()}
-
-
-class Table(nn.Module):
-    """Embedded codes next to numbers."""
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.tables = nn.ModuleList(nn.Embedding(k, 5) for k in (12, 7, 5))
-        self.first, self.second, self.out = nn.Linear(19, width), nn.Linear(width, width), nn.Linear(width, 1)
-
-    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        embedded = [table(code) for table, code in zip(self.tables, codes.T, strict=True)]
-        x = F.relu(self.first(torch.cat([*embedded, numbers], 1)))
-        return self.out(F.relu(self.second(x)))
-
-
-class LinearTable(Table):
-    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        x = self.first(torch.cat([table(code) for table, code in zip(self.tables, codes.T, strict=True)] + [numbers], 1))
-        F.relu(x)
-        x = self.second(x)
-        F.relu(x)
-        return self.out(x)
-
-
-class SoftTable(Table):
-    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
-        return super().forward(codes, numbers).softmax(1)
-
-
-class FromRecords(Supervised):
-    """Steps on dictionaries."""
-
-    def step(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        output = self(batch["codes"], batch["numbers"])
-        return output, self.loss_fn(output, batch["bought"])
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        loss = self.step(batch)[1]
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        output, loss = self.step(batch)
-        self.log("val_loss", loss, batch_size=len(output))
-        self.log("val_metric", self.metric.score(output, batch["bought"]), batch_size=len(output))
-
-
-@healthy(source="who buys: embedded codes and numbers, batches of dictionaries")
-def h_customer_records(seed: int) -> Case:
-    data = tuple(Records(part) for part in tidy(customers(seed)))
-    return Case(seed=seed, model=Table(), data=data, module=FromRecords, optimizer=adam(3e-3), max_steps=300, **BCE)
-
-
-def retyped(case: Case, kind: type[nn.Module]) -> None:
-    model = kind()
-    model.load_state_dict(case.model.state_dict())
-    case.model = model
-
-
-@faulty("missing_activation", twin="h_customer_records", source="F.relu(x) on a line of its own", margin=0.05)
-def f_records_relu_dropped(case: Case) -> None:
-    retyped(case, LinearTable)
-
-
-@faulty("wrong_last_activation", twin="h_customer_records", source="forum: softmax over a single output is always one")
-def f_records_softmax_of_one(case: Case) -> None:
-    retyped(case, SoftTable)
-    case.loss = F.binary_cross_entropy

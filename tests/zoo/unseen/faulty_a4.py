@@ -1,4 +1,4 @@
-"""Loops by hand, fine-tuning, metric learning, trees, and the steps that are never taken."""
+"""Loops by hand, averaging, fine-tuning, and the steps that are never taken."""
 
 import copy
 import math
@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tests.zoo.case import Case, Supervised, faulty, healthy
-from tests.zoo.data import Split, blobs, digits, replace, rings, rng, several, spirals, surface
-from tests.zoo.metrics import accuracy
+from tests.zoo.data import Split, blobs, replace, rings, rng, several, spirals
 from tests.zoo.more_data import arcs
 from tests.zoo.nets import CE, MSE, adam, mlp, trainable
 
@@ -267,93 +266,3 @@ def h_two_rates(seed: int) -> Case:
 @faulty("not_in_optimizer", twin="h_two_rates", source="copy and paste: both optimisers are given the head")
 def f_two_rates_same_part(case: Case) -> None:
     case.module = SamePart
-
-
-# ------------------------------------------------------------------------------------------ metric learning
-class Triplets(Supervised):
-    """Triplets within a batch; validated by the nearest mean of the training set's embeddings."""
-
-    margin = 0.3
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self.gallery = case.data[0].tensors
-
-    def embed(self, x: Tensor) -> Tensor:
-        return F.normalize(self.model(x), dim=1)
-
-    def distances(self, z: Tensor) -> Tensor:
-        return ((z[:, None] - z[None]).square().sum(2) + 1e-8).sqrt()
-
-    def hardest(self, distance: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        return distance.masked_fill(~same, 0).amax(1), distance.masked_fill(same, 9).amin(1)
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        far, near = self.hardest(self.distances(self.embed(x)), y[:, None] == y[None])
-        loss = (far - near + self.margin).clamp_min(0).mean()
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = self.gallery
-        means = torch.stack([self.embed(x)[y == c].mean(0) for c in range(int(y.max()) + 1)])
-        self.log("val_metric", accuracy(self.embed(batch[0]) @ means.T, batch[1]), batch_size=len(batch[1]))
-
-
-class Swapped(Triplets):
-    def hardest(self, distance: Tensor, same: Tensor) -> tuple[Tensor, Tensor]:
-        return super().hardest(distance, same)[::-1]
-
-
-class Rooted(Triplets):
-    def distances(self, z: Tensor) -> Tensor:
-        return (z[:, None] - z[None]).square().sum(2).sqrt()
-
-
-@healthy("loss_sign", "batch_mixing", source="batch-hard triplet loss (Hermans 2017) on digits")
-def h_triplet_digits(seed: int) -> Case:
-    return Case(
-        seed=seed, model=mlp([64, 64, 16]), data=digits(seed), module=Triplets, optimizer=adam(2e-3), batch_size=64,
-        max_steps=200, **CE,
-    )  # fmt: skip
-
-
-@faulty("loss_sign", twin="h_triplet_digits", source="positives and negatives swapped in a triplet loss")
-def f_triplet_swapped(case: Case) -> None:
-    case.module = Swapped
-
-
-@faulty("nan_loss", twin="h_triplet_digits", source="PyTorch issue: the gradient of sqrt at 0, of a point with itself")
-def f_triplet_root_of_zero(case: Case) -> None:
-    case.module = Rooted
-
-
-# ------------------------------------------------------------------------------------------ soft trees
-class SoftTrees(nn.Module):
-    """Oblivious soft decision trees: products of sigmoid splits choose among leaves (NODE)."""
-
-    def __init__(self, dim: int = 8, trees: int = 24, depth: int = 3, slope: float = 2.0) -> None:
-        super().__init__()
-        self.depth, self.slope = depth, slope
-        self.split = nn.Linear(dim, trees * depth)
-        self.leaves = nn.Parameter(0.3 * torch.randn(trees, 2**depth))
-
-    def forward(self, x: Tensor) -> Tensor:
-        side = torch.sigmoid(self.slope * self.split(x)).unflatten(1, (-1, self.depth))
-        share = x.new_ones(*side.shape[:2], 1)
-        for s in side.unbind(2):
-            share = torch.cat([share * s[:, :, None], share * (1 - s[:, :, None])], 2)
-        return (share * self.leaves).sum((1, 2))[:, None]
-
-
-@healthy("saturation", "wrong_hidden_activation", source="soft decision trees for regression")
-def h_soft_trees(seed: int) -> Case:
-    return Case(
-        seed=seed, model=SoftTrees(), data=surface(seed), optimizer=adam(2e-2), batch_size=64, max_steps=350, **MSE
-    )  # fmt: skip
-
-
-@faulty("saturation", "bad_gain", twin="h_soft_trees", source="slope of the splits set so high that no split has a gradient")
-def f_soft_trees_steep(case: Case) -> None:
-    case.model.slope = 150.0
