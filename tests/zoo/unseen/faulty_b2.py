@@ -147,7 +147,7 @@ class Sparse(Supervised):
 
 
 class TooSparse(Sparse):
-    strength = 0.3
+    strength = 5.0
 
 
 @healthy(
