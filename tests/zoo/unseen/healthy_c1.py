@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.data import Dataset
 
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import digits, gratings, stamps
+from tests.zoo.data import digits, stamps
 from tests.zoo.more_data import centred, shapes
 from tests.zoo.nets import CE, ResNet, adam, adamw, convnet, he, init_weights, sgd
 
@@ -27,7 +27,7 @@ def warm_cosine(warm: int, total: int) -> Callable[[Optimizer], Any]:
 
 
 @healthy(source="LeCun 1998: LeNet with tanh and average pooling, plain SGD")
-def h_lenet_digits(seed: int) -> Case:
+def h_lenet_digits_uc(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv2d(1, 6, 3, padding=1), nn.Tanh(), nn.AvgPool2d(2), nn.Conv2d(6, 16, 3), nn.Tanh(), nn.Flatten(),
         nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10),
@@ -46,7 +46,7 @@ class Separable(nn.Sequential):
 
 
 @healthy(source="Howard 2017: MobileNet, depthwise separable convolutions")
-def h_mobile_blocks(seed: int) -> Case:
+def h_mobile_blocks_uc(seed: int) -> Case:
     stem = [nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU6()]
     model = nn.Sequential(
         *stem, Separable(12, 24, 2), Separable(24, 32, 2), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(128, 4)
@@ -79,38 +79,15 @@ class PatchTransformer(nn.Module):
 
 
 @healthy("init_symmetry", "init_vanishing", "lr_schedule", source="Dosovitskiy 2021: ViT, zero head, warm-up and cosine")
-def h_patch_transformer(seed: int) -> Case:
+def h_patch_transformer_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=PatchTransformer(), data=digits(seed, flat=False), optimizer=adamw(3e-3, weight_decay=0.05),
-        scheduler=warm_cosine(30, 300), max_steps=300, **CE,
+        scheduler=warm_cosine(30, 400), max_steps=400, **CE,
     )  # fmt: skip
-
-
-class Mixing(nn.Module):
-    """A depthwise convolution around which a skip leads, then a pointwise one."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.space = nn.Sequential(nn.Conv2d(width, width, 5, padding=2, groups=width), nn.GELU(), nn.BatchNorm2d(width))
-        self.depth = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU(), nn.BatchNorm2d(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.depth(x + self.space(x))
-
-
-@healthy("bias_before_bn", source="Trockman 2022: ConvMixer, norm after the activation")
-def h_conv_mixer(seed: int) -> Case:
-    model = nn.Sequential(
-        nn.Conv2d(1, 24, 3, stride=3), nn.GELU(), nn.BatchNorm2d(24), *(Mixing(24) for _ in range(3)),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 4),
-    )  # fmt: skip
-    return Case(
-        seed=seed, model=model, data=gratings(seed, 1200), optimizer=adamw(4e-3, weight_decay=0.01), max_steps=200, **CE
-    )
 
 
 @healthy("init_symmetry", "init_vanishing", "dead_relu", source="Goyal 2017: the last gain of each residual branch starts at 0")
-def h_branch_gains_at_zero(seed: int) -> Case:
+def h_branch_gains_at_zero_uc(seed: int) -> Case:
     model = ResNet(depth=4)
     for block in model.blocks:
         nn.init.zeros_(block.norm2.weight)
@@ -136,15 +113,13 @@ class FixupBlock(nn.Module):
 
 
 @healthy("init_symmetry", "init_vanishing", source="Zhang 2019: Fixup, residual learning without normalisation")
-def h_fixup_pictures(seed: int) -> Case:
+def h_fixup_pictures_uc(seed: int) -> Case:
     head = nn.Linear(48, 10)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
     stem = nn.Conv2d(1, 12, 3, padding=1)
     he(stem.weight)
-    model = nn.Sequential(
-        stem, nn.ReLU(), *(FixupBlock(12, 5) for _ in range(5)), nn.AdaptiveAvgPool2d(2), nn.Flatten(), head
-    )
+    model = nn.Sequential(stem, nn.ReLU(), *(FixupBlock(12, 5) for _ in range(5)), nn.AdaptiveAvgPool2d(2), nn.Flatten(), head)
 
     def optimizer(model: nn.Module) -> Optimizer:
         scalars = [p for p in model.parameters() if p.shape in ((), (4,)) and p is not head.bias]
@@ -152,8 +127,8 @@ def h_fixup_pictures(seed: int) -> Case:
         return torch.optim.SGD([{"params": rest}, {"params": scalars, "lr": 0.002}], lr=0.02, momentum=0.9)
 
     return Case(
-        seed=seed, model=model, data=digits(seed, flat=False), optimizer=optimizer, scheduler=warm_cosine(20, 250), max_steps=250,
-        **CE,
+        seed=seed, model=model, data=digits(seed, flat=False), optimizer=optimizer, scheduler=warm_cosine(20, 250),
+        max_steps=250, **CE,
     )  # fmt: skip
 
 
@@ -170,11 +145,9 @@ class Mixed(Supervised):
 
 
 @healthy("labels_broken", "train_val_mismatch", source="Zhang 2018: mixup; the training loss stays far above the other")
-def h_mixup_digits(seed: int) -> Case:
+def h_mixup_digits_uc(seed: int) -> Case:
     model = convnet(classes=10, size=8, width=12, norm=nn.BatchNorm2d, bias=False)
-    return Case(
-        seed=seed, model=model, data=digits(seed, flat=False), optimizer=sgd(0.05), module=Mixed, max_steps=250, **CE
-    )
+    return Case(seed=seed, model=model, data=digits(seed, flat=False), optimizer=sgd(0.05), module=Mixed, max_steps=250, **CE)
 
 
 class Jittered(Dataset[Any]):
@@ -195,7 +168,7 @@ class Jittered(Dataset[Any]):
 
 
 @healthy("train_val_mismatch", source="torchvision's references: random crops, flips and brightness in training only")
-def h_jittered_shapes(seed: int) -> Case:
+def h_jittered_shapes_uc(seed: int) -> Case:
     train, val = centred(shapes(seed, 1200))
     model = convnet(channels=3, width=12, size=16, norm=nn.BatchNorm2d, bias=False)
     return Case(seed=seed, model=model, data=(Jittered(train), val), optimizer=adam(3e-3), max_steps=220, **CE)
@@ -215,7 +188,7 @@ class Excited(nn.Module):
 
 
 @healthy(source="Hu 2018: squeeze and excitation, an everyday classifier")
-def h_squeezed_shapes(seed: int) -> Case:
+def h_squeezed_shapes_uc(seed: int) -> Case:
     model = nn.Sequential(Excited(3, 12), Excited(12, 24), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 4))
     return Case(
         seed=seed, model=model, data=centred(shapes(seed, 1500)), optimizer=adamw(3e-3, weight_decay=0.01), max_steps=200, **CE
@@ -223,7 +196,7 @@ def h_squeezed_shapes(seed: int) -> Case:
 
 
 @healthy(source="Springenberg 2015: strides instead of pooling, class maps averaged, no linear layer")
-def h_all_convolutions(seed: int) -> Case:
+def h_all_convolutions_uc(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.ReLU(), nn.Dropout2d(0.1),
         nn.Conv2d(24, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 10, 4), nn.Flatten(),

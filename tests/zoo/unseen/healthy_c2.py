@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import Split, digits, gratings, masks, rng, split, standardise
+from tests.zoo.data import Split, digits, rng, split, standardise
 from tests.zoo.more_data import shapes
 from tests.zoo.nets import UNet, adam, adamw, conv_block, he, init_weights, mlp
 from tests.zoo.unseen.healthy_c1 import warm_cosine
@@ -42,7 +42,7 @@ def trunk(width: int = 16) -> list[nn.Module]:
 
 
 @healthy("class_imbalance", "unnormalised_target", source="Xiao 2018: keypoints as heat maps that are nearly all zero")
-def h_heat_maps(seed: int) -> Case:
+def h_heat_maps_uc(seed: int) -> Case:
     x, at = landmarks(seed)
     model = nn.Sequential(*trunk(), nn.Conv2d(16, 2, 1))
     return Case(
@@ -65,7 +65,7 @@ class SoftArgmax(nn.Module):
 
 
 @healthy("wrong_last_activation", "saturation", source="Nibali 2018: coordinates from a spatial softmax, smooth L1 loss")
-def h_soft_argmax(seed: int) -> Case:
+def h_soft_argmax_uc(seed: int) -> Case:
     x, at = landmarks(seed)
     target = (at.float() / 5.5 - 1).transpose(1, 2).flatten(1)
     return Case(
@@ -90,7 +90,7 @@ def scale_invariant(output: Tensor, target: Tensor) -> Tensor:
 
 
 @healthy("wrong_loss", source="Eigen 2014: depth from one picture with the scale-invariant logarithmic loss")
-def h_foggy_depth(seed: int) -> Case:
+def h_foggy_depth_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=UNet(), data=foggy(seed), loss=scale_invariant, metric="r2", optimizer=adam(3e-3), max_steps=200
     )
@@ -101,7 +101,9 @@ class Enlarge(nn.Module):
 
     def __init__(self, width: int = 16) -> None:
         super().__init__()
-        self.body = init_weights(nn.Sequential(*conv_block(3, width, None, nn.ReLU), *conv_block(width, width, None, nn.ReLU)), he)
+        self.body = init_weights(
+            nn.Sequential(*conv_block(3, width, None, nn.ReLU), *conv_block(width, width, None, nn.ReLU)), he
+        )
         self.last = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         nn.init.zeros_(self.last.bias)
@@ -111,8 +113,10 @@ class Enlarge(nn.Module):
         return big + F.pixel_shuffle(self.last(self.body(x)), 2)
 
 
-@healthy("init_symmetry", "init_vanishing", "unnormalised_input", source="Shi 2016, Lim 2017: pixel shuffle on pictures in [0, 1]")
-def h_enlarged_shapes(seed: int) -> Case:
+@healthy(
+    "init_symmetry", "init_vanishing", "unnormalised_input", source="Shi 2016, Lim 2017: pixel shuffle on pictures in [0, 1]"
+)
+def h_enlarged_shapes_uc(seed: int) -> Case:
     big = torch.cat([part.tensors[0] for part in shapes(seed, 600)])
     return Case(
         seed=seed, model=Enlarge(), data=split(F.avg_pool2d(big, 2), big), metric="r2",
@@ -142,7 +146,7 @@ class NoiseTaker(nn.Module):
 
 
 @healthy(source="Zhang 2017: DnCNN, an everyday denoiser that learns the noise")
-def h_residual_denoiser(seed: int) -> Case:
+def h_residual_denoiser_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=NoiseTaker(), data=noisy_digits(seed)[0], loss=F.mse_loss, metric="r2", optimizer=adam(2e-3),
         max_steps=200,
@@ -150,7 +154,7 @@ def h_residual_denoiser(seed: int) -> Case:
 
 
 @healthy("train_val_mismatch", "labels_broken", source="Lehtinen 2018: Noise2Noise, no clean picture to train on")
-def h_noise_from_noise(seed: int) -> Case:
+def h_noise_from_noise_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=UNet(), data=noisy_digits(seed)[1], loss=F.mse_loss, metric="r2", optimizer=adam(2e-3), max_steps=220
     )
@@ -171,7 +175,7 @@ def scenes(seed: int, n: int = 500, size: int = 14) -> Split:
 
 
 @healthy("class_imbalance", "labels_broken", source="PASCAL VOC: void pixels along outlines; dilated convolutions")
-def h_void_outlines(seed: int) -> Case:
+def h_void_outlines_uc(seed: int) -> Case:
     layers: list[nn.Module] = []
     for a, dilation in ((1, 1), (16, 2), (16, 4)):
         layers += [nn.Conv2d(a, 16, 3, padding=dilation, dilation=dilation, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
@@ -200,8 +204,10 @@ class Centres(Supervised):
         self.log("val_metric", self.metric.score(output, batch[-1]))
 
 
-@healthy("bad_bias_init", "class_imbalance", "loss_reduction", source="Zhou 2019: CenterNet, focal loss with a prior in the bias")
-def h_centre_points(seed: int) -> Case:
+@healthy(
+    "bad_bias_init", "class_imbalance", "loss_reduction", source="Zhou 2019: CenterNet, focal loss with a prior in the bias"
+)
+def h_centre_points_uc(seed: int) -> Case:
     g = rng(705, seed)
     at, offset = torch.randint(12, (1000, 2, 2), generator=g), torch.rand(1000, 2, 2, generator=g) - 0.5
     bright, dark = bumps(at + offset, 12, 0.9).split(1, 1)
@@ -245,7 +251,7 @@ def box_loss(output: Tensor, target: Tensor) -> Tensor:
 
 
 @healthy("wrong_last_activation", source="Rezatofighi 2019, Carion 2020: a box from sigmoids, GIoU and L1 loss")
-def h_one_box(seed: int) -> Case:
+def h_one_box_uc(seed: int) -> Case:
     x, box, _ = parcels(seed)
     model = nn.Sequential(*backbone(), nn.Linear(24 * 49, 48), nn.LeakyReLU(0.1), nn.Linear(48, 4), nn.Sigmoid())
     return Case(
@@ -271,7 +277,7 @@ class BoxAndKind(Supervised):
 
 
 @healthy(source="Girshick 2015: one trunk for the class and the box, an everyday detector of one thing")
-def h_box_and_kind(seed: int) -> Case:
+def h_box_and_kind_uc(seed: int) -> Case:
     x, box, kind = parcels(seed)
     model = nn.Sequential(*backbone(), mlp([24 * 49, 48, 7], act=nn.SiLU))
     return Case(

@@ -16,8 +16,8 @@ from tests.zoo.nets import adam, adamw, conv_block, mlp, sgd, trainable
 
 def encoder(out: int = 48) -> nn.Sequential:
     return nn.Sequential(
-        *conv_block(1, 16, nn.BatchNorm2d, nn.ReLU, False), nn.MaxPool2d(2), *conv_block(16, 32, nn.BatchNorm2d, nn.ReLU, False),
-        nn.Flatten(), nn.Linear(512, out),
+        *conv_block(1, 16, nn.BatchNorm2d, nn.ReLU, False), nn.MaxPool2d(2),
+        *conv_block(16, 32, nn.BatchNorm2d, nn.ReLU, False), nn.Flatten(), nn.Linear(512, out),
     )  # fmt: skip
 
 
@@ -64,7 +64,7 @@ class Contrasted(Probed):
 
 
 @healthy("detached_subgraph", "batch_mixing", source="Chen 2020: SimCLR with an online linear probe")
-def h_contrasted_views(seed: int) -> Case:
+def h_contrasted_views_uc(seed: int) -> Case:
     model = Encoded(projector=mlp([48, 48, 24], norm=nn.BatchNorm1d, bias=False))
     return Case(
         seed=seed, model=model, data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=Contrasted,
@@ -89,8 +89,10 @@ class Bootstrapped(Probed):
                 slow.lerp_(p, 0.03)
 
 
-@healthy("frozen_by_accident", "not_in_optimizer", "detached_subgraph", source="Grill 2020: BYOL, the target is a moving average")
-def h_bootstrapped_views(seed: int) -> Case:
+@healthy(
+    "frozen_by_accident", "not_in_optimizer", "detached_subgraph", source="Grill 2020: BYOL, the target is a moving average"
+)
+def h_bootstrapped_views_uc(seed: int) -> Case:
     model = Encoded(projector=mlp([48, 64, 24], norm=nn.BatchNorm1d, bias=False))
     model.predictor = mlp([24, 48, 24], norm=nn.BatchNorm1d, bias=False)
     model.slow = deepcopy(nn.Sequential(model.encoder, model.projector)).requires_grad_(False)
@@ -98,25 +100,6 @@ def h_bootstrapped_views(seed: int) -> Case:
         seed=seed, model=model, data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=Bootstrapped,
         optimizer=trainable(torch.optim.AdamW, lr=2e-3), batch_size=64, max_steps=220,
         frozen=[f"model.slow.{name}" for name, _ in model.slow.named_parameters()],
-    )  # fmt: skip
-
-
-class Decorrelated(Probed):
-    """Barlow Twins: the correlation of two views' features should be the identity."""
-
-    def own_loss(self, a: Tensor, b: Tensor) -> Tensor:
-        za, zb = (F.batch_norm(self.model.projector(self.model.encoder(v)), None, None, training=True) for v in (a, b))
-        c = za.T @ zb / len(a)
-        on = c.diagonal()
-        return ((1 - on).square().sum() + 0.05 * (c.square().sum() - on.square().sum())) / 10
-
-
-@healthy("batch_mixing", "detached_subgraph", source="Zbontar 2021: Barlow Twins")
-def h_decorrelated_views(seed: int) -> Case:
-    model = Encoded(projector=mlp([48, 64, 32], norm=nn.BatchNorm1d, bias=False))
-    return Case(
-        seed=seed, model=model, data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=Decorrelated,
-        optimizer=adam(1.5e-3), batch_size=96, max_steps=200,
     )  # fmt: skip
 
 
@@ -132,7 +115,7 @@ def turned(seed: int) -> Split:
 
 
 @healthy(source="Gidaris 2018: which way up, the plain pretext task")
-def h_turned_digits(seed: int) -> Case:
+def h_turned_digits_uc(seed: int) -> Case:
     model = nn.Sequential(encoder(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 4))
     return Case(
         seed=seed, model=model, data=turned(seed), loss=F.cross_entropy, metric="accuracy",
@@ -174,7 +157,7 @@ class Unit(nn.Module):
 
 
 @healthy("batch_mixing", "wrong_loss", source="Hermans 2017: batch-hard triplets with a soft margin")
-def h_hard_triplets(seed: int) -> Case:
+def h_hard_triplets_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=nn.Sequential(encoder(16), Unit()), data=digits(seed, flat=False), loss=F.cross_entropy,
         metric="accuracy", module=Prototyped, optimizer=adam(1e-3), batch_size=60, max_steps=200,
@@ -208,7 +191,7 @@ class Prototypes(nn.Module):
 
 
 @healthy("batch_mixing", "data_not_shuffled", source="Snell 2017: prototypical networks, an episode has its classes in order")
-def h_few_shots(seed: int) -> Case:
+def h_few_shots_uc(seed: int) -> Case:
     train, val = digits(seed, flat=False)
     return Case(
         seed=seed, model=Prototypes(), data=(episodes(seed, 300, train), episodes(seed + 50, 60, val)), loss=F.cross_entropy,
@@ -243,7 +226,7 @@ def couples(seed: int, n: int = 2400) -> Split:
 
 
 @healthy("saturation", "wrong_hidden_activation", source="Koch 2015: Siamese network for one-shot pictures")
-def h_twin_digits(seed: int) -> Case:
+def h_twin_digits_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=Twins(), data=couples(seed), loss=F.binary_cross_entropy_with_logits, metric="binary_accuracy",
         optimizer=adam(2e-3), batch_size=48, max_steps=250,
@@ -272,7 +255,7 @@ class Margined(Supervised):
 
 
 @healthy("bad_gain", "train_val_mismatch", source="Wang 2018: CosFace, a margin on scaled cosines in training only")
-def h_cosine_margin(seed: int) -> Case:
+def h_cosine_margin_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=nn.Sequential(encoder(32), CosineHead(32, 10)), data=digits(seed, flat=False), loss=F.cross_entropy,
         metric="accuracy", module=Margined, optimizer=sgd(0.02, weight_decay=1e-4), max_steps=220,
@@ -306,7 +289,7 @@ def both_ways(output: Tensor, target: Tensor) -> Tensor:
 
 
 @healthy("batch_mixing", "labels_broken", source="Radford 2021: CLIP, the labels are the places in the batch")
-def h_two_towers(seed: int) -> Case:
+def h_two_towers_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=TwoTowers(), data=matched(seed), loss=both_ways, metric="accuracy", optimizer=adamw(2e-3),
         batch_size=64, val_batch_size=40, max_steps=250,

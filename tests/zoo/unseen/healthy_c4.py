@@ -45,8 +45,10 @@ def bernoulli_bound(output: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Te
     return F.binary_cross_entropy_with_logits(logits, target, reduction="sum") / len(target) + divergence(*code)
 
 
-@healthy("loss_reduction", "class_imbalance", "unnormalised_input", source="Kingma 2014: VAE of binary pictures, sums over pixels")
-def h_bars_vae(seed: int) -> Case:
+@healthy(
+    "loss_reduction", "class_imbalance", "unnormalised_input", source="Kingma 2014: VAE of binary pictures, sums over pixels"
+)
+def h_bars_vae_uc(seed: int) -> Case:
     model = Variational(64, 96, 16)
     del model.log_sigma
     return Case(
@@ -67,7 +69,7 @@ class Warmed(Supervised):
 
 
 @healthy("wrong_loss", "loss_sign", source="Bowman 2016 and Rybkin 2021: KL annealing, learnt sigma; the loss falls below 0")
-def h_annealed_vae(seed: int) -> Case:
+def h_annealed_vae_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=Variational(20, 64, 4), data=manifold(seed), loss=lambda output, y: F.mse_loss(output[0], y),
         metric="mean_r2", module=Warmed, optimizer=adam(2e-3), max_steps=300,
@@ -96,7 +98,7 @@ def coded_loss(output: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
 
 
 @healthy("detached_subgraph", "no_update", source="van den Oord 2017: VQ-VAE, straight-through gradients")
-def h_codebook(seed: int) -> Case:
+def h_codebook_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=Coded(), data=itself(seed, flat=False), loss=coded_loss, metric="mean_r2", optimizer=adam(3e-3),
         max_steps=300,
@@ -116,11 +118,9 @@ class Tied(nn.Module):
 
 
 @healthy("saturation", source="Vincent 2010: denoising autoencoder with tied weights")
-def h_tied_denoiser(seed: int) -> Case:
+def h_tied_denoiser_uc(seed: int) -> Case:
     x, y = (torch.cat([part.tensors[i] for part in noisy_digits(seed, 0.5)[0]]).flatten(1) for i in (0, 1))
-    return Case(
-        seed=seed, model=Tied(), data=split(x, y), loss=F.mse_loss, metric="r2", optimizer=adam(3e-3), max_steps=250
-    )
+    return Case(seed=seed, model=Tied(), data=split(x, y), loss=F.mse_loss, metric="r2", optimizer=adam(3e-3), max_steps=250)
 
 
 class Largest(nn.Module):
@@ -136,18 +136,16 @@ class Largest(nn.Module):
 
 
 @healthy("dead_relu", source="Makhzani 2014: k-sparse autoencoder, most of the code is zero")
-def h_largest_codes(seed: int) -> Case:
+def h_largest_codes_uc(seed: int) -> Case:
     model = nn.Sequential(nn.Linear(64, 80), Largest(14), nn.Linear(80, 64))
-    return Case(
-        seed=seed, model=model, data=itself(seed), loss=F.mse_loss, metric="r2", optimizer=adam(2e-3), max_steps=300
-    )
+    return Case(seed=seed, model=model, data=itself(seed), loss=F.mse_loss, metric="r2", optimizer=adam(2e-3), max_steps=300)
 
 
-@healthy(source="a convolutional autoencoder with a narrow code, as in any tutorial")
-def h_digit_autoencoder(seed: int) -> Case:
+@healthy("missing_activation", source="a convolutional autoencoder with a narrow code, as in any tutorial")
+def h_digit_autoencoder_uc(seed: int) -> Case:
     model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.LeakyReLU(0.1), nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.LeakyReLU(0.1),
-        nn.Flatten(), nn.Linear(96, 16), nn.Linear(16, 96), nn.Unflatten(1, (24, 2, 2)), nn.LeakyReLU(0.1),
+        nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.LeakyReLU(0.1),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(96, 16), nn.Linear(16, 96), nn.Unflatten(1, (24, 2, 2)), nn.LeakyReLU(0.1),
         nn.ConvTranspose2d(24, 16, 4, 2, 1), nn.LeakyReLU(0.1), nn.ConvTranspose2d(16, 1, 4, 2, 1),
     )  # fmt: skip
     return Case(
@@ -168,8 +166,10 @@ class Masked(nn.Linear):
         return F.linear(x, self.weight * self.mask, self.bias)
 
 
-@healthy("class_imbalance", "no_update", source="Germain 2015: MADE, each pixel from those before it; masked weights never move")
-def h_masked_pixels(seed: int) -> Case:
+@healthy(
+    "class_imbalance", "no_update", source="Germain 2015: MADE, each pixel from those before it; masked weights never move"
+)
+def h_masked_pixels_uc(seed: int) -> Case:
     place, hidden = torch.arange(64), torch.arange(192) % 63
     model = nn.Sequential(
         Masked(place, hidden, False), nn.SiLU(), Masked(hidden, hidden, False), nn.SiLU(), Masked(hidden, place, True)
@@ -206,7 +206,7 @@ class ClassFlow(nn.Module):
 
 
 @healthy("init_symmetry", "wrong_loss", "loss_sign", source="Dinh 2017: RealNVP for each class, Bayes' rule to classify")
-def h_class_flow(seed: int) -> Case:
+def h_class_flow_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=ClassFlow(), data=rings(seed, 2400), loss=F.nll_loss, metric="accuracy", optimizer=adam(3e-3),
         batch_size=64, max_steps=300, trainer={"gradient_clip_val": 5.0},
@@ -259,15 +259,11 @@ class Adversarial(Supervised):
         x, y = batch
         maker, judge = self.optimizers()
         for optimizer, loss in ((judge, lambda: self.judge_loss(x, y)), (maker, lambda: self.maker_loss(y))):
-            if optimizer is maker and batch_idx % self.patience:
-                continue
             self.toggle_optimizer(optimizer)
             optimizer.zero_grad()
             self.manual_backward(loss())
             optimizer.step()
             self.untoggle_optimizer(optimizer)
-
-    patience = 1
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         score = -torch.cdist(self(batch[1]), self.corners)
@@ -278,31 +274,8 @@ class Adversarial(Supervised):
 
 
 @healthy("no_update", "detached_subgraph", "frozen_by_accident", source="Mirza 2014: conditional GAN, manual optimisation")
-def h_class_adversaries(seed: int) -> Case:
+def h_class_adversaries_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=Rivals(), data=islands(seed), loss=F.cross_entropy, metric="accuracy", module=Adversarial,
         optimizer=adam(2e-3, betas=(0.5, 0.99)), batch_size=64, max_steps=600,
-    )  # fmt: skip
-
-
-class Wasserstein(Adversarial):
-    """The judge takes three steps for one of the maker, with a penalty on its slope."""
-
-    patience = 3
-
-    def judge_loss(self, x: Tensor, y: Tensor) -> Tensor:
-        m, made = self.model, self.model(y).detach()
-        between = made.lerp(x, torch.rand(len(x), 1)).requires_grad_()
-        (slope,) = torch.autograd.grad(m.verdict(between, y).sum(), between, create_graph=True)
-        return (m.verdict(made, y) - m.verdict(x, y)).mean() + (slope.norm(dim=1) - 1).square().mean()
-
-    def maker_loss(self, y: Tensor) -> Tensor:
-        return -self.model.verdict(self.model(y), y).mean()
-
-
-@healthy("loss_sign", "no_update", source="Gulrajani 2017: WGAN-GP, unbounded losses of either sign")
-def h_wasserstein(seed: int) -> Case:
-    return Case(
-        seed=seed, model=Rivals(), data=islands(seed), loss=F.cross_entropy, metric="accuracy", module=Wasserstein,
-        optimizer=adam(2e-3, betas=(0.0, 0.9)), batch_size=64, max_steps=700,
     )  # fmt: skip

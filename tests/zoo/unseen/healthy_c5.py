@@ -50,10 +50,10 @@ class Diffusion(Supervised):
 
 
 @healthy("wrong_loss", "labels_broken", source="Ho 2020, Nichol 2021: noise prediction; the loss levels off well above 0")
-def h_noise_predictor(seed: int) -> Case:
+def h_noise_predictor_uc(seed: int) -> Case:
     return Case(
-        seed=seed, model=Timed(20, width=96), data=manifold(seed, 3000), loss=F.mse_loss, metric="r2", module=Diffusion, optimizer=adam(2e-3),
-        batch_size=128, max_steps=350,
+        seed=seed, model=Timed(20, width=96), data=manifold(seed, 3000), loss=F.mse_loss, metric="r2", module=Diffusion,
+        optimizer=adam(2e-3), batch_size=128, max_steps=350,
     )  # fmt: skip
 
 
@@ -79,10 +79,10 @@ class Paths(Supervised):
 
 
 @healthy("wrong_loss", source="Lipman 2023: flow matching, most of the loss cannot be explained")
-def h_straight_paths(seed: int) -> Case:
+def h_straight_paths_uc(seed: int) -> Case:
     return Case(
-        seed=seed, model=Timed(kinds=5), data=islands(seed), loss=F.mse_loss, metric="accuracy", module=Paths, optimizer=adam(3e-3),
-        batch_size=64, max_steps=250,
+        seed=seed, model=Timed(kinds=5), data=islands(seed), loss=F.mse_loss, metric="accuracy", module=Paths,
+        optimizer=adam(3e-3), batch_size=64, max_steps=250,
     )  # fmt: skip
 
 
@@ -122,57 +122,23 @@ class Translated(Supervised):
         return [self.make_optimizer(part) for part in (self.model.maker, self.model.critic)]
 
 
-@healthy("gradients_not_zeroed", "loss_sign", "detached_subgraph", source="Isola 2017: pix2pix; the critic's gradients cleared late")
-def h_translated_digits(seed: int) -> Case:
+@healthy(
+    "gradients_not_zeroed", "loss_sign", "detached_subgraph", source="Isola 2017: pix2pix, the critic's gradients cleared late"
+)
+def h_translated_digits_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=Translator(), data=noisy_digits(seed)[0], loss=F.l1_loss, metric="r2", module=Translated,
         optimizer=adam(2e-3, betas=(0.5, 0.99)), max_steps=400,
     )  # fmt: skip
 
 
-class Energy(nn.Module):
-    """A scalar energy; its gradient is the answer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Sequential(*mlp([20, 96, 96], act=nn.SiLU), nn.SiLU(), nn.Linear(96, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            return -torch.autograd.grad(self.body(x).sum(), x, create_graph=True)[0]
-
-
-class Slopes(Supervised):
-    """Denoising score matching with one width of noise, in units of that noise."""
-
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Any:
-        x = batch[0]
-        noise = torch.randn_like(x)
-        loss = self.loss_fn(0.6 * self(x + 0.6 * noise), -noise)
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        x = batch[0]
-        noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(batch_idx))
-        guess = 0.6 * self(x + 0.6 * noise)
-        self.log_dict({"val_loss": self.loss_fn(guess, -noise), "val_metric": self.metric.score(guess, -noise)})
-
-
-@healthy("wrong_hidden_activation", "no_update", source="Vincent 2011, Song 2019: score matching with the slope of an energy")
-def h_energy_slopes(seed: int) -> Case:
-    return Case(
-        seed=seed, model=Energy(), data=manifold(seed, 3000), loss=F.mse_loss, metric="r2", module=Slopes, optimizer=adam(4e-3),
-        batch_size=64, max_steps=300, trainer={"inference_mode": False},
-    )  # fmt: skip
-
-
 @healthy(source="Ronneberger 2015: a U-Net with cross entropy and Dice, an everyday segmenter")
-def h_dice_and_entropy(seed: int) -> Case:
+def h_dice_and_entropy_uc(seed: int) -> Case:
     def loss(output: Tensor, target: Tensor) -> Tensor:
         chance = output.sigmoid()
         dice = 1 - (2 * (chance * target).sum((1, 2, 3)) + 1) / ((chance + target).sum((1, 2, 3)) + 1)
         return F.binary_cross_entropy_with_logits(output, target) + dice.mean()
 
-    return Case(seed=seed, model=UNet(), data=masks(seed, 600), loss=loss, metric="jaccard", optimizer=adam(3e-3), max_steps=150)
+    return Case(
+        seed=seed, model=UNet(), data=masks(seed, 600), loss=loss, metric="jaccard", optimizer=adam(3e-3), max_steps=150
+    )

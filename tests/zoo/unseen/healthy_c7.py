@@ -16,16 +16,14 @@ from tests.zoo.unseen.healthy_c1 import warm_cosine
 
 
 @healthy(source="chemometrics: a 1-D convolutional network reads two numbers from a spectrum")
-def h_spectrum_reader(seed: int) -> Case:
+def h_spectrum_reader_uc(seed: int) -> Case:
     x, y = (torch.cat([part.tensors[i] for part in spectra(seed)]) for i in (0, 1))
     data = split((x - x.mean(0)) / x.std(), y)
     model = nn.Sequential(
-        nn.Unflatten(1, (1, 48)), nn.Conv1d(1, 12, 5, stride=2, padding=2), nn.GELU(), nn.Conv1d(12, 24, 5, stride=2, padding=2),
-        nn.GELU(), nn.Flatten(), nn.Linear(288, 32), nn.GELU(), nn.Linear(32, 2),
+        nn.Unflatten(1, (1, 48)), nn.Conv1d(1, 12, 5, stride=2, padding=2), nn.GELU(),
+        nn.Conv1d(12, 24, 5, stride=2, padding=2), nn.GELU(), nn.Flatten(), nn.Linear(288, 32), nn.GELU(), nn.Linear(32, 2),
     )  # fmt: skip
-    return Case(
-        seed=seed, model=model, data=data, loss=F.mse_loss, metric="each_r2", optimizer=adam(2e-3), max_steps=200
-    )
+    return Case(seed=seed, model=model, data=data, loss=F.mse_loss, metric="each_r2", optimizer=adam(2e-3), max_steps=200)
 
 
 class Causal(nn.Module):
@@ -41,7 +39,7 @@ class Causal(nn.Module):
 
 
 @healthy(source="Bai 2018: temporal convolutional network for a forecast, an everyday set-up")
-def h_dilated_forecast(seed: int) -> Case:
+def h_dilated_forecast_uc(seed: int) -> Case:
     class Last(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x[:, :, -1]
@@ -50,29 +48,6 @@ def h_dilated_forecast(seed: int) -> Case:
         nn.Unflatten(1, (1, 20)), nn.Conv1d(1, 24, 1), *(Causal(24, 2**i) for i in range(3)), Last(), nn.Linear(24, 2)
     )
     return Case(seed=seed, model=model, data=swings(seed), optimizer=adam(3e-3), max_steps=220, **MSE)
-
-
-class Stacked(nn.Module):
-    """Each block explains a part of the past, hands on the rest and adds to the forecast."""
-
-    def __init__(self, past: int = 20, future: int = 2, blocks: int = 3) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(mlp([past, 48, 48, past + future]) for _ in range(blocks))
-        self.past = past
-
-    def forward(self, x: Tensor) -> Tensor:
-        forecast = torch.zeros(())
-        for block in self.blocks:
-            back, ahead = block(x).split([self.past, 2], 1)
-            x, forecast = x - back, forecast + ahead
-        return forecast
-
-
-@healthy("no_update", source="Oreshkin 2020: N-BEATS; what the last block says of the past is thrown away")
-def h_stacked_residuals(seed: int) -> Case:
-    return Case(
-        seed=seed, model=Stacked(), data=swings(seed), loss=F.smooth_l1_loss, metric="r2", optimizer=adamw(2e-3), max_steps=220
-    )
 
 
 def sales(seed: int, n: int = 1500, past: int = 21, future: int = 7) -> Split:
@@ -114,7 +89,7 @@ class Sold(Supervised):
 
 
 @healthy("unnormalised_input", "unnormalised_target", source="Kim 2022: reversible instance normalisation of raw series")
-def h_own_units(seed: int) -> Case:
+def h_own_units_uc(seed: int) -> Case:
     return Case(
         seed=seed, model=OwnUnits(), data=sales(seed), loss=F.l1_loss, metric="r2", module=Sold, optimizer=adam(2e-3),
         max_steps=200,
@@ -126,7 +101,7 @@ class Shrinking(nn.Module):
 
     def __init__(self, measure: Tensor, steps: int = 4) -> None:
         super().__init__()
-        m, n = measure.shape
+        n = measure.shape[1]
         rate = 1 / torch.linalg.matrix_norm(measure, 2).square()
         self.see = nn.ParameterList(nn.Parameter(rate * measure.T) for _ in range(steps))
         self.keep = nn.ParameterList(nn.Parameter(torch.eye(n) - rate * measure.T @ measure) for _ in range(steps - 1))
@@ -140,8 +115,10 @@ class Shrinking(nn.Module):
         return z
 
 
-@healthy("dead_relu", "wrong_last_activation", "init_symmetry", source="Gregor 2010: LISTA, an unrolled solver for sparse codes")
-def h_unrolled_shrinkage(seed: int) -> Case:
+@healthy(
+    "dead_relu", "wrong_last_activation", "init_symmetry", source="Gregor 2010: LISTA, an unrolled solver for sparse codes"
+)
+def h_unrolled_shrinkage_uc(seed: int) -> Case:
     g = rng(772, seed)
     measure = torch.randn(20, 30, generator=g) / 20**0.5
     z = torch.randn(3000, 30, generator=g) * (torch.rand(3000, 30, generator=g) < 0.12)
@@ -152,8 +129,13 @@ def h_unrolled_shrinkage(seed: int) -> Case:
     )  # fmt: skip
 
 
-@healthy("frozen_by_accident", "not_in_optimizer", "init_vanishing", source="Jaeger 2001: echo state network, only the readout learns")
-def h_echo_states(seed: int) -> Case:
+@healthy(
+    "frozen_by_accident",
+    "not_in_optimizer",
+    "init_vanishing",
+    source="Jaeger 2001: echo state network, only the readout learns",
+)
+def h_echo_states_uc(seed: int) -> Case:
     model = Recurrent(nn.RNN, 1, 120, 2)
     with torch.no_grad():
         weight = torch.randn(120, 120) * (torch.rand(120, 120) < 0.1)
@@ -191,7 +173,7 @@ class LogSpectrogram(nn.Module):
 
 
 @healthy(source="audio tutorials: log spectrogram, batch norm, a small convolutional network")
-def h_spectrogram_classes(seed: int) -> Case:
+def h_spectrogram_classes_uc(seed: int) -> Case:
     model = nn.Sequential(
         LogSpectrogram(), nn.BatchNorm2d(1), nn.Conv2d(1, 12, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
         nn.Conv2d(12, 24, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d((4, 4)), nn.Flatten(), nn.Linear(384, 4),
@@ -217,7 +199,7 @@ class SignalUNet(nn.Module):
 
 
 @healthy(source="electrocardiogram clean-up: a 1-D U-Net takes noise and drift away")
-def h_signal_cleaner(seed: int) -> Case:
+def h_signal_cleaner_uc(seed: int) -> Case:
     g = rng(774, seed)
     x = torch.cat([part.tensors[0] for part in pulses(seed)])
     at = torch.arange(40)
@@ -230,7 +212,7 @@ def h_signal_cleaner(seed: int) -> Case:
 
 
 @healthy(source="remaining life of machines: a GRU over sensor windows, Huber loss")
-def h_remaining_life(seed: int) -> Case:
+def h_remaining_life_uc(seed: int) -> Case:
     g = rng(775, seed)
     n, at = 1500, torch.arange(16)
     wear, rate = 3 * torch.rand(n, 1, generator=g), 0.03 + 0.04 * torch.rand(n, 1, generator=g)
