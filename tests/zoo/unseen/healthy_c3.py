@@ -116,7 +116,7 @@ def turned(seed: int) -> Split:
 
 @healthy(source="Gidaris 2018: which way up, the plain pretext task")
 def h_turned_digits_uc(seed: int) -> Case:
-    model = nn.Sequential(encoder(32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 4))
+    model = nn.Sequential(encoder(32), nn.LeakyReLU(0.1), nn.Dropout(0.3), nn.Linear(32, 4))
     return Case(
         seed=seed, model=model, data=turned(seed), loss=F.cross_entropy, metric="accuracy",
         optimizer=adamw(1e-3, weight_decay=0.05), max_steps=140,

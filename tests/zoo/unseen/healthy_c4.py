@@ -145,7 +145,8 @@ def h_largest_codes_uc(seed: int) -> Case:
 def h_digit_autoencoder_uc(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1), nn.LeakyReLU(0.1),
-        nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.LeakyReLU(0.1), nn.Flatten(), nn.Linear(96, 16), nn.Linear(16, 96), nn.Unflatten(1, (24, 2, 2)), nn.LeakyReLU(0.1),
+        nn.Conv2d(16, 24, 3, stride=2, padding=1), nn.LeakyReLU(0.1), nn.Flatten(),
+        nn.Linear(96, 16), nn.Linear(16, 96), nn.Unflatten(1, (24, 2, 2)), nn.LeakyReLU(0.1),
         nn.ConvTranspose2d(24, 16, 4, 2, 1), nn.LeakyReLU(0.1), nn.ConvTranspose2d(16, 1, 4, 2, 1),
     )  # fmt: skip
     return Case(
