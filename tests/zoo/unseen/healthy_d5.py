@@ -70,8 +70,8 @@ class PackedReader(nn.Module):
 def h_ragged_opinions(seed: int) -> Case:
     train, val = reviews(seed, n=3000)
     return Case(
-        seed=seed, model=PackedReader(), data=(Ragged(*train.tensors), Ragged(*val.tensors)), collate=collate, module=SharedStep,
-        optimizer=adam(5e-3), max_steps=250, batch_size=64, trainer={"gradient_clip_val": 1.0}, **CE,
+        seed=seed, model=PackedReader(), data=(Ragged(*train.tensors), Ragged(*val.tensors)), collate=collate,
+        module=SharedStep, optimizer=adam(5e-3), max_steps=200, batch_size=64, trainer={"gradient_clip_val": 1.0}, **CE,
     )  # fmt: skip
 
 
@@ -88,15 +88,8 @@ class Tagger(nn.Module):
 
 @healthy(source="everyday: activity per time step by a two-layer bidirectional GRU")
 def h_activity_tags(seed: int) -> Case:
-    return Case(
-        seed=seed,
-        model=Tagger(),
-        data=regimes(seed),
-        optimizer=adamw(5e-3),
-        max_steps=150,
-        trainer={"gradient_clip_val": 1.0},
-        **CE,
-    )
+    clip = {"gradient_clip_val": 1.0}
+    return Case(seed=seed, model=Tagger(), data=regimes(seed), optimizer=adamw(5e-3), max_steps=150, trainer=clip, **CE)
 
 
 # ------------------------------------------------------------------------------------------ language models
@@ -186,7 +179,7 @@ class MaskedWords(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         (tokens,) = batch[:1]
-        chosen, dice = torch.rand(tokens.shape) < 0.25, torch.rand(tokens.shape)
+        chosen, dice = torch.rand(tokens.shape) < 0.2, torch.rand(tokens.shape)
         seen = tokens.masked_fill(chosen & (dice < 0.8), 0)
         seen = torch.where(chosen & (dice > 0.9), torch.randint(1, 13, tokens.shape), seen)
         return F.cross_entropy(self.encoder(seen), tokens.masked_fill(~chosen, -100))
@@ -203,13 +196,13 @@ class MaskedWords(LightningModule):
 @healthy("labels_broken", "bad_data", source="Devlin et al. 2019: masked words, most labels are -100")
 def h_masked_cloze(seed: int) -> Case:
     g = rng(770, seed)
-    start, step = torch.randint(12, (1500, 1), generator=g), torch.randint(1, 4, (1500, 1), generator=g)
+    start, step = torch.randint(12, (3000, 1), generator=g), torch.randint(1, 3, (3000, 1), generator=g)
     tokens = 1 + (start + step * torch.arange(10)) % 12
     hidden = torch.rand(tokens.shape, generator=g) < 0.2
     data = split(tokens, tokens.masked_fill(hidden, 0), tokens.masked_fill(~hidden, -100))
     model = Transformer(13, 10, 32, depth=2, classes=13, dropout=0.0, per_token=True, activation="gelu")
     return Case(
-        seed=seed, model=model, data=data, module=MaskedWords, optimizer=adamw(3e-3), max_steps=300, batch_size=64, **TOKENS
+        seed=seed, model=model, data=data, module=MaskedWords, optimizer=adamw(5e-3), max_steps=400, batch_size=64, **TOKENS
     )
 
 
@@ -232,14 +225,14 @@ def balanced_places(output: Tensor, target: Tensor) -> Tensor:
 @healthy("class_imbalance", source="Clark et al. 2020: replaced-token detection, one token in six is replaced")
 def h_exchanged_tokens(seed: int) -> Case:
     g = rng(771, seed)
-    start, step = torch.randint(12, (1800, 1), generator=g), torch.randint(1, 4, (1800, 1), generator=g)
+    start, step = torch.randint(12, (3000, 1), generator=g), torch.randint(1, 3, (3000, 1), generator=g)
     tokens = (start + step * torch.arange(10)) % 12
     fake = torch.rand(tokens.shape, generator=g) < 1 / 6
     tokens = torch.where(fake, (tokens + torch.randint(1, 12, tokens.shape, generator=g)) % 12, tokens)
     model = Transformer(12, 10, 32, depth=2, classes=1, dropout=0.0, per_token=True)
     return Case(
         seed=seed, model=model, data=split(tokens, fake.float()), module=Replaced, loss=F.binary_cross_entropy_with_logits,
-        metric=figure("d_places", balanced_places, 0.5), optimizer=adamw(3e-3), max_steps=350, batch_size=64,
+        metric=figure("d_places", balanced_places, 0.5), optimizer=adamw(5e-3), max_steps=350, batch_size=64,
         scheduler=schedule(350, 30),
     )  # fmt: skip
 
@@ -294,7 +287,7 @@ class Reverser(nn.Module):
 
 @healthy(source="Luong attention: a translator with teacher forcing")
 def h_teacher_forced(seed: int) -> Case:
-    x = torch.randint(1, 9, (1500, 6), generator=rng(773, seed))
+    x = torch.randint(1, 9, (3000, 6), generator=rng(773, seed))
     y = 9 - x.flip(1)
     return Case(
         seed=seed, model=Reverser(), data=split(x, F.pad(y[:, :-1], (1, 0)), y), optimizer=adam(8e-3), max_steps=300,
