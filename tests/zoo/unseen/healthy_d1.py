@@ -207,7 +207,7 @@ class NegativeBinomial(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.log_dispersion = mlp([5, 40, 40, 1]), nn.Parameter(torch.zeros(()))
+        self.body, self.log_dispersion = mlp([5, 40, 40, 1], nn.ELU), nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return F.softplus(self.body(x)) + 1e-4, self.log_dispersion.exp()
@@ -237,7 +237,7 @@ class StackedQuantiles(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.body = mlp([dim, 48, 48, len(LEVELS)])
+        self.body = mlp([dim, 48, 48, len(LEVELS)], nn.SiLU)
 
     def forward(self, x: Tensor) -> Tensor:
         first, steps = self.body(x).split([1, len(LEVELS) - 1], 1)

@@ -162,8 +162,8 @@ def h_fitted_corridor(seed: int) -> Case:
     reward, following, done = act(state, action)
     data = split(state[:, None] * 1.7, action, reward, following[:, None] * 1.7, done, value(state))
     return Case(
-        seed=seed, model=mlp([1, 64, 64, 2]), data=data, module=FittedQ, optimizer=adam(2e-3), max_steps=500, batch_size=64,
-        frozen=[f"target.{name}" for name, _ in mlp([1, 64, 64, 2]).named_parameters()], **MSE,
+        seed=seed, model=mlp([1, 64, 64, 2], nn.Tanh), data=data, module=FittedQ, optimizer=adam(2e-3),
+        max_steps=500, batch_size=64, frozen=[f"target.{i}.{kind}" for i in (0, 2, 4) for kind in ("weight", "bias")], **MSE,
     )  # fmt: skip
 
 

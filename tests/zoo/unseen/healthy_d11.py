@@ -135,12 +135,16 @@ def h_ridge_head(seed: int) -> Case:
     )  # fmt: skip
 
 
+def leaky() -> nn.Module:
+    return nn.LeakyReLU(0.1)
+
+
 class NeuralProcess(nn.Module):
     """A conditional neural process: the mean code of seen pairs, a density for each asked place."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
-        self.encode, self.decode = mlp([2, width, width, width]), mlp([width + 1, width, width, 2])
+        self.encode, self.decode = mlp([2, width, width, width], leaky), mlp([width + 1, width, width, 2], leaky)
 
     def forward(self, x: Tensor, y: Tensor, asked: Tensor) -> Tensor:
         code = self.encode(torch.cat([x, y], 2)).mean(1, keepdim=True)

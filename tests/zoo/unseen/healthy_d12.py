@@ -130,7 +130,7 @@ class Denoised(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, noise = batch[0], torch.randn_like(batch[0])
-        level = (torch.rand(len(x), 1) * 2.5 - 1.5).exp()
+        level = (torch.rand(len(x), 1) * 2.5 - 0.7).exp()
         return F.mse_loss(self(x + level * noise, level), noise)
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
@@ -147,7 +147,7 @@ def h_denoised_rings(seed: int) -> Case:
     g = rng(814, seed)
     angle = 2 * math.pi * torch.rand(2400, 1, generator=g)
     x = 1.4 * torch.cat([angle.cos(), angle.sin()], 1) * (1 + 0.03 * torch.randn(2400, 1, generator=g))
-    level = (torch.rand(2400, 1, generator=g) * 2.5 - 1.5).exp()
+    level = (torch.rand(2400, 1, generator=g) * 2.5 - 0.7).exp()
     return Case(
         seed=seed, model=mlp([3, 64, 64, 2], nn.SiLU), data=split(x, level, torch.randn(2400, 2, generator=g)), module=Denoised,
         optimizer=adam(3e-3), max_steps=400, batch_size=64, **MSE,

@@ -57,7 +57,7 @@ class MeanSet(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.each, self.all = mlp([3, 48, 32], last=nn.ReLU()), mlp([32, 32, 1])
+        self.each, self.all = mlp([3, 48, 32], nn.GELU, last=nn.GELU()), mlp([32, 32, 1], nn.GELU)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.all(self.each(x).mean(1))
@@ -248,7 +248,7 @@ class Points(nn.Module):
         self.layers = nn.Sequential(
             nn.Conv1d(3, 32, 1), nn.BatchNorm1d(32), nn.ReLU(), nn.Conv1d(32, 64, 1), nn.BatchNorm1d(64), nn.ReLU()
         )
-        self.head = mlp([64, 32, 4], dropout=0.2)
+        self.head = mlp([64, 32, 4], nn.GELU, dropout=0.2)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layers(x.transpose(1, 2)).amax(2))

@@ -47,7 +47,7 @@ class Dilated(nn.Module):
         self.front = nn.Conv1d(1, width, 1)
         self.gated = nn.ModuleList(nn.Conv1d(width, 2 * width, 2, dilation=2**i) for i in range(4))
         self.skips = nn.ModuleList(nn.Conv1d(width, width, 1) for _ in range(4))
-        self.out = nn.Sequential(nn.ReLU(), nn.Conv1d(width, width, 1), nn.ReLU(), nn.Conv1d(width, 1, 1))
+        self.out = nn.Sequential(nn.SiLU(), nn.Conv1d(width, width, 1), nn.SiLU(), nn.Conv1d(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         x, total = self.front(x[:, None]), 0

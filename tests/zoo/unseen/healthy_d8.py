@@ -202,7 +202,7 @@ class EdgeConv(nn.Module):
     def __init__(self, width: int = 24) -> None:
         super().__init__()
         self.edges = nn.ModuleList(mlp([2 * a, width], last=nn.LeakyReLU(0.2)) for a in (3, width))
-        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Dropout(0.1), nn.Linear(width, 4))
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.LeakyReLU(0.2), nn.Dropout(0.1), nn.Linear(width, 4))
 
     def forward(self, x: Tensor) -> Tensor:
         for edge in self.edges:

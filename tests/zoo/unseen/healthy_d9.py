@@ -99,7 +99,7 @@ class NeuralTaste(nn.Module):
         self.tables = nn.ModuleList(nn.Embedding(k, width) for k in (users, items, users, items))
         for table in self.tables:
             nn.init.normal_(table.weight, std=0.1)
-        self.mix, self.head = mlp([2 * width, 32, 8], last=nn.ReLU()), nn.Linear(width + 8, 1)
+        self.mix, self.head = mlp([2 * width, 32, 8], nn.GELU, last=nn.GELU()), nn.Linear(width + 8, 1)
 
     def forward(self, who: Tensor, what: Tensor) -> Tensor:
         a, b, c, d = (table(i) for table, i in zip(self.tables, (who, what, who, what), strict=True))
