@@ -34,7 +34,7 @@ from typing import Any
 import torch
 
 from tests.zoo import CASES
-from tests.zoo.case import ROOTS, Case, Entry, fit, held_out, quiet
+from tests.zoo.case import ROOTS, Case, Entry, fit, quiet
 
 RANK = {"error": 0, "warning": 1}
 TIME_LIMIT = 120
@@ -135,7 +135,7 @@ def chosen(part: str, ids: Sequence[str], globs: Sequence[str]) -> list[str]:
     """Names of the cases of a part that stand for, or nearly miss, one of the ids."""
 
     def wanted(entry: Entry) -> bool:
-        of_part = part == "all" or held_out(entry.name) == (part == "heldout")
+        of_part = part == "all" or entry.held_out == (part == "heldout")
         of_ids = not ids or bool({*entry.expected[:1], *entry.near_miss} & {*ids})
         return of_part and of_ids and any(fnmatchcase(entry.name, glob) for glob in globs)
 
@@ -202,7 +202,7 @@ def main() -> None:
     names = chosen(args.part, args.ids, args.names)
     rows = examine_all(names, args.seeds, args.jobs) if names else []
     for part in ("tune", "heldout"):
-        some = [row for row in rows if held_out(row.name) == (part == "heldout")]
+        some = [row for row in rows if CASES[row.name].held_out == (part == "heldout")]
         if some:
             print(f"\n== {part}: {len({row.name for row in some})} cases, seeds {args.seeds}")
             report(some, details=part == "tune" or args.show_heldout)
@@ -210,7 +210,7 @@ def main() -> None:
         print(f"\ntime: total {sum(r.seconds for r in rows):.0f} s, slowest {max(r.seconds for r in rows):.1f} s")
     if args.json:
         Path(args.json).write_text(
-            json.dumps([asdict(row) for row in rows if args.show_heldout or not held_out(row.name)], indent=1)
+            json.dumps([asdict(row) for row in rows if args.show_heldout or not CASES[row.name].held_out], indent=1)
         )
 
 
