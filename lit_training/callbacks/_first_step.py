@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -149,9 +150,14 @@ class FirstStep:
         return None if self._probe is None or self._calls is None else mapped_samples(self._probe, self._calls.seen)
 
     def collect(
-        self, trainer: Trainer, optimizer: Optimizer | None, expect_frozen: Sequence[str], handed_out: HandedOut
+        self,
+        trainer: Trainer,
+        optimizer: Optimizer | None,
+        expect_frozen: Sequence[str],
+        handed_out: HandedOut,
+        may_overflow: bool = True,
     ) -> Evidence:
-        """Gather this rank's evidence.
+        """Gather this rank's evidence; `may_overflow` tells that mixed precision may still lower the loss's scale.
 
         Raises:
             RuntimeError: if nothing was observed; or whatever ended the recording.
@@ -161,6 +167,7 @@ class FirstStep:
             raise RuntimeError("nothing was observed")
         if self._probe.tracer.failure is not None:
             raise self._probe.tracer.failure
+        plan = plan_of(trainer)
         return collect(
             self._probe,
             loss=None if self.loss is None else self.loss * trainer.accumulate_grad_batches,
@@ -171,7 +178,7 @@ class FirstStep:
             calls=self._calls.seen,
             samples=handed_out.at_first_step(trainer, self._probe, self._calls),
             optimizers=trainer.optimizers,
-            plan=plan_of(trainer),
+            plan=replace(plan, loss_scaled=plan.loss_scaled and may_overflow),
             tracked_before=self._tracked,
             arrived=self._norms(),
         )

@@ -34,7 +34,7 @@ from lit_training.showing.report import AuditReport, audit_view, report
 __all__ = ["InitAuditor"]
 
 LOOK_AGAIN = 4
-MOST_LEFT_OUT = 48  # from 2^16, where a GradScaler starts, down to 2^-32
+MOST_LEFT_OUT = 24  # from 2^16, where a GradScaler starts, down to 2^-8
 PATIENCE = 256
 
 
@@ -316,7 +316,8 @@ class InitAuditor(Callback):
 
     @harmless
     def _collect(self, trainer: Trainer, optimizer: Optimizer | None, step: FirstStep) -> Evidence:
-        return step.collect(trainer, optimizer, self.expect_frozen, self._handed_out)
+        overflows = self._left_out < MOST_LEFT_OUT  # else it is not the scale's fault
+        return step.collect(trainer, optimizer, self.expect_frozen, self._handed_out, overflows)
 
     @harmless
     def _tell(self, audited: AuditReport) -> None:

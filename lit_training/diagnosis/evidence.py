@@ -4,11 +4,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.experiments import Call, InEval, try_in_eval
-from lit_training.diagnosis.figures import to_host
+from lit_training.diagnosis.figures import ROUNDING, to_host
 from lit_training.diagnosis.flow import samples_apart
 from lit_training.diagnosis.later import Later
 from lit_training.diagnosis.modules import collecting_norms, dropouts, flags, forget_gates, idle_norms, tracked
@@ -31,6 +32,7 @@ GROWN = 10.0
 
 NOTICED = 0.05
 _SAME = 1e-3  # relative
+_HALF = frozenset([torch.float16, torch.bfloat16])
 _MANY = 0.5  # of an activation's values at its bounds
 
 
@@ -176,6 +178,7 @@ def collect(
             stepping=stepping,
             arrived=arrived,
             gradient_scale=gradient_scale,
+            rounding=_rounding(probe.graph),
             judged={
                 *last_layers(probe.graph),
                 *(
@@ -222,6 +225,11 @@ def collect(
         batch_size=probe.batch_size,
         step=step,
     )
+
+
+def _rounding(graph: Graph) -> float:
+    """Return up to what gradients are equal: some steps of the coarsest numbers that a layer computes with."""
+    return max([ROUNDING, *(2 * torch.finfo(dtype).eps for dtype in {node.dtype for node in graph.layers()} & _HALF)])
 
 
 def _growing(layers: Sequence[Layer]) -> list[str]:

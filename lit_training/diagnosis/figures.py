@@ -29,10 +29,12 @@ class Figures:
     gradient_sum: float = 0.0
 
 
-def figures(infos: Sequence[ParameterInfo], summed: Collection[int], scale: float = 1.0) -> list[Figures]:
+def figures(
+    infos: Sequence[ParameterInfo], summed: Collection[int], *, scale: float = 1.0, rounding: float = ROUNDING
+) -> list[Figures]:
     """Measure parameters in one transfer; `gradient_sum` of those whose ids are in `summed`.
 
-    Gradients count as they are without the `scale` that mixed precision has left in them.
+    Gradients count as they are without the `scale` that mixed precision has left in them, and are equal up to `rounding`.
     """
     weights = [info.parameter for info in infos]
     gradients = {i: p.grad for i, p in enumerate(weights) if p.grad is not None}
@@ -53,7 +55,7 @@ def figures(infos: Sequence[ParameterInfo], summed: Collection[int], scale: floa
     length, along, total = ({i: next(measured) / scale for i in indices} for indices in (gradients, gradients, by_sign))
     equal = equal_units([_by_unit(info, p) for info, p in zip(infos, weights, strict=True)])
     suspects = [i for i in gradients if equal[i]]
-    same = dict(zip(suspects, equal_units([_by_unit(infos[i], gradients[i]) for i in suspects]), strict=True))
+    same = dict(zip(suspects, equal_units([_by_unit(infos[i], gradients[i]) for i in suspects], rounding), strict=True))
     return [
         Figures(size[i], low[i], high[i], equal[i], length.get(i), same.get(i, False), along.get(i, 0.0), total.get(i, 0.0))
         for i in range(len(weights))
@@ -80,7 +82,7 @@ def norms(tensors: Sequence[Tensor], order: float = 2) -> list[Tensor]:
 
 
 @torch.no_grad()
-def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
+def equal_units(tensors: Sequence[Tensor], rounding: float = ROUNDING) -> list[bool]:
     """Tell of each tensor whether all slices along the first dimension are equal up to rounding.
 
     Two slices are compared first, and only where those are equal, all.
@@ -94,7 +96,7 @@ def equal_units(tensors: Sequence[Tensor]) -> list[bool]:
         largest = norms([tensors[i][:1] for i in suspects], order=math.inf)
         known = to_host([*away, *largest])
         pairs = zip(suspects, known[: len(suspects)], known[len(suspects) :], strict=True)
-        suspects = [i for i, difference, size in pairs if difference <= ROUNDING * size < math.inf]
+        suspects = [i for i, difference, size in pairs if difference <= rounding * size < math.inf]
     equal = set(suspects)
     return [i in equal for i in range(len(tensors))]
 

@@ -99,6 +99,7 @@ def parameter_facts(
     judged: Collection[str] = (),
     arrived: Mapping[int, float] | None = None,
     gradient_scale: float = 1.0,
+    rounding: float = ROUNDING,
 ) -> dict[str, ParameterFacts]:
     """Return the facts of every parameter, in the order of registration.
 
@@ -111,6 +112,7 @@ def parameter_facts(
         judged: names of weights of which to tell, too, whether they are fresh.
         arrived: norms of the gradients as the last backward pass left them, by the parameters' ids.
         gradient_scale: what mixed precision has not yet divided the parameters' gradients by.
+        rounding: up to which gradients are equal.
     """
     registered = classify(module)
     infos = [info for info in registered if not nn.parameter.is_lazy(info.parameter)]
@@ -120,7 +122,7 @@ def parameter_facts(
     fixed = _rates(optimizers or (), (*_FIXED, torch.optim.Adagrad, torch.optim.Adadelta))
     groups = {id(p): (o, group) for o in optimizers or () for group in o.param_groups for p in group["params"]}
     expected = match(expect_frozen, names_of(registered), "expect_frozen")
-    measured = figures(infos, summed=fixed, scale=gradient_scale)
+    measured = figures(infos, summed=fixed, scale=gradient_scale, rounding=rounding)
     norms_now = {
         id(info.parameter): seen.gradient for info, seen in zip(infos, measured, strict=True) if seen.gradient is not None
     }

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -117,6 +117,69 @@ class Frozen(Fit):
     def configure_optimizers(self) -> Optimizer:
         self.net[0].requires_grad_(False)
         return self.optimizer([p for p in self.parameters() if p.requires_grad])
+
+
+class Large(Fit):
+    """Values that float16 cannot hold; or that grow until it cannot."""
+
+    def __init__(self, growing: bool) -> None:
+        super().__init__()
+        self.net = mlp(16, *[32] * 12, 4) if growing else self.net
+        with torch.no_grad():
+            for weight in [layer.weight for layer in self.net if isinstance(layer, nn.Linear)]:
+                weight.normal_() if growing else None
+        self.factor = 1.0 if growing else 1e6
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return F.cross_entropy(self.net(self.factor * batch[0]), batch[1])
+
+
+def test_values_that_float16_cannot_hold_are_told_from_broken_formulas() -> None:
+    findings = audited(Large(growing=False))[0].findings
+    (finding,) = [finding for finding in findings if finding.rule == "nan_loss" and finding.severity == "error"]
+    assert "beyond 65504" in finding.message
+    assert "bf16-mixed" in finding.advice
+    assert "no_update" not in [finding.rule for finding in findings]
+
+
+def test_growth_until_float16_overflows_is_the_cause() -> None:
+    assert loud(audited(Large(growing=True))[0]) == ["init_exploding"]
+
+
+class Root(Fit):
+    """A distance of zero: its root has no slope."""
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return super().training_step(batch, _) + (self.net[0].bias * 0).square().sum().sqrt()
+
+
+def test_gradients_that_no_scale_makes_finite_are_named() -> None:
+    auditor, scaler = audited(Root(), max_steps=40)
+    assert scaler.get_scale() < 2.0**-20
+    assert loud(auditor) == ["nan_loss"]
+
+
+class Column(Fit):
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return F.mse_loss(self.net(batch[0])[:, :1], batch[0][:, 0])
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_a_column_against_a_row_is_found_behind_a_cast() -> None:
+    assert loud(audited(Column())[0]) == ["shape_broadcast"]
+
+
+class Alike(Fit):
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.net:
+            if isinstance(layer, nn.Linear):
+                nn.init.constant_(layer.weight, 0.1)
+                nn.init.zeros_(layer.bias)
+
+
+def test_units_are_alike_up_to_the_rounding_of_half_precision() -> None:
+    assert loud(audited(Alike())[0])[0] == "init_symmetry"
 
 
 @pytest.mark.parametrize("start", [2.0**16, 2.0**26])

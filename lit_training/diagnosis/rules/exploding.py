@@ -135,16 +135,19 @@ def _reads_input(evidence: Evidence, layer: Layer) -> bool:
 
 
 def _growth(evidence: Evidence) -> tuple[Layer, float] | None:
-    """Return the head at which values have grown most beyond the first layer's output, without normalisation before it."""
+    """Return the head at which values have grown most beyond the first layer's output, without normalisation before it.
+
+    Where they overflow on the way, as half precision does at 65504, any layer before counts.
+    """
     graph = evidence.graph
     first = next((layer for layer in evidence.layers if layer.op != "embedding" and layer.output.rms > 0), None)
     if first is None or first.node is None:
         return None
-    grown = []
+    grown, overflows = [], not all(layer.output.finite for layer in evidence.layers)
     for layer in evidence.layers:
         growth = 0.0 if layer.source is None else layer.source.rms / first.output.rms
         growth /= _summed(graph, layer.node) if growth > GROWN and layer.node is not None else 1.0
-        ends = layer.node is not None and not graph.reaches_layer(layer.node)
+        ends = layer.node is not None and (overflows or not graph.reaches_layer(layer.node))
         if layer.node is None or layer is first or not ends or not GROWN < growth < math.inf:
             continue
         before = graph.ancestors(layer.node)

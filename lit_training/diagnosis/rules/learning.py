@@ -225,8 +225,9 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: 3 such epochs, and half of all; else none, a single changed bit is an update.
 
-    Not an alarm: a rate of 0 that a schedule raises; manual accumulation over many batches; networks that take turns; frozen
-    parts; steps that return nothing and compute no loss, as while a replay buffer fills.
+    Not an alarm: gradients that are not finite, with which mixed precision leaves steps out; a rate of 0 that a schedule raises;
+    manual accumulation over many batches; networks that take turns; frozen parts; steps that return nothing and compute no loss,
+    as while a replay buffer fills.
 
     What to do: `zero_grad()`, `backward()`, `step()`, in this order, with an optimiser of `self.parameters()`.
     """
@@ -245,7 +246,7 @@ def no_update(evidence: Evidence) -> Iterator[Finding]:
         message = f"A loss was computed, and none was differentiated in {later.steps} steps: no parameter ever had a gradient."
         advice = "Return the loss from training_step; in manual optimisation call self.manual_backward(loss)."
         yield Finding("no_update", "error", "", evidence.step, message, advice)
-    elif not any(later.gradients.values()):
+    elif not (arrived := [g for g in later.gradients.values() if g]) or not all(map(math.isfinite, arrived)):
         return
     elif later.steps == 0 and later.batches > 1:
         message = f"No optimiser step was taken in {later.batches} batches, although gradients arrive."

@@ -47,7 +47,9 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _unexpanded(graph: Graph, node: Node) -> Node:
-    return graph.nodes[node.parents[0]] if node.op == "expand" and node.parents else node
+    """Return what was expanded, also where mixed precision has cast the result."""
+    expanded = graph.nodes[node.parents[0]] if node.op == "_to_copy" and node.parents else node
+    return graph.nodes[expanded.parents[0]] if expanded.op == "expand" and expanded.parents else node
 
 
 def _broadcasts(graph: Graph, a: Node, b: Node, result: int) -> bool:
