@@ -66,6 +66,7 @@ class Evidence:
         broken: in words, the first operation that made the loss not finite, `""` if none is known.
         collecting_norms: momentum of each batch-norm layer that collects its first statistics.
         took_in: batch-norm layers that took the first batch into their running statistics.
+        taken_in: how many batches batch-norm layers had taken in before.
         idle_norms: batch-norm layers that normalise with statistics which were never updated.
         forget_gates: mean bias of the gates that keep the memory of each LSTM and GRU.
         flags: what `requires_grad` says on modules, where somebody set it instead of calling `requires_grad_`.
@@ -101,6 +102,7 @@ class Evidence:
     collecting_norms: Mapping[str, float] = field(default_factory=dict)
     in_eval: tuple[InEval, ...] = ()
     took_in: tuple[str, ...] = ()
+    taken_in: Mapping[str, int] = field(default_factory=dict)
     idle_norms: tuple[str, ...] = ()
     forget_gates: Mapping[str, float] = field(default_factory=dict)
     flags: Mapping[str, bool] = field(default_factory=dict)
@@ -209,6 +211,7 @@ def collect(
         in_eval=()
         if samples_apart(probe.graph, probe.batch_size)
         else tuple(try_in_eval(calls, samples.per_batch if samples else None, ahead=any(call.open_way for call in losses))),
+        taken_in=tracked_before or {},
         took_in=tuple(n for n, count in tracked(parts).items() if tracked_before and count > tracked_before.get(n, count)),
         idle_norms=idle_norms(parts),
         forget_gates=forget_gates(parts),

@@ -54,6 +54,7 @@ class Siamese(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tower, self.scale = mlp([8, 64, 16]), nn.Linear(1, 1)
+        nn.init.constant_(self.scale.weight, -1.0)  # one that starts positive never turns: the towers collapse first
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return self.scale((self.tower(a) - self.tower(b)).square().mean(1, keepdim=True))

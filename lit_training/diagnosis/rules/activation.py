@@ -127,7 +127,7 @@ def _before_reshaping(graph: Graph, index: int) -> int:
 
 
 def _step_inside(evidence: Evidence) -> tuple[str, str, str] | None:
-    found = flat_behind(evidence, STEPS)
+    found = flat_behind(evidence, STEPS, hidden(evidence))
     if found is None:
         return None
     message = f"The slope of {found[1]} is zero everywhere: {found[0]} gets a gradient of exactly 0."

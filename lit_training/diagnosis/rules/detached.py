@@ -10,14 +10,13 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
-from lit_training.diagnosis.rules.guessing import flat_behind
+from lit_training.diagnosis.rules.guessing import ROUNDING, flat_behind
 from lit_training.diagnosis.unrolled import forgotten
 from lit_training.tracing.graph import Node
 
 __all__ = ["detached_subgraph"]
 
 COPIED = 1e-3
-ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
 TEACHERS = "target teacher momentum ema key slow old prior random fixed frozen anchor reference ghost shadow average".split()
 
 
@@ -79,7 +78,7 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         advice = "Draw with rsample(), or write mean + std * torch.randn_like(std), outside of torch.no_grad()."
         yield Finding("detached_subgraph", "error", head, evidence.step, message, advice)
         return
-    rounded = flat_behind(evidence, ROUNDING)
+    rounded = flat_behind(evidence, ROUNDING, evidence.layers)
     if rounded is not None:
         message = f"{rounded[1]} has a slope of zero everywhere: {rounded[0]}, in front of it, gets a gradient of exactly 0."
         advice = "Pass the gradient straight through: x + (x.round() - x).detach()."

@@ -1,6 +1,7 @@
 """What several rules ask of the evidence: which layers are hidden, and how the first loss compares with guessing."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +16,7 @@ from lit_training.tracing.probe import Layer
 
 __all__ = [
     "FLUNG",
+    "ROUNDING",
     "Guess",
     "classes_of",
     "classes_told",
@@ -31,6 +33,7 @@ __all__ = [
     "times_guessing",
 ]
 
+ROUNDING = frozenset(["round", "floor", "ceil", "trunc"])
 FLUNG = 5.0
 FAR_OFF = 30.0
 UNEVEN = 0.7
@@ -49,14 +52,14 @@ def hidden(evidence: Evidence) -> list[Layer]:
     return [layer for layer in evidence.layers if layer.node is None or evidence.graph.reaches_layer(layer.node)]
 
 
-def flat_behind(evidence: Evidence, ops: frozenset[str]) -> tuple[str, str] | None:
-    """Return the first hidden layer that gets a gradient of exactly zero and has one of some operations behind it, and which.
+def flat_behind(evidence: Evidence, ops: frozenset[str], layers: Sequence[Layer]) -> tuple[str, str] | None:
+    """Return the first of some layers that gets a gradient of exactly zero and has one of some operations behind it, and which.
 
     A gradient that arrives within the first few steps, as through a straight-through step in front of a head that started at zero,
     counts too.
     """
     graph, readers = evidence.graph, evidence.graph.consumers()
-    for layer in hidden(evidence):
+    for layer in layers:
         if layer.node is None or layer.gradient is None or layer.gradient.largest != 0:
             continue
         if evidence.later is not None and evidence.later.gradients.get(layer.weight):

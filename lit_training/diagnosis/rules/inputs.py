@@ -81,13 +81,19 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
 def is_off(evidence: Evidence, layer: Layer) -> bool:
     """Tell whether a layer reads inputs at a scale, or with an offset, that its weights are not made for."""
     stats = layer.source
-    if stats is None or not stats.finite or not _reads_inputs(evidence, layer):
+    if stats is None or not stats.finite or not _reads_inputs(evidence, layer) or _is_behind_idle_norm(evidence, layer):
         return False
     offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
     far = offset > OFFSET and stats.rms > 2
     large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
     flat = offset > OFFSET and 0 < stats.std < FLAT and layer.output.signal < DROWNED * layer.output.rms
     return large or ((far or flat) and not _is_centred(evidence, layer, stats)) or _is_tiny(evidence, layer, stats)
+
+
+def _is_behind_idle_norm(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a batch norm would standardise what a layer reads, were it not in eval mode, untrained (bn_eval_in_train)."""
+    graph, idle = evidence.graph, set(evidence.idle_norms)
+    return bool(idle) and layer.node is not None and any(graph.nodes[i].scope in idle for i in graph.ancestors(layer.node))
 
 
 def _is_tiny(evidence: Evidence, layer: Layer, stats: TensorStats) -> bool:

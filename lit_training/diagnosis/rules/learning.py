@@ -18,6 +18,7 @@ __all__ = ["frozen_by_accident", "gradients_not_zeroed", "is_meant", "no_update"
 
 CARRIED = 2
 ROUNDING = 1e-5
+SEASONED = 10
 MEANT = frozenset("target prior random fixed".split())
 
 
@@ -98,15 +99,16 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
     normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018), or that another
     one is to predict, which meet what learns only in a difference or a loss; frequencies of Fourier features of the input; what
-    a learned mask or addition turns into another weight; copies of a trained weight, as target networks are at the start; a
-    layer that runs under `no_grad` next to frozen ones that do not look fresh, or to batch norms whose gains have moved, as those
-    of a teacher that training has moved little; classes that keep a flag of that name for themselves, and modules of several
-    optimisers, which may take turns. If the module thaws them later in a hook of its own, the alarm becomes a note.
+    a learned mask or addition turns into another weight; what is next to a batch norm that has taken in ten batches before;
+    copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to frozen ones that
+    do not look fresh, or to batch norms whose gains have moved, as those of a teacher that training has moved little; classes
+    that keep a flag of that name for themselves, and modules of several optimisers, which may take turns. If the module thaws
+    them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target)
+    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _is_beside_seasoned_norm)
     frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
     if frozen:
         first = frozen[0]
@@ -151,6 +153,12 @@ def _is_part(evidence: Evidence, frozen: ParameterFacts) -> bool:
     graph, readers = evidence.graph, evidence.graph.consumers()
     own = [node.index for node in graph.nodes if node.op == "parameter" and node.name == frozen.name]
     return any(graph.nodes[r].origin == "parameter" and graph.nodes[r].requires_grad for i in own for r in readers[i])
+
+
+def _is_beside_seasoned_norm(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether the part that holds a layer holds a batch norm, too, that has been through a training."""
+    part = frozen.name.rpartition(".")[0].rpartition(".")[0]
+    return any(name.rpartition(".")[0] == part and count >= SEASONED for name, count in evidence.taken_in.items())
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:

@@ -9,6 +9,7 @@ from lit_training.diagnosis.reading import is_masked, logits_of, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
 from lit_training.diagnosis.rules.cosines import bounded_cosines
+from lit_training.diagnosis.rules.guessing import ROUNDING, flat_behind
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
 from lit_training.tracing.graph import Node
 from lit_training.tracing.probe import Layer
@@ -17,6 +18,7 @@ __all__ = ["wrong_last_activation", "wrong_loss"]
 
 COUNTED = 2.0
 SAME = 1e-4  # of gradients of one size
+CERTAIN = 12.0  # exp of which is what float32 hardly tells from certainty
 NARROW = 4.0  # the odds of two classes then stay below e^4 = 55
 _UNIT, _POSITIVE = (0.0, 1.0), (0.0, math.inf)
 _RANGES = {
@@ -206,10 +208,15 @@ def _unheard(evidence: Evidence) -> _Verdict:
         if layer.only_at_label and not _are_probabilities(layer) and not _is_normalised_weight(evidence, layer):
             message = f"Of the outputs of {layer.name} only the right class's gets a gradient; nothing holds the others down."
             return layer.name, message, "Use torch.nn.functional.cross_entropy(output, target)."
-        if layer.silent_label is not None:
+        if layer.silent_label is not None and not _is_certain(layer):
             message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
             return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
     return None
+
+
+def _is_certain(layer: Layer) -> bool:
+    """Tell whether a bias has made up the answer to all samples, so that no gradient is left where it is right."""
+    return layer.output.rms > CERTAIN and layer.output.signal < layer.output.rms / 4
 
 
 def _is_normalised_weight(evidence: Evidence, layer: Layer) -> bool:
@@ -230,7 +237,13 @@ def _flat(evidence: Evidence) -> _Verdict:
     always = evidence.later is not None and not any(evidence.later.gradients.values())
     heads = [layer for layer in evidence.layers if layer.node is not None and not evidence.graph.reaches_layer(layer.node)]
     flat = bool(heads) and all(layer.gradient is not None and layer.gradient.largest == 0 < layer.output.rms for layer in heads)
-    if always and flat and learning and not any(f.gradient for f in learning):
+    if (
+        always
+        and flat
+        and learning
+        and not any(f.gradient for f in learning)
+        and flat_behind(evidence, ROUNDING, heads) is None
+    ):
         message = f"The loss does not depend on the outputs: its gradient at {heads[0].name} is exactly 0."
         return heads[0].name, message, "Look at its last operations: a cosine or softmax over one column, a step, a clamp."
     return None

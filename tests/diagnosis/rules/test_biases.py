@@ -87,3 +87,11 @@ class Recurrent(nn.Module):
 @pytest.mark.parametrize(("forget", "said"), [(-12.0, ["bad_bias_init"]), (-1.9, ["bad_bias_init"]), (1.0, []), (-1.0, [])])
 def test_closed_gates_of_the_memory_are_found(forget: float, said: list[str], kind: type[nn.RNNBase]) -> None:
     assert alarms(Recurrent(forget, kind)) == said
+
+
+@pytest.mark.parametrize(("bias", "said"), [(0.0, []), (40.0, ["bad_bias_init"])])
+def test_a_bias_that_is_certain_leaves_no_gradient_and_is_the_cause(bias: float, said: list[str]) -> None:
+    model, (x, y) = mlp(16, 32, 1), vectors(classes=2)
+    with torch.no_grad():
+        model[-1].bias.fill_(bias)
+    assert alarms(model, (x, y.float()[:, None]), F.binary_cross_entropy_with_logits) == said

@@ -249,3 +249,12 @@ class Critic(Latent):
 
 def test_an_actor_whose_critic_reads_the_action_is_silent() -> None:
     assert "detached_subgraph" not in alarms(Critic("score"), numbers(), elbo)
+
+
+def test_an_output_that_is_rounded_is_cut_off_from_a_loss_that_is_right() -> None:
+    class Rounded(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x).round()
+
+    model = Rounded(*mlp(16, 32, 1))
+    assert alarms(model, numbers(), F.mse_loss)[0] == "detached_subgraph"

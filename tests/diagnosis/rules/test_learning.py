@@ -1,6 +1,7 @@
 """What gets no gradient, is held by nobody, or never moves; and what only looks so."""
 
 import copy
+from collections import OrderedDict
 
 import lightning.pytorch as pl
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
-from lit_training.callbacks import Diagnostics
+from lit_training.callbacks import Diagnostics, InitAuditor
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
 
 
@@ -335,3 +336,18 @@ def test_norms_that_a_frozen_body_leaves_over_are_a_note() -> None:
     assert [f.severity for f in found if f.rule == "not_in_optimizer"] == ["note"]
     found = findings(Finetuned(False), vectors(), F.cross_entropy, optimizer=lambda m: some(m, nn.Linear))
     assert [f.severity for f in found if f.rule == "not_in_optimizer"] == ["error"]
+
+
+@pytest.mark.parametrize("batches", [0, 1, 20])
+def test_a_frozen_layer_beside_a_norm_that_was_trained_is_kept_on_purpose(batches: int) -> None:
+    body = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32), nn.ReLU())
+    for _ in range(batches):
+        body(torch.randn(8, 16))
+    body.requires_grad_(False)
+    watch = InitAuditor(verbose=False)
+    module = LitModule(nn.Sequential(OrderedDict(body=body, head=nn.Linear(32, 4))), lr=0.01)
+    pl.Trainer(callbacks=[watch], max_steps=4, barebones=True, accelerator="cpu").fit(
+        module, DataLoader(TensorDataset(*vectors()), 8)
+    )
+    said = [f.rule for f in watch.findings if f.severity != "note"]
+    assert ("frozen_by_accident" in said) == (batches < 10)

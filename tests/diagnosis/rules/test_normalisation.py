@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.later import FirstSteps
-from tests.diagnosis.rules.looking import alarms
+from tests.diagnosis.rules.looking import alarms, mlp, vectors
 
 
 @pytest.mark.parametrize(("rows", "told"), [(2, ["bn_stats"]), (3, ["bn_stats"]), (4, [])])
@@ -114,3 +114,12 @@ def test_a_running_mean_has_to_arrive_within_the_planned_updates(
     trainer = pl.Trainer(max_steps=updates, min_steps=1, barebones=True, accelerator="cpu", callbacks=[watch])
     trainer.fit(Stops(net, lr=0.01), data)
     assert [finding.where for finding in watch.findings] == (["network.1"] if told else [])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_norm_that_rests_is_why_inputs_are_raw(training: bool) -> None:
+    model, (x, y) = nn.Sequential(nn.BatchNorm1d(16), mlp(16, 32, 4)), vectors()
+    model[0].train(training)
+    said = alarms(model, (300 + 200 * x, y), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=1e-3))
+    assert said[:1] == ([] if training else ["bn_eval_in_train"])
+    assert "unnormalised_input" not in said
