@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of", "leaves_of", "some_elements"]
+__all__ = ["MAX_COLUMNS", "as_columns", "batch_size_of", "leaves_of", "real", "some_elements"]
 
 MAX_COLUMNS = 1024
 _PRIMES = (
@@ -74,6 +74,15 @@ def some_elements(tensor: Tensor) -> Tensor:
     """
     flat = tensor.flatten()
     return flat[:: _stride(len(flat), tensor.shape)] if len(flat) > MAX_COLUMNS else flat
+
+
+def real(tensor: Tensor) -> Tensor:
+    """Return a complex tensor as its real and imaginary parts, side by side, any other as it is.
+
+    >>> real(torch.tensor([[1 + 2j], [3 + 4j]])).shape
+    torch.Size([2, 2])
+    """
+    return torch.view_as_real(tensor).flatten(-2) if tensor.is_complex() and tensor.ndim else tensor
 
 
 def leaves_of(batch: Any) -> list[Any]:

@@ -182,3 +182,25 @@ def test_sparse_inputs_are_audited_like_others(layout: torch.layout) -> None:
     audited = audit(net, (x.to_sparse(layout=layout), torch.randint(3, (32,))), nn.CrossEntropyLoss())
     assert [row.name for row in audited.layers] == ["weight", "head"]
     assert not audited.alarms
+
+
+class Spectral(nn.Module):
+    """Mixes channels frequency by frequency (Li et al. 2021): its weights are complex."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lift, self.head = nn.Linear(1, 8), nn.Linear(8, 1)
+        self.weight = nn.Parameter(torch.randn(8, 8, dtype=torch.cfloat) / 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        mixed = torch.einsum("bfi,io->bfo", torch.fft.rfft(self.lift(x[:, :, None]), dim=1), self.weight)
+        return self.head(torch.fft.irfft(mixed, n=x.shape[1], dim=1).relu())[:, :, 0]
+
+
+@pytest.mark.filterwarnings("error")
+def test_complex_weights_are_audited_like_others() -> None:
+    torch.manual_seed(0)
+    net, x = Spectral(), torch.randn(32, 16)
+    audited = audit(net, (x, x.cumsum(1)), nn.MSELoss(), optimizer=torch.optim.Adam(net.parameters()))
+    assert [row.name for row in audited.layers] == ["lift", "weight", "head"]
+    assert not audited.alarms

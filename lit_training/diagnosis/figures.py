@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from lit_training.columns import real
 from lit_training.selection import ParameterInfo
 
 __all__ = ["ROUNDING", "Figures", "equal_units", "figures", "norms", "to_host", "whole"]
@@ -36,9 +37,9 @@ def figures(
 
     Gradients count as they are without the `scale` that mixed precision has left in them, and are equal up to `rounding`.
     """
-    weights = [info.parameter for info in infos]
-    gradients = {i: p.grad for i, p in enumerate(weights) if p.grad is not None}
-    by_sign = [i for i in gradients if id(weights[i]) in summed]
+    weights = [real(info.parameter) for info in infos]
+    gradients = {i: real(info.parameter.grad) for i, info in enumerate(infos) if info.parameter.grad is not None}
+    by_sign = [i for i in gradients if id(infos[i].parameter) in summed]
     measured = iter(
         to_host(
             [
@@ -76,7 +77,7 @@ def norms(tensors: Sequence[Tensor], order: float = 2) -> list[Tensor]:
     >>> [float(norm) for norm in norms([torch.tensor([3.0, 4.0]), torch.ones(4, dtype=torch.float16)])]
     [5.0, 2.0]
     """
-    values = [t.coalesce().values() if t.is_sparse else t.detach() for t in tensors]
+    values = [t.coalesce().values() if t.is_sparse else real(t.detach()) for t in tensors]
     wide = [v if v.dtype in (torch.float32, torch.float64) else v.float() for v in values]
     return [whole(norm) for norm in torch._foreach_norm(wide, order)] if wide else []
 

@@ -51,12 +51,12 @@ def looks_fresh(weight: Tensor) -> bool:
     values instead. Of large weights a block of 256 x 256 is tested.
 
     Args:
-        weight: two or more dimensions; others, small ones (below 48 entries) and sharded ones count as not fresh.
+        weight: two or more dimensions; others, small ones (below 48 entries), complex and sharded ones count as not fresh.
 
     >>> looks_fresh(torch.nn.Linear(64, 64).weight), looks_fresh(torch.ones(64, 64))
     (True, False)
     """
-    if not can_tell(weight.shape) or weight.is_sparse or hasattr(weight, "full_tensor"):
+    if not can_tell(weight.shape) or weight.is_sparse or weight.is_complex() or hasattr(weight, "full_tensor"):
         return False
     matrix = weight.detach().flatten(1)[:_MOST, :_MOST].double().cpu()
     squares = matrix.square()

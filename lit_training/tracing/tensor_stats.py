@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lit_training.columns import as_columns
+from lit_training.columns import as_columns, real
 from lit_training.moments import Moments, merge
 
 __all__ = ["TensorStats", "measure", "read_together"]
@@ -150,7 +150,7 @@ def measure(
     vanished signal do not underflow.
 
     Args:
-        tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences.
+        tensor: `[batch, ...]`, or `[batch * positions, ...]` as a linear layer flattens sequences; of complex numbers both parts.
         batch_size: number of samples; where it does not divide the tensor, its first dimension counts as the batch.
         unit_dim: dimension of the units (channels).
         bounded_by: activation whose bounds count as saturation; of a rectifier that is cut off (ReLU6) only the upper one does.
@@ -159,7 +159,8 @@ def measure(
     >>> measure(torch.tensor([[1.0, 5.0], [3.0, 5.0]]), batch_size=2).signal
     0.707...
     """
-    x = tensor if tensor.dtype in _ORDERED else tensor.float()
+    x = real(tensor)
+    x = x if x.dtype in _ORDERED else x.float()
     others = [dim for dim in range(x.ndim) if dim != unit_dim % x.ndim]
     low, high = (x.amin(others), x.amax(others)) if others else (x, x)
     columns = as_columns(x, batch_size).to(torch.float64, copy=True)
