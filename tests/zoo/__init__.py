@@ -59,6 +59,7 @@ from tests.zoo import (
     healthy_transfer,
     healthy_vectors,
     healthy_views,
+    opened,
     unseen,
 )
 from tests.zoo.case import CASES
