@@ -27,7 +27,8 @@ class Later:
     of an optimiser whose gradients were added to those of the step before, where they were never set back (the most of all
     optimisers); `resting` are the batch-norm layers in eval mode that took in no batch since; `rate` is the largest learning rate
     so far; `losses` are those that were differentiated after the first update; `kept` is the part of the gradient that was left
-    after the first step, so that clipping by the user's own code shows, `None` where that is not known.
+    after the first step, so that clipping by the user's own code shows, `None` where that is not known; `unheld` are the
+    parameters that no optimiser holds and that have a gradient.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Later:
     rate: float = 0.0
     losses: tuple[float, ...] = ()
     kept: float | None = None
+    unheld: tuple[str, ...] = ()
 
 
 class FirstSteps:
@@ -122,7 +124,8 @@ class FirstSteps:
         modes = dict(parts)
         resting = tuple(n for n, count in tracked(parts).items() if count == self._tracked.get(n) and not modes[n].training)
         losses = tuple(to_host(self._losses))
-        return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept)
+        unheld = tuple(i.name for i in classify(self._module) if i.name not in self._parameters and i.parameter.grad is not None)
+        return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept, unheld)
 
     def _norms(self, names: Iterable[str]) -> dict[str, float]:
         gradients = {name: g for name in names if (g := self._parameters[name].grad) is not None}

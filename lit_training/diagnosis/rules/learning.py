@@ -32,7 +32,7 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     `parameters()` does not see; `torch.randn(..., requires_grad=True)` where `nn.Parameter` was meant.
 
     How it is measured: at the first optimiser step, over all optimisers: parameters of the module with a gradient that no
-    optimiser holds; and leaves of the traced forward that got a gradient and are no parameter of any module. At the end of the
+    optimiser holds, then or in the first few steps; and leaves of the traced forward that got a gradient and are no parameter of any module. At the end of the
     run: parameters that were frozen at the first step, and have a gradient that no optimiser holds.
 
     Threshold: none.
@@ -45,11 +45,13 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     What to do: pass `self.parameters()` in `configure_optimizers`, keep layers in `nn.ModuleList` or `nn.ModuleDict`, wrap
     tensors in `nn.Parameter`; freeze with `requires_grad_(False)` what is not to move.
     """
-    lost = [f for f in evidence.parameters.values() if f.optimized is False and f.requires_grad and f.gradient is not None]
+    arrived = evidence.later.unheld if evidence.later is not None else ()
+    lost = [f for f in evidence.parameters.values() if f.optimized is False and f.requires_grad]
+    lost = [f for f in lost if f.gradient is not None or f.name in arrived]
     if lost and not all(facts.expected_frozen for facts in lost):
         message = f"{len(lost)} parameter(s) get gradients but are in no optimiser, {lost[0].name} first."
         advice = "Give the optimiser self.parameters(), or freeze them: requires_grad_(False)."
-        tables = [f for f in lost if f.kind in ("weight", "embedding") and can_tell(f.shape)]
+        tables = [f for f in lost if f.kind in ("weight", "embedding") and can_tell(f.shape) and f.norm > 0]
         trained = bool(tables) and 2 * sum(f.fresh for f in tables) <= len(tables)
         severity: Severity = "note" if trained or _are_left_over(evidence, lost) else "error"
         yield Finding("not_in_optimizer", severity, lost[0].name, evidence.step, message, advice, {"parameters": len(lost)})

@@ -20,7 +20,7 @@ from lit_training.diagnosis.rules.directions import (
 from lit_training.diagnosis.rules.guessing import guesses
 from lit_training.diagnosis.rules.likelihoods import sunk_likelihood
 from lit_training.diagnosis.updates import kept, promised
-from lit_training.tracing.graph import LOSSES
+from lit_training.tracing.graph import LOSSES, Node
 
 __all__ = ["loss_reduction", "loss_sign"]
 
@@ -200,14 +200,26 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
             )
             message = f"The loss is a sum over {evidence.batch_size} samples; {longest}."
             return message, f"Use reduction='mean', or divide the loss by {evidence.batch_size}.", {"change": total}
-        divisor = evidence.batch_size * (_batches_added(evidence) or 0)
-        twice = [t for t in found if t.divisor == divisor and (t.node.op in (*LOSSES, "mean"))]
+        added = _batches_added(evidence) or 0
+        twice = [
+            t
+            for t in found
+            if t.node.op in (*LOSSES, "mean") and t.divisor in {added * n for n in (evidence.batch_size, _targets(evidence, t.node))}
+        ]
         if len(twice) < evidence.batch_size and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
             message = (
-                f"The mean loss is divided by the batch size, {evidence.batch_size}, once more: steps are that much too small."
+                f"The mean loss is divided by the {twice[0].divisor / added:.0f} that it is a mean of once more: steps are that"
+                " much too small."
             )
             return message, "Drop the division: the loss is a mean already.", {}
     return None
+
+
+def _targets(evidence: Evidence, node: Node) -> int:
+    """Return how many targets one of torch's losses took, 0 for what is none of them, or took a sample's at a time."""
+    shape = evidence.graph.nodes[node.parents[1]].shape if node.op in LOSSES else ()
+    count = math.prod(shape)
+    return count if count > evidence.batch_size >= LEAST_ROWS else 0
 
 
 def _sum_beside_mean(evidence: Evidence) -> tuple[str, str, dict[str, float]] | None:

@@ -15,7 +15,7 @@ BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
 DENSE = frozenset(["addmm", "mm", "linear"])
 IN_A_ROW = 3
 PASSING = frozenset(
-    "view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select native_dropout _fused_dropout".split()
+    "view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select native_dropout _fused_dropout mean sum".split()
 )
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 
@@ -91,7 +91,7 @@ def _dense_row(graph: Graph, layers: Sequence[Layer], readers: Sequence[Sequence
 
 
 def _reader(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> int | None:
-    """Return the only layer that reads what a node made, if nothing but reshaping, dropout and biases lies in between."""
+    """Return the only layer that reads what a node made, if nothing but reshaping, pooling, dropout and biases lies in between."""
     while len(readers[index]) == 1:
         node = graph.nodes[readers[index][0]]
         if node.weight:
