@@ -109,6 +109,7 @@ class Evidence:
     dropouts: Mapping[str, float] = field(default_factory=dict)
     loss: float | None = None
     bare: bool = False
+    differences: tuple[LossCall, ...] = ()
     batch_size: int = 0
     step: int = 0
 
@@ -201,6 +202,7 @@ def collect(
         one_hot=one_hot,
         losses=losses,
         directions=tuple(probe.comparisons.directions),
+        differences=probe.comparisons.differences(),
         label_rows=tuple(probe.label_rows),
         fading=probe.fading.left(),
         norm_passes=probe.norm_passes.apart(probe.graph),

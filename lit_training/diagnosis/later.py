@@ -124,7 +124,9 @@ class FirstSteps:
         modes = dict(parts)
         resting = tuple(n for n, count in tracked(parts).items() if count == self._tracked.get(n) and not modes[n].training)
         losses = tuple(to_host(self._losses))
-        unheld = tuple(i.name for i in classify(self._module) if i.name not in self._parameters and i.parameter.grad is not None)
+        unheld = tuple(
+            i.name for i in classify(self._module) if i.name not in self._parameters and i.parameter.grad is not None
+        )
         return Later(steps, batches, moved, self._gradients, carried, resting, self._rate, losses, self._kept, unheld)
 
     def _norms(self, names: Iterable[str]) -> dict[str, float]:

@@ -53,6 +53,10 @@ class Comparisons:
             return difference_loss(node, tensor, self._differences[node.parents[0]][0])
         return None
 
+    def differences(self) -> tuple[LossCall, ...]:
+        """Return the differences between outputs and targets, whatever became of them."""
+        return tuple(compared for compared, _ in self._differences.values())
+
     def wants(self, node: Node) -> bool:
         """Tell whether the gradient at a node shows a direction."""
         return node.index in self._differences or node.index in self._similarities

@@ -45,7 +45,7 @@ class LossCall:
     places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`), and
     `open_way` whether it is the next one and nothing that the trace knows keeps the network from seeing it;
     `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart;
-    `class_weights` those of `nll_loss`, for a thousand classes at most.
+    `class_weights` those of `nll_loss`, for a thousand classes at most, or the one that BCE gives positives.
     """
 
     op: str
@@ -100,12 +100,16 @@ def weights_differ(node: Node, weights: Sequence[Tensor]) -> bool:
 
 
 def class_weights(node: Node, operands: Sequence[Tensor]) -> tuple[float, ...]:
-    """Return the weights of classes that `nll_loss` was given, nothing where there are none, or more than a thousand.
+    """Return the weights of classes that `nll_loss` was given, or the one of BCE's positives; nothing where there are none.
+
+    Of more than a thousand classes none are returned either.
 
     Args:
         node: of the loss.
         operands: log-probabilities, labels, and the weights.
     """
+    if node.op == "binary_cross_entropy_with_logits":
+        return tuple(weight.item() for weight in operands[2:3] if weight.numel() == 1)
     given = operands[2] if "nll" in node.op and len(operands) > 2 else None
     return () if given is None or given.ndim != 1 or len(given) > _MOST_CLASSES else tuple(given.tolist())
 

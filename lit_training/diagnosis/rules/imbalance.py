@@ -63,6 +63,12 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         message = "Class weights grow with how common a class is, from {:.3g} for {:.0%} of the labels to {:.3g} for {:.0%}."
         advice = "Take the inverse: weight = counts.sum() / counts."
         yield Finding("class_imbalance", "error", "", evidence.step, message.format(*grown), advice)
+    light = _light_positives(evidence)
+    if light is not None:
+        message = "Positives, {:.0%} of the targets, have a weight of {:.3g}, which makes them rarer still."
+        advice = "Take the inverse: pos_weight = negatives / positives."
+        yield Finding("class_imbalance", "error", "", evidence.step, message.format(*light), advice)
+        return
     if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
         return
     values, counts = evidence.samples.counts
@@ -114,6 +120,16 @@ def _grown_weights(evidence: Evidence) -> tuple[float, float, float, float] | No
     if len(known) > 2 and correlation(*zip(*logs, strict=True)) < ALONG:
         return None
     return low, rare / total, high, common / total
+
+
+def _light_positives(evidence: Evidence) -> tuple[float, float] | None:
+    """Return the share of the positives and their weight in BCE, if they are rare and it makes them count for less."""
+    calls = [call for call in evidence.losses if call.op == "binary_cross_entropy_with_logits" and call.class_weights]
+    values, counts = evidence.samples.counts
+    if not calls or values.tolist() != [0, 1] or int(counts.sum()) < ENOUGH:
+        return None
+    share, weight = float(counts[1]) / float(counts.sum()), calls[0].class_weights[0]
+    return (share, weight) if APART * counts[1] < counts[0] and weight < 1 / APART else None
 
 
 def _are_words(evidence: Evidence, classes: int) -> bool:

@@ -32,8 +32,9 @@ def not_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     `parameters()` does not see; `torch.randn(..., requires_grad=True)` where `nn.Parameter` was meant.
 
     How it is measured: at the first optimiser step, over all optimisers: parameters of the module with a gradient that no
-    optimiser holds, then or in the first few steps; and leaves of the traced forward that got a gradient and are no parameter of any module. At the end of the
-    run: parameters that were frozen at the first step, and have a gradient that no optimiser holds.
+    optimiser holds, then or in the first few steps; and leaves of the traced forward that got a gradient and are no parameter
+    of any module. At the end of the run: parameters that were frozen at the first step, and have a gradient that no optimiser
+    holds.
 
     Threshold: none.
 
@@ -91,9 +92,9 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     parameter matches no pattern of `expect_frozen`, the forward used it, and the weight still looks as it was drawn: entries
     distributed as independent random numbers by kurtosis, unit norms and largest singular value, or orthogonal
     (`freshness.looks_fresh`). Besides, before the first update and at the end: a module has a plain attribute `requires_grad`,
-    which only parameters have. `module.requires_grad = True` leaves its parameters frozen, whatever their weights look like;
-    `= False` leaves them learning, which is told as a warning. At the end, too: most weights that `BackboneFinetuning`
-    was to thaw are frozen still, and look as they were drawn.
+    which only parameters have. `module.requires_grad = True` leaves its parameters frozen, whatever their weights look like; A
+    weight of zeros that shuts off all that learns is told, too. `= False` leaves them learning, which is told as a warning. At
+    the end, too: most weights that `BackboneFinetuning` was to thaw are frozen still, and look as they were drawn.
 
     Threshold: the edge of the Marchenko-Pastur law plus 5 %; layers of trained networks have singular values well outside
     (Martin and Mahoney, JMLR 2021).
@@ -112,6 +113,12 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
     excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _is_beside_seasoned_norm)
     frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
+    shut = None if frozen else _shuts_off(evidence)
+    if shut is not None:
+        message = f"{shut.name} is frozen and all zero, so that nothing in front of it learns, and nothing else does."
+        advice = "Train it: both factors of an adapter, all layers of a branch that starts at zero."
+        yield Finding("frozen_by_accident", "error", shut.name, evidence.step, message, advice)
+        return
     if frozen:
         first = frozen[0]
         message = (
@@ -155,6 +162,16 @@ def _is_part(evidence: Evidence, frozen: ParameterFacts) -> bool:
     graph, readers = evidence.graph, evidence.graph.consumers()
     own = [node.index for node in graph.nodes if node.op == "parameter" and node.name == frozen.name]
     return any(graph.nodes[r].origin == "parameter" and graph.nodes[r].requires_grad for i in own for r in readers[i])
+
+
+def _shuts_off(evidence: Evidence) -> ParameterFacts | None:
+    """Return a frozen weight of zeros that nobody declared, if all that is trained gets a gradient of exactly zero."""
+    learning = [f for f in evidence.parameters.values() if f.requires_grad and f.optimized is not False]
+    if not learning or any(f.gradient for f in learning) or not any(f.gradient == 0 for f in learning):
+        return None
+    layers = {layer.weight for layer in evidence.layers}
+    frozen = (f for f in evidence.parameters.values() if not f.requires_grad and not f.expected_frozen and f.norm == 0)
+    return next((f for f in frozen if f.kind == "weight" and f.name in layers), None)
 
 
 def _is_beside_seasoned_norm(evidence: Evidence, frozen: ParameterFacts) -> bool:

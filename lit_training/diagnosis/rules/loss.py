@@ -37,14 +37,14 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
 
     Measured on the traced operations of the real step: what produced the tensor that the loss received, looking through
     reshaping only. Cross-entropy and BCE-with-logits take logits; a softmax or sigmoid before them bounds the logits to 0...1,
-    so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU, tanh or a clamp to a
-    range below 4 bounds them too. A regression whose output, or mean, passes a bounded or positive activation cannot reach targets
-    outside of its range; that is an alarm only if the first batch holds such targets by more than a tenth of the targets' spread.
-    A Poisson likelihood `exp(u) - y * u` takes the logarithm of the rate; behind a ReLU or softplus no rate is below 1, an alarm
-    if counts are. A softmax makes rows that sum to 1; compared column by column with targets whose rows are off that by more
-    than 0.2 on average (labels that may hold together), it cannot reach them. A binary cross-entropy of probabilities, torch's
-    or written out as log(p) and log(1 - p), gets a layer's raw outputs, some of them below 0 or above 1 by more than 0.05: a clamp
-    hides the NaN, and where it holds there is no gradient.
+    so that the loss cannot fall below a floor and gradients shrink (UMLAUT, TheDeepChecker), a ReLU, tanh or a clamp to a range
+    below 4 bounds them too. A softmax over a single column is always 1. A regression whose output, or mean, passes a bounded or
+    positive activation cannot reach targets outside of its range; that is an alarm only if the first batch holds such targets
+    by more than a tenth of the targets' spread. A Poisson likelihood `exp(u) - y * u` takes the logarithm of the rate; behind a
+    ReLU or softplus no rate is below 1, an alarm if counts are. A softmax makes rows that sum to 1; compared column by column
+    with targets whose rows are off that by more than 0.2 on average (labels that may hold together), it cannot reach them. A
+    binary cross-entropy of probabilities, torch's or written out as log(p) and log(1 - p), gets a layer's raw outputs, some of
+    them below 0 or above 1 by more than 0.05: a clamp hides the NaN, and where it holds there is no gradient.
 
     Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range, or
     beyond it where a mask or weights made of the batch may take such targets out of the loss; a
@@ -52,7 +52,7 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: remove the last activation, and apply it where predictions are read; a sigmoid for labels that may hold together.
     """
-    found = _no_logits(evidence) or _out_of_reach(evidence) or _unfit(evidence)
+    found = _constant(evidence) or _no_logits(evidence) or _out_of_reach(evidence) or _unfit(evidence)
     if found is not None:
         yield found
 
@@ -78,7 +78,7 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     the classes is 0 for log-probabilities; above 0.01 is an alarm (below lie the likelihoods of generative classifiers, which
     are fine; for CTC nine of ten steps have to be off, since padded ones may hold anything). Raw logits make this loss unbounded
     from below, probabilities give no gradient where it is needed. Cross-entropy,
-    or a softmax at the end of the network, over a single class: its probability is always 1, its gradient 0. Cross-entropy
+    over a single class: its probability is always 1, its gradient 0. Cross-entropy
     of target rows that do not sum to 1 (their mean is off by more than 0.05): labels that do not exclude each other. A squared or
     absolute error of one output and labels that the loader gives as integers, 0 to 3 or more, each of which is about as common:
     their entropy is within 3 % (and what chance takes) of the largest.
@@ -131,7 +131,7 @@ def _single_class(evidence: Evidence) -> _Verdict:
     graph = evidence.graph
     for call in evidence.losses:
         maker = producer(graph, graph.nodes[call.prediction])
-        if maker.op in ("softmax", "log_softmax") and maker.scalars and maker.shape[int(maker.scalars[0])] == 1:
+        if maker.op == "log_softmax" and maker.scalars and maker.shape[int(maker.scalars[0])] == 1:
             message = (
                 f"{maker.op} is taken over a single class (shape {list(maker.shape)}), so it is constant and has no gradient."
             )
@@ -243,6 +243,7 @@ def _flat(evidence: Evidence) -> _Verdict:
         and learning
         and not any(f.gradient for f in learning)
         and flat_behind(evidence, ROUNDING, heads) is None
+        and _constant(evidence) is None
     ):
         message = f"The loss does not depend on the outputs: its gradient at {heads[0].name} is exactly 0."
         return heads[0].name, message, "Look at its last operations: a cosine or softmax over one column, a step, a clamp."
@@ -262,17 +263,29 @@ def _no_logits(evidence: Evidence) -> Finding | None:
     return None
 
 
-def _out_of_reach(evidence: Evidence) -> Finding | None:
+def _constant(evidence: Evidence) -> Finding | None:
     for call in evidence.losses:
+        maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
+        if maker.op == "softmax" and maker.scalars and maker.shape[int(maker.scalars[0])] == 1:
+            message = (
+                f"softmax is taken over a single column (shape {list(maker.shape)}), so the output is 1 and has no gradient."
+            )
+            advice = "For one output drop the softmax, and use binary_cross_entropy_with_logits; for K classes give K outputs."
+            return Finding("wrong_last_activation", "error", maker.scope, evidence.step, message, advice)
+    return None
+
+
+def _out_of_reach(evidence: Evidence) -> Finding | None:
+    for call in evidence.losses or evidence.differences:
         maker = producer(evidence.graph, evidence.graph.nodes[call.prediction])
         if is_masked(evidence.graph, call):
             continue
-        if call.op in ("mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
+        if call.op in ("", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
             (low, high), (lowest, highest) = _RANGES[maker.op], call.target_range
             margin = 0.1 * (highest - lowest)
             if lowest < low - margin or highest > high + margin:
                 message = f"targets go from {lowest:.3g} to {highest:.3g}, which {maker.op} at the end cannot reach"
-                return _last(evidence, maker, message, call.op)
+                return _last(evidence, maker, message, call.op or "the loss")
     return None
 
 

@@ -204,7 +204,8 @@ def _summed_or_twice_averaged(evidence: Evidence) -> tuple[str, str, dict[str, f
         twice = [
             t
             for t in found
-            if t.node.op in (*LOSSES, "mean") and t.divisor in {added * n for n in (evidence.batch_size, _targets(evidence, t.node))}
+            if t.node.op in (*LOSSES, "mean")
+            and t.divisor in {added * n for n in (evidence.batch_size, _targets(evidence, t.node))}
         ]
         if len(twice) < evidence.batch_size and any(t.node.op == "mean" or t.node.scalars[:1] != (2.0,) for t in twice):
             message = (

@@ -15,7 +15,8 @@ BOUNDED = frozenset(["tanh", "sigmoid", "softmax"])
 DENSE = frozenset(["addmm", "mm", "linear"])
 IN_A_ROW = 3
 PASSING = frozenset(
-    "view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select native_dropout _fused_dropout mean sum".split()
+    "view _unsafe_view _reshape_alias transpose permute t clone squeeze unsqueeze select native_dropout _fused_dropout "
+    "mean sum".split()
 )
 MAXIMA = frozenset(["max", "amax", "maximum", "topk", "sort", "median"])
 

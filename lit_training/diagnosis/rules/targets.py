@@ -14,7 +14,7 @@ from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
 from lit_training.diagnosis.rules.mixing import exchanged_weights
 from lit_training.diagnosis.rules.tokens import tokens_shown
-from lit_training.tracing.loss_calls import LossCall
+from lit_training.tracing.loss_calls import LossCall, from_loader
 
 __all__ = ["ENOUGH", "diversity", "labels_broken"]
 
@@ -61,8 +61,9 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
     targets or more, with a correlation of .2 or more: pictures were flipped at random without their masks.
 
     Threshold: of 48 or more targets all labels, or 95 % of the numbers, are one and the same; 90 % of the labels are the
-    `ignore_index`; a target of BCE is below 0 or above 1, or they are 0 and one other number, below .1; the shares of the
-    two losses are those of the mixed samples exchanged, within .001, and further than .05 from a half.
+    `ignore_index`; a target that a loss compares with 1 and -1 is 0, and none is -1; a target of BCE is below 0 or above 1, or
+    they are 0 and one other number, below .1; the shares of the two losses are those of the mixed samples exchanged, within
+    .001, and further than .05 from a half.
 
     Not an alarm: a loader that reads a sorted data set in order (data_not_shuffled), masks of tokens, soft labels, numbers in
     place of labels that are not known, where a mask or weights made of the batch take them out of the loss; few labels, and a
@@ -72,7 +73,7 @@ def labels_broken(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: print `batch[1]` next to the data it belongs to.
     """
-    questions = (tokens_shown, _blank_labels, _exchanged, _out_of_range, _one_value)
+    questions = (tokens_shown, _blank_labels, _exchanged, _out_of_range, _neither, _one_value)
     found = (finding for question in questions for finding in question(evidence))
     yield from islice(found, 1)
 
@@ -113,6 +114,19 @@ def _out_of_range(evidence: Evidence) -> Iterator[Finding]:
             message = f"The targets of BCE are 0 and {high:.3g} only, so that the answer to all is no."
             advice = "Look at how they are scaled: a mask of 0 and 1 is not to be divided by 255."
             yield Finding("labels_broken", "error", "", evidence.step, message, advice, {"high": high})
+
+
+def _neither(evidence: Evidence) -> Iterator[Finding]:
+    """Judge targets that a loss compares with 1 and with -1, as `cosine_embedding_loss` and `hinge_embedding_loss` do."""
+    compared: dict[int, set[float]] = {}
+    for node in evidence.graph.nodes:
+        if node.op in ("eq", "ne") and node.parents and from_loader(evidence.graph, evidence.graph.nodes[node.parents[0]]):
+            compared.setdefault(node.parents[0], set()).update(node.scalars[:1])
+    known = set(evidence.samples.counts[0].tolist())
+    if {-1.0, 1.0} in compared.values() and 0 in known and -1 not in known:
+        share = float(evidence.samples.counts[1][evidence.samples.counts[0] == 0]) / float(evidence.samples.counts[1].sum())
+        message = f"The loss takes targets of 1 and -1; {share:.0%} are 0, of which it takes no notice."
+        yield Finding("labels_broken", "error", "", evidence.step, message, "Write 2 * y - 1.", {"share": share})
 
 
 def _one_value(evidence: Evidence) -> Iterator[Finding]:
