@@ -156,11 +156,13 @@ def summands(graph: Graph, loss: int) -> Iterator[tuple[Node, float]]:
 def is_masked(graph: Graph, call: LossCall) -> bool:
     """Tell whether some elements of a loss may not count, so that a target that is not known may hold any number.
 
-    It got weights, or is multiplied by or picked from with something, element by element, that was made of the batch.
+    It got weights, or is multiplied by or picked from with something, element by element, that was made of the batch, and not by
+    layers, as a precision is.
     """
+    made = graph.made_by_layers()
 
     def given(index: int) -> bool:
-        return any(graph.nodes[i].name == "batch" for i in graph.ancestors(index))
+        return index not in made and any(graph.nodes[i].name == "batch" for i in graph.ancestors(index))
 
     if call.node < 0:
         return False

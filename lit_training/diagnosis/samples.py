@@ -171,7 +171,7 @@ def target_place(probe: Probe) -> int | None:
     read = {node.index: tensor for tensor in tracer.batch if (node := tracer.node(tensor)) is not None}
     found: set[int] = set()
     if not probe.losses:
-        found = set(read) - {i for layer in probe.layers.values() if layer.node for i in probe.graph.ancestors(layer.node)}
+        found = {index for index in read if not probe.graph.reaches_layer(index)}
     for call in probe.losses:
         index = call.target
         while index not in read and len(nodes[index].parents) == 1:
