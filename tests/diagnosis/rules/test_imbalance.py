@@ -11,6 +11,7 @@ from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rules.imbalance import learned_anyway
 from tests.diagnosis.rules.fitting import RULES, found
+from tests.diagnosis.rules.looking import findings, mlp
 
 
 @pytest.mark.parametrize(("weight", "said"), [([1.0, 1.0], ["class_imbalance"]), ([1.0, 30.0], [])])
@@ -86,3 +87,11 @@ def test_pixels_that_are_nearly_all_background_are_imbalanced_unless_the_loss_ma
     assert of_pixels(0.02, by_class, classes=2) == ["class_imbalance"]
     assert of_pixels(0.1, plain) == of_pixels(0.1, by_class, classes=2) == []
     assert of_pixels(0.02, weighted) == of_pixels(0.02, with_dice) == []
+
+
+@pytest.mark.parametrize(("weight", "said"), [(1 / 19, True), (19.0, False)])
+def test_rare_positives_are_not_to_weigh_less(weight: float, said: bool) -> None:
+    x, y = torch.randn(200, 16), (torch.arange(200) % 20 == 0).float()[:, None]
+    loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([weight]))
+    told = [f for f in findings(mlp(16, 32, 1), (x, y), loss) if f.rule == "class_imbalance"]
+    assert [f.severity for f in told] == (["error"] if said else [])

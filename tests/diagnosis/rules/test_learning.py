@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics, InitAuditor
+from lit_training.diagnosis.later import FirstSteps
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, numbers, vectors
 
 
@@ -351,3 +352,52 @@ def test_a_frozen_layer_beside_a_norm_that_was_trained_is_kept_on_purpose(batche
     )
     said = [f.rule for f in watch.findings if f.severity != "note"]
     assert ("frozen_by_accident" in said) == (batches < 10)
+
+
+class Adapted(nn.Module):
+    """A frozen layer and a factor pair, one of which starts at zero (Hu et al. 2021)."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer.requires_grad_(False)
+        self.down = nn.Parameter(0.2 * torch.randn(8, layer.in_features))
+        self.up = nn.Parameter(torch.zeros(layer.out_features, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + x @ self.down.T @ self.up.T
+
+
+def adapted() -> nn.Sequential:
+    return nn.Sequential(Adapted(nn.Linear(16, 32)), nn.ReLU(), Adapted(nn.Linear(32, 4)))
+
+
+def test_adapters_that_no_optimiser_holds_are_not_taken_for_trained() -> None:
+    held = [["2.down", "2.up"], ["0.down", "0.up", "2.down", "2.up"]]
+    for names, said in zip(held, [["not_in_optimizer"], []], strict=True):
+        model = adapted()
+        chosen = [dict(model.named_parameters())[name] for name in names]
+        assert alarms(model, optimizer=lambda _: torch.optim.Adam(chosen, lr=1e-2), expect_frozen=("*.layer.*",)) == said  # noqa: B023
+
+
+@pytest.mark.parametrize("declared", [True, False])
+def test_a_frozen_factor_of_zeros_shuts_off_the_other(declared: bool) -> None:
+    model = adapted()
+    for name, p in model.named_parameters():
+        p.requires_grad_(name.endswith("down"))
+    expect = ("*.layer.*", "*.up") if declared else ("*.layer.*",)
+    found = findings(model, optimizer=lambda m: torch.optim.Adam([m[0].down, m[2].down]), expect_frozen=expect)
+    said = [(f.rule, f.where) for f in found if f.severity == "error"]
+    assert (("frozen_by_accident", "0.up") in said) != declared
+
+
+def test_what_gets_its_gradient_after_the_first_step_is_missed_too() -> None:
+    model = nn.ModuleDict({"encode": mlp(16, 8), "decode": mlp(8, 4), "critic": mlp(4, 1)})
+    critic, painter = (torch.optim.SGD(model[name].parameters(), lr=0.01) for name in ("critic", "decode"))
+    first = FirstSteps(model, [critic, painter])
+    made = model["decode"](model["encode"](torch.randn(8, 16)))
+    model["critic"](made.detach()).mean().backward()
+    first.before_step(critic)
+    assert first.conclude().unheld == ()
+    model["critic"](made).mean().backward()
+    first.before_step(painter)
+    assert first.conclude().unheld == ("encode.0.weight", "encode.0.bias")

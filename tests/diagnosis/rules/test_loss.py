@@ -108,3 +108,29 @@ def test_ctc_takes_log_probabilities() -> None:
     assert alarms(model, loss=connectionist(lambda z: z), optimizer=adam) == ["wrong_loss"]
     assert alarms(model, loss=connectionist(lambda z: z.log_softmax(-1)), optimizer=adam) == []
     assert alarms(model, loss=connectionist(lambda z: z.log_softmax(-1), padded=True), optimizer=adam) == []
+
+
+def test_a_softmax_over_one_column_is_the_wrong_end() -> None:
+    x, y = vectors(classes=2)
+    model = nn.Sequential(*mlp(16, 32, 1), nn.Softmax(1))
+    assert alarms(model, (x, y.float()[:, None]), F.binary_cross_entropy) == ["wrong_last_activation"]
+
+
+def pinball(output: Tensor, target: Tensor) -> Tensor:
+    away = target - output
+    return torch.maximum(0.9 * away, -0.1 * away).mean()
+
+
+@pytest.mark.parametrize(("end", "said"), [(nn.ReLU, ["wrong_last_activation"]), (nn.Identity, [])])
+def test_quantiles_of_what_may_be_negative_are_not_rectified(end: type[nn.Module], said: list[str]) -> None:
+    assert alarms(nn.Sequential(*mlp(16, 32, 1), end()), numbers(), pinball) == said
+
+
+@pytest.mark.parametrize(("end", "said"), [(nn.Tanh, ["wrong_last_activation"]), (nn.Identity, [])])
+def test_a_precision_that_the_network_gives_is_no_mask(end: type[nn.Module], said: list[str]) -> None:
+    def likelihood(output: Tensor, target: Tensor) -> Tensor:
+        mean, log_variance = output.chunk(2, 1)
+        return (log_variance + (target - mean).square() * (-log_variance).exp()).mean()
+
+    x, y = numbers()
+    assert alarms(nn.Sequential(*mlp(16, 32, 2), end()), (x, 2 * y), likelihood, optimizer=adam) == said

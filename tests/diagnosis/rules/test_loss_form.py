@@ -269,3 +269,10 @@ def test_of_a_mean_and_its_log_variance_the_mean_tells_the_sign(sign: int, said:
         return sign * 0.5 * (log_variance + (target - mean) ** 2 * torch.exp(-log_variance)).mean()
 
     assert [rule for rule in alarms(TwoHeads(), (x, y), likelihood, optimizer=adam, steps=1) if rule == "loss_sign"] == said
+
+
+@pytest.mark.parametrize(("divisor", "said"), [(1, []), (32, ["loss_reduction"]), (32 * 6, ["loss_reduction"]), (50, [])])
+def test_a_mean_over_tokens_is_divided_by_none_of_what_it_is_a_mean_of(divisor: int, said: list[str]) -> None:
+    model = nn.Sequential(mlp(16, 32, 24), nn.Unflatten(1, (4, 6)))
+    y = torch.randint(4, (32, 6), generator=torch.Generator().manual_seed(0))
+    assert alarms(model, (vectors()[0], y), lambda z, y: F.cross_entropy(z, y) / divisor) == said

@@ -75,3 +75,18 @@ def test_an_activation_whose_result_is_thrown_away_is_missing(lost: str) -> None
 @pytest.mark.parametrize("lost", ["", "in_place", "told"])
 def test_an_activation_in_place_or_for_a_log_is_not(lost: str) -> None:
     assert alarms(ThrownAway(lost)) == []
+
+
+@pytest.mark.parametrize(("act", "said"), [(nn.Identity, ["missing_activation"]), (nn.ReLU, [])])
+def test_a_mean_over_a_set_does_not_bend_a_row_of_layers(act: type[nn.Module], said: list[str]) -> None:
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.each = nn.Sequential(nn.Linear(4, 32), act(), nn.Linear(32, 32), act())
+            self.all = mlp(32, 32, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.all(self.each(x.unflatten(1, (4, 4))).mean(1))
+
+    assert alarms(Pooled()) == said

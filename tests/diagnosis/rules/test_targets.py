@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 from tests.diagnosis.rules.fitting import found
+from tests.diagnosis.rules.looking import adam, alarms, mlp
 
 
 def test_healthy_labels_are_silent(data) -> None:
@@ -129,3 +130,19 @@ def test_numbers_are_nothing_for_bce() -> None:
         DataLoader(TensorDataset(x, y), 32),
     )
     assert next(finding.rule for finding in watch.findings if finding.severity != "note") == "wrong_loss"
+
+
+class Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = mlp(16, 32, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.tower(x), self.tower(x.flip(0))
+
+
+@pytest.mark.parametrize("low", [-1, 0])
+def test_a_loss_for_one_and_minus_one_takes_no_notice_of_zeros(low: int) -> None:
+    x, y = torch.randn(64, 16), torch.where(torch.arange(64) % 2 == 0, 1, low)
+    said = alarms(Pair(), (x, y), lambda pair, y: F.cosine_embedding_loss(*pair, y), optimizer=adam)
+    assert ("labels_broken" in said) == (low == 0)
