@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from lit_training.diagnosis.draws import untaught_draw
+from lit_training.diagnosis.draws import untaught_choice, untaught_draw
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
@@ -42,7 +42,8 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     first operation on the way at which values go on and gradients do not is named. A number that `.item()` took from the
     network and that an operation of the loss takes is such a way. If the loss itself has no parameter behind it, the whole
     network is cut off. Besides, a normal sample whose mean or spread layers gave and that other layers read: no gradient comes
-    back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`). And a
+    back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`). Entries
+    of a table that layers chose by an argmin, and other layers read: the way back round the choice is missing. And a
     layer whose gradient is exactly zero because its output is rounded. And a recurrence (a weight that is called step after step,
     on the state of the step before and on another part of the batch) whose last call alone gets a gradient, because the state is
     detached before each: nothing learns what to remember. Truncation (Williams and Peng 1990) goes back several steps.
@@ -77,6 +78,13 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         message = f"The sample that is drawn from what {head} says passes no gradient back: only a penalty teaches {head}."
         advice = "Draw with rsample(), or write mean + std * torch.randn_like(std), outside of torch.no_grad()."
         yield Finding("detached_subgraph", "error", head, evidence.step, message, advice)
+        return
+    chooser = untaught_choice(graph, losses)
+    if chooser is not None:
+        where = chooser.weight.removesuffix(".weight")
+        message = f"Entries of a table are chosen by what {where} says; no gradient comes back from the layers that read them."
+        advice = "Pass it straight through: z + (picked - z).detach()."
+        yield Finding("detached_subgraph", "error", where, evidence.step, message, advice)
         return
     rounded = flat_behind(evidence, ROUNDING, evidence.layers)
     if rounded is not None:
