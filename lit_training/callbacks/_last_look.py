@@ -9,9 +9,9 @@ from lightning.pytorch.callbacks import BackboneFinetuning
 from lit_training.callbacks.layer_freezing import declared_frozen
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.freshness import can_tell, looks_fresh
-from lit_training.diagnosis.modules import flags
+from lit_training.diagnosis.modules import flags, left_out_norms
 from lit_training.diagnosis.rule import Filter
-from lit_training.diagnosis.rules.flags import never_thawed, thawed_in_vain, thawed_unheld
+from lit_training.diagnosis.rules.flags import averaged_in_part, never_thawed, thawed_in_vain, thawed_unheld
 from lit_training.diagnosis.rules.learning import thawed_later
 from lit_training.selection import ParameterInfo, classify, clean_names, match, names_of
 
@@ -53,6 +53,7 @@ class LastLook:
             *thawed_in_vain(flags(clean_names(module)), resting, step),
             *thawed_unheld(self.lost, step),
             *never_thawed(self._asleep(trainer, infos, expected), step),
+            *averaged_in_part(left_out_norms(clean_names(module)), step),
         ]
         known = {(finding.rule, finding.where) for finding in kept}
         return [*(f for f in new if (f.rule, f.where) not in known and wanted.wants(f)), *kept]

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-__all__ = ["collecting_norms", "dropouts", "flags", "forget_gates", "idle_norms", "in_train_mode", "tracked"]
+__all__ = ["collecting_norms", "dropouts", "flags", "forget_gates", "idle_norms", "in_train_mode", "left_out_norms", "tracked"]
 
 Named = Sequence[tuple[str, nn.Module]]
 """The parts of a network as `selection.clean_names` returns them."""
@@ -56,6 +57,33 @@ def idle_norms(parts: Named) -> tuple[str, ...]:
         and int(part.num_batches_tracked) == 0
         and part.running_mean is not None
         and not part.running_mean.any()
+    )
+
+
+def left_out_norms(parts: Named) -> tuple[str, ...]:
+    """Return frozen batch-norm layers whose gains and biases were moved by hand, and whose running statistics were not.
+
+    Those of torch's own averages are left out, whose statistics `update_bn` computes in the end.
+
+    >>> norm = nn.BatchNorm1d(2).requires_grad_(False)
+    >>> _ = norm.weight.mul_(torch.tensor([0.9, 1.1])), norm.bias.add_(0.1)
+    >>> left_out_norms([("teacher", norm)])
+    ('teacher',)
+    """
+    averages = tuple(f"{name}." for name, part in parts if isinstance(part, AveragedModel))
+    return tuple(
+        name
+        for name, part in parts
+        if isinstance(part, nn.modules.batchnorm._BatchNorm)
+        and not name.startswith(averages)
+        and part.affine
+        and not part.weight.requires_grad
+        and part.num_batches_tracked is not None
+        and int(part.num_batches_tracked) == 0
+        and part.running_mean is not None
+        and not part.running_mean.any()
+        and len(part.weight.unique()) > 1
+        and bool(part.bias.any())
     )
 
 

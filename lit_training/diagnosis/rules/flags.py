@@ -1,10 +1,10 @@
-"""What `requires_grad` was to do, and does not: parts of `frozen_by_accident` and `not_in_optimizer`."""
+"""What `requires_grad` was to do, and does not, and what an average leaves out: parts of rules that look back at a run's end."""
 
 from collections.abc import Collection, Mapping, Sequence
 
 from lit_training.diagnosis.finding import Finding
 
-__all__ = ["froze_in_vain", "never_thawed", "thawed_in_vain", "thawed_unheld"]
+__all__ = ["averaged_in_part", "froze_in_vain", "never_thawed", "thawed_in_vain", "thawed_unheld"]
 
 
 def thawed_in_vain(flags: Mapping[str, bool], frozen: Mapping[str, bool], step: int = 0) -> list[Finding]:
@@ -81,3 +81,16 @@ def never_thawed(fresh: Mapping[str, bool], step: int = 0) -> list[Finding]:
 
 def _inside(parameter: str, module: str) -> bool:
     return not module or parameter.startswith(f"{module}.")
+
+
+def averaged_in_part(norms: Sequence[str], step: int = 0) -> list[Finding]:
+    """Say so of batch norms whose gains follow others, as in a running average of a network, and whose statistics do not.
+
+    >>> [(f.rule, f.where) for f in averaged_in_part(["teacher.1"])], averaged_in_part([])
+    ([('bn_stats', 'teacher.1')], [])
+    """
+    if not norms:
+        return []
+    message = f"{len(norms)} batch-norm layer(s) of a copy follow another's gains and biases, not its running statistics."
+    advice = "Copy the buffers, too: for mine, its in zip(copy.buffers(), model.buffers()): mine.copy_(its)."
+    return [Finding("bn_stats", "error", norms[0], step, message, advice, {"norms": len(norms)})]

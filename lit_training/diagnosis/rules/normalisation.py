@@ -66,7 +66,9 @@ def bn_stats(evidence: Evidence) -> Iterator[Finding]:
     deviations), is by how much predictions are shifted: biases in front of a batch norm cost nothing in training, and make it far.
     Besides, the mode after the first batch of the sanity check: in train mode they take in what is to be validated on; and the
     elements per channel that the batch norms of the first step read. Of a norm that several passes go through (up to 4), the
-    distance of the furthest from what is kept (`NormPasses.apart`), in standard deviations.
+    distance of the furthest from what is kept (`NormPasses.apart`), in standard deviations. At the end of a run: frozen batch norms
+    whose gains and biases were moved by hand, and whose running statistics are as they were born: a running average of a
+    network that leaves out its buffers.
 
     Threshold: fewer than 4 elements at half of the batch norms or more; with 4 the size of a deviation passes again, which
     small_batch_norm notes. Of what moves slowly half, in runs of 100 updates or more, for statistics that are new; or less, in runs
