@@ -70,7 +70,7 @@ def left_out_norms(parts: Named) -> tuple[str, ...]:
     >>> left_out_norms([("teacher", norm)])
     ('teacher',)
     """
-    averages = tuple(f"{name}." for name, part in parts if isinstance(part, AveragedModel))
+    averages = tuple(f"{name}." if name else "" for name, part in parts if isinstance(part, AveragedModel))
     return tuple(
         name
         for name, part in parts
