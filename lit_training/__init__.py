@@ -3,6 +3,7 @@
 The callbacks are in `lit_training.callbacks`; what is here works without a Trainer, in a notebook or a plain torch loop.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotInstalled
 from importlib.metadata import version as _version
 
 from lit_training.constraints import max_norm_
@@ -42,4 +43,7 @@ __all__ = [
 ]
 
 
-__version__ = _version("lit-training")
+try:
+    __version__ = _version("lit-training")
+except _NotInstalled:  # a checkout on the path
+    __version__ = "0+checkout"

@@ -1,5 +1,7 @@
 """The release: the wheel built from the sdist, installed without the source tree, has every public name."""
 
+import importlib.metadata
+import importlib.util
 import subprocess
 import sys
 import sysconfig
@@ -57,3 +59,14 @@ def test_importing_the_link_by_its_own_name_says_what_to_write(tmp_path):
         [sys.executable, "-c", "import callbacks"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
     )
     assert "from lit_training.callbacks import" in result.stderr
+
+
+def test_a_checkout_on_the_path_needs_no_installation(monkeypatch):
+    def missing(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    spec = importlib.util.spec_from_file_location("checked_out", ROOT / "lit_training" / "__init__.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.__version__ == "0+checkout"
