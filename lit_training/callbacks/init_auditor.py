@@ -43,7 +43,8 @@ class InitAuditor(Callback):
 
     It observes the step that the loop takes anyway, with hooks that are gone afterwards, so it is right under DDP, FSDP2, mixed
     precision, accumulation, manual optimisation and any `training_step`, and the trained weights are bit-identical to those of a
-    run without it. Under several processes it reports on the joint batch, once. A resumed run is not audited again.
+    run without it (of a compiled network up to rounding: it runs eagerly while it is watched). Under several processes it reports
+    on the joint batch, once. A resumed run is not audited again. Under a GradScaler the first step that is not left out is audited.
 
     What starts at zero by design looks dead at first, so it looks again before the fourth update (where there is none, at the end
     of the epoch or after 256 batches): do weights move, do gradients arrive, are they set back between steps?
