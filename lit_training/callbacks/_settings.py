@@ -7,6 +7,7 @@ from lightning.pytorch import Trainer
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
+from lit_training.callbacks.harmless import harmless
 from lit_training.diagnosis.figures import norms, to_host
 from lit_training.diagnosis.plan import Plan, future_rates, named_peak, overrun
 
@@ -54,9 +55,13 @@ def is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
     """Tell whether mixed precision will leave out an optimiser's step, as its gradients overflow at the loss's scale."""
     if getattr(trainer.precision_plugin, "scaler", None) is None:
         return False
+    return trainer.strategy.reduce_boolean_decision(bool(_overflow(optimizer)), all=False)
+
+
+@harmless
+def _overflow(optimizer: Optimizer) -> bool:
     gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    overflow = not all(map(math.isfinite, to_host(norms(gradients))))
-    return trainer.strategy.reduce_boolean_decision(overflow, all=False)
+    return not all(map(math.isfinite, to_host(norms(gradients))))
 
 
 def is_unscaled(optimizer: Optimizer | None) -> bool:

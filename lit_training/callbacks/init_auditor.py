@@ -236,7 +236,7 @@ class InitAuditor(Callback):
         self._left_out += 1
         if self._step is not None:
             self._step.detach()
-            self._again = self._step.is_finite()
+            self._again = trainer.strategy.reduce_boolean_decision(self._step.is_finite())
         return self._step is None or self._again
 
     @harmless

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -94,3 +95,26 @@ def looked_at_again(make):
 @pytest.mark.parametrize(("make", "said"), [(Healthy, []), (NeverZeroed, ["gradients_not_zeroed"])])
 def test_the_second_look_on_two_ranks(on_two_ranks, make, said):
     assert on_two_ranks(looked_at_again, make) == [(said, True)] * 2
+
+
+class OneRankOverflows(Healthy):
+    """In the first two batches one rank's loss is infinite, so that both leave those steps out."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * torch.inf if self.global_rank == 1 and batch_idx < 2 else loss
+
+
+def scaled():
+    auditor = InitAuditor(verbose=False)
+    data = TensorDataset(torch.randn(256, 16), torch.randint(3, (256,)))
+    plugin = MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))
+    options = {"accelerator": "cpu", "barebones": True, "max_steps": 12, "devices": 2, "strategy": "ddp"}
+    Trainer(callbacks=[auditor], plugins=[plugin], **options).fit(OneRankOverflows(), DataLoader(data, 8))
+    return [(f.rule, f.severity) for f in auditor.findings], auditor.report is not None
+
+
+def test_an_overflow_on_one_rank_leaves_none_waiting(on_two_ranks):
+    first, second = on_two_ranks(scaled)
+    assert first == second
+    assert first[1]
