@@ -67,12 +67,12 @@ def init_exploding(evidence: Evidence) -> Iterator[Finding]:
     more. A growth of 10: healthy set-ups stay below 2.4. torchvision's
     MNASNet, whose head is drawn for its fan-out, begins at 5.2 times guessing.
 
-    Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; layers in front of a
-    normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of them cost a small
-    ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were trained on other
-    labels; frequencies of Fourier features; sums over a set; growth of a residual stream that a normalisation takes back, or by
-    a factor that no layer has (a scale for logits); growth along trained weights; frozen layers that are trained, or declared;
-    large outputs of a regression.
+    Not an alarm: growth that later layers take back, as Kraehenbuehl's initialisation has it; scores of attention (saturation);
+    layers in front of a normalisation, which takes any scale (one that is 10 times too large hardly learns, at no cost; all of
+    them cost a small ResNet 7 to 50 points in 120 updates, unseen); layers that read integers (embeddings); heads that were
+    trained on other labels; frequencies of Fourier features; sums over a set; growth of a residual stream that a normalisation
+    takes back, or by a factor that no layer has (a scale for logits); growth along trained weights; frozen layers that are
+    trained, or declared; large outputs of a regression.
 
     What to do: initialise the layer for the fan it has (`kaiming_normal_`, `xavier_normal_`), normalise, scale the branches, or
     divide sums over neighbours by the degrees.
@@ -127,7 +127,7 @@ def _finding(evidence: Evidence, rule_id: str, layer: Layer, message: str, numbe
 def _may_be_steep(evidence: Evidence, layer: Layer) -> bool:
     """Tell whether something takes a layer's scale back, or takes it for a frequency, as Fourier features of the input do."""
     frequencies = layer.nonlinearity in ("sin", "cos") and _reads_input(evidence, layer)
-    return frequencies or is_normalised(evidence, layer)
+    return frequencies or layer.nonlinearity == "softmax" or is_normalised(evidence, layer)
 
 
 def _reads_input(evidence: Evidence, layer: Layer) -> bool:

@@ -126,7 +126,7 @@ def test_a_softmax_over_one_class_is_found() -> None:
     x, _ = vectors()
     model = nn.Sequential(*mlp(16, 64, 1), nn.Softmax(1))
     y = (torch.arange(32) % 2).float()[:, None]
-    assert alarms(model, (x, y), F.binary_cross_entropy, steps=1)[0] == "wrong_loss"
+    assert alarms(model, (x, y), F.binary_cross_entropy, steps=1)[0] == "wrong_last_activation"
     assert alarms(mlp(16, 64, 1), (x, torch.zeros(32, dtype=torch.long)), steps=1)[0] == "wrong_loss"
 
 

@@ -166,3 +166,21 @@ def test_sums_over_neighbours_explode_and_means_do_not(by_edge: bool) -> None:
     with torch.no_grad():
         trained.layers[-1].weight += torch.outer(torch.ones(4), torch.randn(16))
     assert "init_exploding" not in alarms(trained, batch)
+
+
+class Weighing(nn.Module):
+    """Sums up its tokens by how a layer of one unit scores them."""
+
+    def __init__(self, scores: float) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.score, self.net = nn.Linear(4, 1), mlp(4, 32, 4)
+        nn.init.normal_(self.score.weight, std=scores)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.unflatten(1, (4, 4))
+        return self.net((self.score(tokens).softmax(1) * tokens).sum(1))
+
+
+def test_scores_of_attention_may_be_drawn_for_one_unit() -> None:
+    assert "init_exploding" not in alarms(Weighing(20.0))

@@ -53,6 +53,7 @@ def test_a_recurrent_gain_that_saturates_the_state_is_found(gain: float, rules: 
     [
         (lambda p: nn.init.normal_(p, 0, 0.1), ["bad_gain"]),
         (lambda p: nn.init.normal_(p, 1, 0.1), []),
+        (lambda p: nn.init.normal_(p, 0.1, 0.1) if p.ndim == 1 else p, []),  # RepVGG
         (lambda p: nn.init.normal_(p, 0, 0.1) if p.ndim > 1 else p, []),
     ],
 )
