@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import IterableDataset
 
-from lit_training.callbacks._settings import gradient_factor, is_unscaled, loss_scale, plan_of
+from lit_training.callbacks._scaled import is_left_out, is_unscaled, loss_scale
+from lit_training.callbacks._settings import gradient_factor, plan_of
 from lit_training.callbacks.eager import eager
 from lit_training.callbacks.harmless import harmless
 from lit_training.callbacks.layer_freezing import declared_frozen
@@ -27,7 +28,9 @@ from lit_training.tracing.ctc import lengths_at_hand
 from lit_training.tracing.device_asserts import Refusing
 from lit_training.tracing.probe import Probe
 
-__all__ = ["FirstStep", "HandedOut"]
+__all__ = ["FirstStep", "HandedOut", "LeftOut"]
+
+_MOST_LEFT_OUT = 24  # from 2^16, where a GradScaler starts, down to 2^-8
 
 
 class HandedOut:
@@ -186,3 +189,33 @@ class FirstStep:
     def _norms(self) -> dict[int, float]:
         """Return the norms of the gradients as the last backward pass left them, those of the loss itself."""
         return {i: norm / self._loss_scale for i, norm in zip(self._arrived, to_host(self._arrived.values()), strict=True)}
+
+
+class LeftOut:
+    """Count the steps that were left out, before the audit and until it looks again.
+
+    Attributes:
+        again: whether the step under observation was left out, so that the next one is to be observed.
+    """
+
+    def __init__(self) -> None:
+        self.again = False
+        self._count = 0
+
+    @property
+    def may_overflow(self) -> bool:
+        """Whether it may still be the scale's fault."""
+        return self._count < _MOST_LEFT_OUT
+
+    def leaves_out(self, trainer: Trainer, optimizer: Optimizer, step: FirstStep | None) -> bool:
+        """Tell whether an optimiser's step is left out; if it is the one under observation, stop observing it.
+
+        What fails on one rank, or is infinite there alone, is decided for all.
+        """
+        if self.again or not self.may_overflow or not is_left_out(trainer, optimizer):
+            return self.again
+        self._count += 1
+        if step is not None:
+            step.detach()
+            self.again = trainer.strategy.reduce_boolean_decision(step.is_finite())
+        return step is None or self.again

@@ -4,14 +4,12 @@ import math
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from lit_training.callbacks.harmless import harmless
-from lit_training.diagnosis.figures import norms, to_host
+from lit_training.callbacks._scaled import loss_scale
 from lit_training.diagnosis.plan import Plan, future_rates, named_peak, overrun
 
-__all__ = ["gradient_factor", "is_left_out", "is_unscaled", "loss_scale", "plan_of"]
+__all__ = ["gradient_factor", "plan_of"]
 
 _BETTER = {
     "min": ("loss", "error", "err", "perplexity", "mse", "mae"),
@@ -43,30 +41,6 @@ def plan_of(trainer: Trainer) -> Plan:
         loss_scaled=loss_scale(trainer) != 1.0,
         open_end=bool(trainer.early_stopping_callbacks),
     )
-
-
-def loss_scale(trainer: Trainer) -> float:
-    """Return what mixed precision multiplies the loss by before the backward pass."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
-    return float(scaler.get_scale()) if scaler is not None else 1.0
-
-
-def is_left_out(trainer: Trainer, optimizer: Optimizer) -> bool:
-    """Tell whether mixed precision will leave out an optimiser's step, as its gradients overflow at the loss's scale."""
-    if getattr(trainer.precision_plugin, "scaler", None) is None:
-        return False
-    return trainer.strategy.reduce_boolean_decision(bool(_overflow(optimizer)), all=False)
-
-
-@harmless
-def _overflow(optimizer: Optimizer) -> bool:
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    return not all(map(math.isfinite, to_host(norms(gradients))))
-
-
-def is_unscaled(optimizer: Optimizer | None) -> bool:
-    """Tell whether gradients are themselves again as an optimiser is about to step; fused ones unscale within their step."""
-    return optimizer is not None and not getattr(optimizer, "_step_supports_amp_scaling", False)
 
 
 def gradient_factor(trainer: Trainer, scale: float) -> float:

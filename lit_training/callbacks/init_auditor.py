@@ -13,10 +13,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_training.callbacks._first_step import FirstStep, HandedOut
+from lit_training.callbacks._first_step import FirstStep, HandedOut, LeftOut
 from lit_training.callbacks._last_look import LastLook
 from lit_training.callbacks._next_steps import NextSteps
-from lit_training.callbacks._settings import is_left_out, loss_scale
+from lit_training.callbacks._scaled import loss_scale
 from lit_training.callbacks.harmless import DiagnosisError, harmless, stop_if_asked
 from lit_training.diagnosis.crash import explain_crash
 from lit_training.diagnosis.evidence import Evidence
@@ -34,7 +34,6 @@ from lit_training.showing.report import AuditReport, audit_view, report
 __all__ = ["InitAuditor"]
 
 LOOK_AGAIN = 4
-MOST_LEFT_OUT = 24  # from 2^16, where a GradScaler starts, down to 2^-8
 PATIENCE = 256
 
 
@@ -107,8 +106,8 @@ class InitAuditor(Callback):
         self._next: NextSteps | None = None
         self._last = LastLook((), self.expect_frozen)
         self._handed_out = HandedOut()
-        self._updates = self._batches = self._left_out = 0
-        self._again = False
+        self._updates = self._batches = 0
+        self._left_out = LeftOut()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Say so if there is nothing to train."""
@@ -124,8 +123,8 @@ class InitAuditor(Callback):
         match(self.expect_frozen, names_of(classify(pl_module)), "expect_frozen")
         self.release()
         self.findings, self.report, self.guess, self.mapped, self._done = [], None, None, None, False
-        self._updates = self._batches = self._left_out = 0
-        self._again = False
+        self._updates = self._batches = 0
+        self._left_out = LeftOut()
         self._handed_out = HandedOut()
         self._diagnosis = Diagnosis(self.rules, self.wanted)
         self._last = LastLook((), self.expect_frozen)
@@ -149,12 +148,12 @@ class InitAuditor(Callback):
         """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
         if self._step is not None or self._evidence is not None or not self._done:
             self._handed_out.note_training(batch)
-        if self._done or (self._step is not None and not self._again):
+        if self._done or (self._step is not None and not self._left_out.again):
             return
-        if trainer.global_step > 0 and not self._again:
+        if trainer.global_step > 0 and not self._left_out.again:
             self._done = True
             return
-        self._step, self._again = FirstStep(pl_module, batch), False
+        self._step, self._left_out.again = FirstStep(pl_module, batch), False
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss, and what it is scaled by."""
@@ -170,7 +169,7 @@ class InitAuditor(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         """Conclude: gradients are complete, unscaled and reduced, and no weight has moved. Look again a few updates later."""
-        if self._idle or self._leaves_out(trainer, optimizer):
+        if self._idle or self._left_out.leaves_out(trainer, optimizer, self._step):
             return
         self._conclude(trainer, optimizer)
         if self._next is not None:
@@ -189,7 +188,7 @@ class InitAuditor(Callback):
             return
         if self._step is not None:
             self._step.detach()
-        if batch_idx + 1 >= trainer.accumulate_grad_batches and not self._again:
+        if batch_idx + 1 >= trainer.accumulate_grad_batches and not self._left_out.again:
             self._conclude(trainer)
         self._batches += 1
         if self._next is not None and self._batches <= LOOK_AGAIN:
@@ -228,16 +227,6 @@ class InitAuditor(Callback):
     def _idle(self) -> bool:
         """Whether it has looked again, or will never look."""
         return self._done and self._evidence is None
-
-    def _leaves_out(self, trainer: Trainer, optimizer: Optimizer) -> bool:
-        """Tell whether mixed precision leaves out this step; if it should have been the first, the next is observed instead."""
-        if self._again or self._left_out >= MOST_LEFT_OUT or not is_left_out(trainer, optimizer):
-            return self._again
-        self._left_out += 1
-        if self._step is not None:
-            self._step.detach()
-            self._again = trainer.strategy.reduce_boolean_decision(self._step.is_finite())
-        return self._step is None or self._again
 
     @harmless
     def _explain(self, trainer: Trainer, module: LightningModule, exception: Exception) -> None:
@@ -317,8 +306,7 @@ class InitAuditor(Callback):
 
     @harmless
     def _collect(self, trainer: Trainer, optimizer: Optimizer | None, step: FirstStep) -> Evidence:
-        overflows = self._left_out < MOST_LEFT_OUT  # else it is not the scale's fault
-        return step.collect(trainer, optimizer, self.expect_frozen, self._handed_out, overflows)
+        return step.collect(trainer, optimizer, self.expect_frozen, self._handed_out, self._left_out.may_overflow)
 
     @harmless
     def _tell(self, audited: AuditReport) -> None:

@@ -84,7 +84,7 @@ class Watched(InitAuditor):
 
     def _collect(self, trainer, optimizer, step):
         self.at = {name: value.clone() for name, value in trainer.lightning_module.state_dict().items()}
-        self.left_out = self._left_out
+        self.left_out = self._left_out._count
         return super()._collect(trainer, optimizer, step)
 
 
