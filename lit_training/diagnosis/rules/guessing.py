@@ -186,10 +186,11 @@ def _costs_of_batches(evidence: Evidence) -> list[float]:
 def risen(evidence: Evidence) -> tuple[float, ...]:
     """Return each loss after the first updates over that of guessing on any batch, or over the first one if that is higher.
 
-    Infinite where it is NaN; nothing where that is not known, or for a single layer that begins anew.
+    Infinite where it is NaN; nothing where that is not known, for a single layer that begins anew, or where a batch is taken in
+    several updates, each of which may be judged by another loss, as the pieces of a sequence are.
     """
     later, level = evidence.later, guess(evidence)
-    if later is None or level is None or evidence.loss is None or later.steps == 0:
+    if later is None or level is None or evidence.loss is None or later.steps == 0 or later.steps > later.batches:
         return ()
     if len(evidence.layers) == 1 and all(f.shrinks for f in matrices(evidence)):
         return ()

@@ -3,11 +3,12 @@
 import lightning.pytorch as pl
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
-from lit_training.callbacks import Diagnostics
+from lit_training.callbacks import Diagnostics, InitAuditor
 from tests.diagnosis.rules.looking import alarms, mlp, numbers, vectors
 
 RULES = ["lr_too_high", "lr_too_low", "clip_too_small", "dropout_too_high", "bad_data"]
@@ -88,3 +89,30 @@ def test_a_code_that_flings_the_loss_of_its_batch_is_bad_data_and_no_rate(code: 
                          enable_model_summary=False, callbacks=[watch])  # fmt: skip
     trainer.fit(LitModule(mlp(8, 16, 1), lr=lr, momentum=0.0, loss="mse", metrics=[]), DataLoader(TensorDataset(x, y), 32))
     assert [finding.rule for finding in watch.findings if finding.severity != "note"] == rules
+
+
+class Pieces(pl.LightningModule):
+    """Four updates a batch, each on the next piece of it, whose targets are larger."""
+
+    automatic_optimization = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = mlp(16, 32, 1)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        optimizer = self.optimizers()
+        for factor in (0.3, 1.0, 3.0, 9.0):
+            optimizer.zero_grad()
+            self.manual_backward(F.mse_loss(self.net(batch[0]), factor * batch[1]))
+            optimizer.step()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+def test_losses_of_the_pieces_of_a_batch_are_not_held_against_each_other() -> None:
+    watch = InitAuditor(verbose=False)
+    loader = DataLoader(TensorDataset(*numbers(128)), 32)
+    pl.Trainer(callbacks=[watch], max_steps=16, barebones=True, accelerator="cpu").fit(Pieces(), loader)
+    assert "lr_too_high" not in [finding.rule for finding in watch.findings]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import rng, split, standardise
 from tests.zoo.nets import MSE, adam, mlp
-from tests.zoo.unseen.healthy_c1 import warm_cosine
+from tests.zoo.opened.healthy_c1 import warm_cosine
 
 
 def slope(u: Tensor, x: Tensor) -> Tensor:

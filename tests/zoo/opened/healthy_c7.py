@@ -12,7 +12,7 @@ from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import Split, rng, split, standardise
 from tests.zoo.more_data import pulses, spectra, swings
 from tests.zoo.nets import CE, MSE, Recurrent, adam, adamw, mlp, trainable
-from tests.zoo.unseen.healthy_c1 import warm_cosine
+from tests.zoo.opened.healthy_c1 import warm_cosine
 
 
 @healthy(source="chemometrics: a 1-D convolutional network reads two numbers from a spectrum")

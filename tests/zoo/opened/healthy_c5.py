@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import manifold, masks
 from tests.zoo.nets import UNet, adam, mlp
-from tests.zoo.unseen.healthy_c2 import noisy_digits
-from tests.zoo.unseen.healthy_c4 import islands
+from tests.zoo.opened.healthy_c2 import noisy_digits
+from tests.zoo.opened.healthy_c4 import islands
 
 
 class Timed(nn.Module):

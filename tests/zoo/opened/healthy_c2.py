@@ -11,7 +11,7 @@ from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import Split, digits, rng, split, standardise
 from tests.zoo.more_data import shapes
 from tests.zoo.nets import UNet, adam, adamw, conv_block, he, init_weights, mlp
-from tests.zoo.unseen.healthy_c1 import warm_cosine
+from tests.zoo.opened.healthy_c1 import warm_cosine
 
 
 def grid(size: int) -> tuple[Tensor, Tensor]:

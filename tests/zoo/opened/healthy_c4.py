@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import Split, bars, digits, manifold, rings, rng, split
 from tests.zoo.nets import adam, mlp
-from tests.zoo.unseen.healthy_c2 import noisy_digits
+from tests.zoo.opened.healthy_c2 import noisy_digits
 
 
 def itself(seed: int, flat: bool = True) -> Split:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, healthy
 from tests.zoo.data import blobs, digits, gratings, stamps, surface
 from tests.zoo.nets import CE, MSE, adam, adamw, convnet, mlp, sgd, weighted
-from tests.zoo.unseen.healthy_c1 import warm_cosine
+from tests.zoo.opened.healthy_c1 import warm_cosine
 
 
 @healthy("init_vanishing", "saturation", "bad_gain", source="Saxe 2014, Pennington 2017: deep tanh network, orthogonal weights")

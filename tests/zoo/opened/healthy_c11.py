@@ -9,7 +9,7 @@ from tests.zoo.case import Case, healthy
 from tests.zoo.data import digits, gratings, rng, split, standardise, waves
 from tests.zoo.more_data import centred, pulses, shapes, swings
 from tests.zoo.nets import CE, MSE, ResNet, adam, adamw, conv1d_net, convnet, mlp, sgd
-from tests.zoo.unseen.healthy_c2 import scenes, trunk
+from tests.zoo.opened.healthy_c2 import scenes, trunk
 
 
 @healthy(source="fast.ai: a small residual network under one cycle")
