@@ -102,7 +102,7 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: frozen weights that do not look fresh (transfer learning freezes trained ones); declared freezing; biases and
     normalisation; networks whose name says so (a random target or prior: Burda et al. 2019, Osband et al. 2018), or that another
     one is to predict, which meet what learns only in a difference or a loss; frequencies of Fourier features of the input; what
-    a learned mask or addition turns into another weight; what is next to a batch norm that has taken in ten batches before;
+    a learned mask or addition turns into another weight; what a batch norm reads that has taken in ten batches before;
     copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to frozen ones that
     do not look fresh, or to batch norms whose gains have moved, as those of a teacher that training has moved little; classes
     that keep a flag of that name for themselves, and modules of several optimisers, which may take turns. If the module thaws
@@ -111,7 +111,7 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _is_beside_seasoned_norm)
+    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _feeds_seasoned_norm)
     frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
     shut = None if frozen else _shuts_off(evidence)
     if shut is not None:
@@ -174,10 +174,12 @@ def _shuts_off(evidence: Evidence) -> ParameterFacts | None:
     return next((f for f in frozen if f.kind == "weight" and f.name in layers), None)
 
 
-def _is_beside_seasoned_norm(evidence: Evidence, frozen: ParameterFacts) -> bool:
-    """Tell whether the part that holds a layer holds a batch norm, too, that has been through a training."""
-    part = frozen.name.rpartition(".")[0].rpartition(".")[0]
-    return any(name.rpartition(".")[0] == part and count >= SEASONED for name, count in evidence.taken_in.items())
+def _feeds_seasoned_norm(evidence: Evidence, frozen: ParameterFacts) -> bool:
+    """Tell whether a batch norm that has been through a training reads what a layer gives."""
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    seasoned = {name for name, count in evidence.taken_in.items() if count >= SEASONED}
+    starts = [node.index for node in graph.layers() if node.weight == frozen.name]
+    return bool(seasoned) and any(graph.nodes[reader].scope in seasoned for i in starts for reader in readers[i])
 
 
 def _is_copy(evidence: Evidence, frozen: ParameterFacts) -> bool:

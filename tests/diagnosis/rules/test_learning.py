@@ -401,3 +401,15 @@ def test_what_gets_its_gradient_after_the_first_step_is_missed_too() -> None:
     model["critic"](made).mean().backward()
     first.before_step(painter)
     assert first.conclude().unheld == ("encode.0.weight", "encode.0.bias")
+
+
+def test_a_fresh_head_that_is_frozen_is_found_behind_a_body_that_was_trained() -> None:
+    body = nn.Sequential(nn.Linear(16, 32), nn.BatchNorm1d(32))
+    for _ in range(20):
+        body(torch.randn(8, 16))
+    net = nn.Sequential(*body, nn.ReLU(), nn.Linear(32, 4))
+    net[3].requires_grad_(False)
+    watch = InitAuditor(verbose=False)
+    trainer = pl.Trainer(callbacks=[watch], max_steps=4, barebones=True, accelerator="cpu")
+    trainer.fit(LitModule(net, lr=0.01), DataLoader(TensorDataset(*vectors()), 8))
+    assert ("frozen_by_accident", "network.3.weight") in [(f.rule, f.where) for f in watch.findings]
