@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lit_training import audit, overfit_one_batch
+from lit_training.diagnosis.parts import summary
 from tests.nets import NETS, batch_for, loss_for
 
 
@@ -204,3 +205,10 @@ def test_complex_weights_are_audited_like_others() -> None:
     audited = audit(net, (x, x.cumsum(1)), nn.MSELoss(), optimizer=torch.optim.Adam(net.parameters()))
     assert [row.name for row in audited.layers] == ["lift", "weight", "head"]
     assert not audited.alarms
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+def test_sparse_tensors_are_not_summed_up(layout: torch.layout) -> None:
+    x = torch.eye(3).to_sparse(layout=layout)
+    assert summary((x, torch.eye(3)), [(x.clone(), None)])[0] is None

@@ -56,12 +56,12 @@ class EveryFourth(Fit):
             optimizer.zero_grad()
 
 
-def audited(module: Fit, start: float = 2.0**16, **settings) -> tuple[InitAuditor, torch.amp.GradScaler]:
+def audited(module: Fit, start: float = 2.0**16, target: Tensor = Y, **settings) -> tuple[InitAuditor, torch.amp.GradScaler]:
     scaler = torch.amp.GradScaler("cpu", init_scale=start)
     auditor = InitAuditor(verbose=False)
     settings = {"max_steps": 16, "barebones": True, "accelerator": "cpu"} | settings
     plugin = MixedPrecision("16-mixed", "cpu", scaler=scaler)
-    pl.Trainer(callbacks=[auditor], plugins=[plugin], **settings).fit(module, DataLoader(TensorDataset(X, Y), 16))
+    pl.Trainer(callbacks=[auditor], plugins=[plugin], **settings).fit(module, DataLoader(TensorDataset(X, target), 16))
     return auditor, scaler
 
 
@@ -185,3 +185,31 @@ def test_units_are_alike_up_to_the_rounding_of_half_precision() -> None:
 def test_faults_are_named_all_the_same(start: float) -> None:
     assert loud(audited(Frozen(), start)[0]) == ["frozen_by_accident"]
     assert loud(audited(Fit(lambda parameters: torch.optim.SGD(parameters, lr=3000.0)), start)[0])[0] == "lr_too_high"
+
+
+class AveragedTwice(Fit):
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return super().training_step(batch, _) / len(batch[0])
+
+
+def test_a_mean_that_is_divided_once_more_is_found_behind_the_scale() -> None:
+    assert "loss_reduction" in loud(audited(AveragedTwice())[0])
+
+
+def test_what_lightning_divides_by_for_accumulation_is_no_division_of_the_users() -> None:
+    assert loud(audited(Fit(), accumulate_grad_batches=16, max_steps=8)[0]) == []
+
+
+class Decay(Fit):
+    """A known law between the output and the loss, by which the target rises where the output falls."""
+
+    def __init__(self) -> None:
+        super().__init__(adamw)
+        self.net = mlp(16, 32, 1)
+
+    def training_step(self, batch: list[Tensor], _: int) -> Tensor:
+        return F.mse_loss((-F.softplus(self.net(batch[0]))).exp(), batch[1])
+
+
+def test_a_law_in_front_of_the_loss_is_read_behind_the_scale() -> None:
+    assert loud(audited(Decay(), target=(-F.softplus(X[:, :1])).exp())[0]) == []

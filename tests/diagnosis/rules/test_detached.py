@@ -258,3 +258,26 @@ def test_an_output_that_is_rounded_is_cut_off_from_a_loss_that_is_right() -> Non
 
     model = Rounded(*mlp(16, 32, 1))
     assert alarms(model, numbers(), F.mse_loss)[0] == "detached_subgraph"
+
+
+class Routed(nn.Module):
+    """Picks one of several weights a sample; a gate that the choice is multiplied by teaches the router."""
+
+    def __init__(self, gated: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.route, self.experts, self.head = nn.Linear(16, 4), nn.Embedding(4, 16), mlp(16, 32, 4)
+        self.gated = gated
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        shares = self.route(x).softmax(1)
+        made = self.head(self.experts(shares.argmax(1)) * x)
+        return made * shares.amax(1, keepdim=True) if self.gated else made, shares
+
+
+@pytest.mark.parametrize(("gated", "said"), [(True, False), (False, True)])
+def test_a_gate_teaches_what_chooses(gated: bool, said: bool) -> None:
+    def balanced(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+        return F.cross_entropy(output[0], target) + 0.1 * output[1].mean(0).square().sum()
+
+    assert ("detached_subgraph" in alarms(Routed(gated), loss=balanced)) == said  # type: ignore[arg-type]

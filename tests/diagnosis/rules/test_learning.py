@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
-from lit_training.callbacks import Diagnostics
+from lit_training.callbacks import Diagnostics, InitAuditor
 from lit_training.diagnosis.later import FirstSteps
 from tests.diagnosis.rules.looking import alarms, findings, mlp, numbers, vectors
 
@@ -200,3 +200,36 @@ def test_what_gets_its_gradient_after_the_first_step_is_missed_too() -> None:
     model["critic"](made).mean().backward()
     first.before_step(painter)
     assert first.conclude().unheld == ("encode.0.weight", "encode.0.bias")
+
+
+class TakesTurns(pl.LightningModule):
+    """A critic steps first; the encoder, which the painter's optimiser may have been told of, gets its gradient after that."""
+
+    automatic_optimization = False
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.encode, self.decode, self.critic = mlp(16, 32, 8), mlp(8, 32, 16, seed=1), mlp(16, 32, 1, seed=2)
+        self.whole = whole
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        critic, painter = self.optimizers()
+        made = self.decode(self.encode(batch[0]))
+        critic.zero_grad()
+        self.manual_backward(F.softplus(self.critic(made.detach())).mean() + F.softplus(-self.critic(batch[0])).mean())
+        critic.step()
+        painter.zero_grad()
+        self.manual_backward(F.softplus(-self.critic(made)).mean() + F.mse_loss(made, batch[0]))
+        painter.step()
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        painted = [*self.encode.parameters(), *self.decode.parameters()] if self.whole else self.decode.parameters()
+        return [torch.optim.Adam(self.critic.parameters(), lr=1e-3), torch.optim.Adam(painted, lr=1e-3)]
+
+
+@pytest.mark.parametrize(("whole", "said"), [(True, []), (False, [("not_in_optimizer", "encode.0.weight")])])
+def test_an_encoder_whose_turn_comes_later_is_missed_all_the_same(whole: bool, said: list[tuple[str, str]]) -> None:
+    watch = InitAuditor(verbose=False)
+    trainer = pl.Trainer(callbacks=[watch], max_steps=16, barebones=True, accelerator="cpu")
+    trainer.fit(TakesTurns(whole), DataLoader(TensorDataset(*vectors(128)), 16))
+    assert [(f.rule, f.where) for f in watch.findings if f.severity == "error"] == said

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_training.diagnosis.evidence import collect
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import alarms, fill, mlp, numbers
 
 
@@ -91,3 +93,13 @@ class Tagger(nn.Module):
 def test_a_recurrent_layer_of_constant_weights_is_symmetric(kind: type[nn.RNNBase]) -> None:
     assert alarms(Tagger(kind, 0.1), steps=1)[0] == "init_symmetry"
     assert alarms(Tagger(kind, None), steps=1) == []
+
+
+@pytest.mark.parametrize(("dtype", "equal"), [(torch.float32, False), (torch.bfloat16, True)])
+def test_gradients_are_equal_up_to_the_rounding_of_what_layers_compute_with(dtype: torch.dtype, equal: bool) -> None:
+    net = nn.Sequential(nn.Linear(4, 3))
+    nn.init.ones_(net[0].weight)
+    with Probe(net, batch_size=8) as probe, torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        net(torch.randn(8, 4))
+    net[0].weight.grad = torch.ones(3, 4) + torch.tensor([0.0, 0.002, 0.005])[:, None]
+    assert collect(probe).parameters["0.weight"].equal_gradients == equal
