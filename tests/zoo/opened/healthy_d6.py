@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.zoo.case import Case, healthy
 from tests.zoo.data import rng, split, standardise, walks, words
 from tests.zoo.nets import CE, adam, adamw, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep, figure
-from tests.zoo.unseen.healthy_d5 import schedule
+from tests.zoo.opened.healthy_d1 import SharedStep, figure
+from tests.zoo.opened.healthy_d5 import schedule
 
 
 # ------------------------------------------------------------------------------------------ retrieval

@@ -13,7 +13,7 @@ from tests.zoo.data import Split, rng, split, standardise
 from tests.zoo.metrics import METRICS, r2
 from tests.zoo.more_data import clouds, network
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep, figure
+from tests.zoo.opened.healthy_d1 import SharedStep, figure
 
 
 # ------------------------------------------------------------------------------------------ graphs

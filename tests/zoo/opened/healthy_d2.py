@@ -12,7 +12,7 @@ from tests.zoo.case import Case, healthy
 from tests.zoo.data import Split, attributes, blobs, rare_blobs, replace, rng, split
 from tests.zoo.metrics import METRICS
 from tests.zoo.nets import CE, adam, adamw, mlp, sgd
-from tests.zoo.unseen.healthy_d1 import SharedStep, concordance, figure
+from tests.zoo.opened.healthy_d1 import SharedStep, concordance, figure
 
 
 # ------------------------------------------------------------------------------------------ lifetimes

@@ -13,7 +13,7 @@ from tests.zoo.data import rng, split
 from tests.zoo.metrics import METRICS
 from tests.zoo.more_data import ratings
 from tests.zoo.nets import BCE, adam, adamw, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep, figure
+from tests.zoo.opened.healthy_d1 import SharedStep, figure
 
 
 # ------------------------------------------------------------------------------------------ recommenders

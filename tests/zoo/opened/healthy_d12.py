@@ -12,7 +12,7 @@ from tests.zoo.case import Case, healthy
 from tests.zoo.data import blobs, rng, spirals, split
 from tests.zoo.metrics import r2
 from tests.zoo.nets import CE, MSE, adam, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep
+from tests.zoo.opened.healthy_d1 import SharedStep
 
 
 # ------------------------------------------------------------------------------------------ implicit, continuous

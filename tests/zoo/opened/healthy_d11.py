@@ -13,7 +13,7 @@ from tests.zoo.case import Case, healthy
 from tests.zoo.data import rng, split, standardise
 from tests.zoo.metrics import r2
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep, figure
+from tests.zoo.opened.healthy_d1 import SharedStep, figure
 
 
 # ------------------------------------------------------------------------------------------ episodes

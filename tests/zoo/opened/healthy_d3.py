@@ -11,7 +11,7 @@ from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import blobs, digits, rng, split, standardise, surface
 from tests.zoo.metrics import each_r2
 from tests.zoo.nets import BCE, CE, MSE, adam, adamw, mlp
-from tests.zoo.unseen.healthy_d1 import SharedStep
+from tests.zoo.opened.healthy_d1 import SharedStep
 
 
 class Scored(Supervised):

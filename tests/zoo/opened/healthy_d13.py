@@ -13,8 +13,8 @@ from tests.zoo.data import Split, attributes, blobs, counts, digits, rng, severa
 from tests.zoo.metrics import accuracy
 from tests.zoo.more_data import cipher, clouds, ratings, regimes, reviews, swings
 from tests.zoo.nets import BCE, CE, MSE, Recurrent, ResidualMLP, Transformer, WordBag, adam, adamw, mlp, sgd
-from tests.zoo.unseen.healthy_d1 import SharedStep
-from tests.zoo.unseen.healthy_d5 import schedule
+from tests.zoo.opened.healthy_d1 import SharedStep
+from tests.zoo.opened.healthy_d5 import schedule
 
 
 @healthy(source="everyday: several targets at once, tanh units, SGD with Nesterov momentum, MultiStepLR")

@@ -14,7 +14,7 @@ from tests.zoo.data import next_token, rng, split
 from tests.zoo.metrics import accuracy, decoded
 from tests.zoo.more_data import regimes, reviews
 from tests.zoo.nets import CE, Transformer, adam, adamw
-from tests.zoo.unseen.healthy_d1 import SharedStep, figure
+from tests.zoo.opened.healthy_d1 import SharedStep, figure
 
 TOKENS: dict[str, Any] = {"loss": F.cross_entropy, "metric": "accuracy"}
 
