@@ -48,9 +48,9 @@ class HandedOut:
         self._val_modes: tuple[str, ...] | None = None
 
     @harmless
-    def note_training(self, batch: Any) -> None:
+    def note_training(self, batch: Any, epoch: int) -> None:
         """Keep the targets of one of the first few batches."""
-        self._batches.note(batch)
+        self._batches.note(batch, seen_before=epoch > 0)
 
     @harmless
     def before_validation(self, module: LightningModule) -> None:

@@ -49,7 +49,7 @@ class Evidence:
         losses: torch's losses that the forward called, in order.
         one_hot: of each attention, the weights that made its queries and keys, and the share of its rows that are one-hot.
         directions: which way a step takes differences from targets, and similarities between samples.
-        label_rows: of targets that log-probabilities were multiplied by, over the classes: `[sum, largest]`, once for each product.
+        label_rows: of targets that log-probabilities were multiplied by, over the classes: `[sum, largest]`, by the product's node.
         fading: of each weight with many calls, what the way back from one call to the one before leaves of a gradient.
         norm_passes: of each batch norm that several passes feed by turns, how far the furthest is from what it keeps.
         norm_means: of each batch norm whose running statistics are slow for the planned updates, how many deviations the channels
@@ -86,7 +86,7 @@ class Evidence:
     losses: tuple[LossCall, ...] = ()
     one_hot: tuple[tuple[tuple[str, ...], float], ...] = ()
     directions: tuple[Direction, ...] = ()
-    label_rows: tuple[TensorStats, ...] = ()
+    label_rows: Mapping[int, TensorStats] = field(default_factory=dict)
     fading: Mapping[str, float] = field(default_factory=dict)
     norm_passes: Mapping[str, float] = field(default_factory=dict)
     norm_means: Mapping[str, float] = field(default_factory=dict)
@@ -203,7 +203,7 @@ def collect(
         losses=losses,
         directions=tuple(probe.comparisons.directions),
         differences=probe.comparisons.differences(),
-        label_rows=tuple(probe.label_rows),
+        label_rows=probe.label_rows,
         fading=probe.fading.left(),
         norm_passes=probe.norm_passes.apart(probe.graph),
         norm_means=probe.norm_passes.off_centre(probe.graph, _slow(collecting, plan)),

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_training.columns import leaves_of, some_elements
 
-__all__ = ["BEYOND", "Fed", "Part", "summary"]
+__all__ = ["BEYOND", "Fed", "Part", "marks", "summary"]
 
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
@@ -81,17 +81,26 @@ def _part(leaf: Any) -> Part | None:
         return None
     values = leaf.detach().float()
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
-    weights = torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)  # a sum that tells samples apart
-    marks = rows @ weights
-    distinct = len(torch.unique(marks))
+    each = marks(values)
+    distinct = len(torch.unique(each))
     mean, std, core, blank, busy, drift, between, uneven = _on_host(
-        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(marks), *_apart(rows)]
+        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(each), *_apart(rows)]
     )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
     gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS and rows.shape[1] <= MOST_COLUMNS else 0.0
     shape = tuple(leaf.shape[1:])
     return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code, gap)
+
+
+def marks(values: Tensor) -> Tensor:
+    """Return a number for each sample that tells those apart that differ.
+
+    >>> marks(torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])).unique().shape
+    torch.Size([2])
+    """
+    rows = values.float().reshape(len(values), -1)
+    return rows @ torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)
 
 
 def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_training.columns import leaves_of
-from lit_training.diagnosis.parts import BEYOND, Fed, Part, summary
+from lit_training.diagnosis.parts import BEYOND, Fed, Part, marks, summary
 from lit_training.tracing.probe import Probe
 
 __all__ = ["Columns", "FirstBatches", "Samples", "in_order", "of_one_batch", "target_place"]
@@ -41,6 +41,8 @@ class Samples:
         numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
             in it, and in the first.
+        different: of the first epoch's first batches, how many samples there are, and how many of them differ in some tensor of
+            several numbers a sample, the target aside; zeros where samples hold something else.
     """
 
     targets: Tensor | None = None
@@ -58,6 +60,7 @@ class Samples:
     broken: tuple[int, ...] = ()
     numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
+    different: tuple[int, int] = (0, 0)
 
     @cached_property
     def counts(self) -> tuple[Tensor, Tensor]:
@@ -73,7 +76,7 @@ class Samples:
         sizes = batches.sizes(self.target)
         return replace(
             self, targets=targets, labels=labels, sizes=sizes, broken=batches.broken(),
-            numbers=batches.numbers(self.target), wild=batches.wild(),
+            numbers=batches.numbers(self.target), wild=batches.wild(), different=batches.different(self.target),
         )  # fmt: skip
 
 
@@ -90,15 +93,17 @@ class FirstBatches:
     columns: list[dict[int, Tensor]] = field(default_factory=list)
     few: list[dict[int, Tensor]] = field(default_factory=list)
     extremes: list[list[Tensor]] = field(default_factory=list)
+    marks: list[dict[int, Tensor | None]] = field(default_factory=list)
 
-    def note(self, batch: Any) -> None:
-        """Take the next batch, unless enough were seen."""
+    def note(self, batch: Any, *, seen_before: bool = False) -> None:
+        """Take the next batch, unless enough were seen; `seen_before` tells that it is not of the first epoch."""
         if len(self.columns) < BATCHES:
             tensors = _dense(batch)
             self.columns.append(_one_a_sample(tensors))
             self.few.append(_some_a_sample(tensors))
             numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
             self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
+            self.marks += [] if seen_before else [_marks(batch)]
 
     def targets(self, place: int | None) -> Tensor | None:
         """Return the values at a place of all batches, in order, on the host."""
@@ -127,6 +132,15 @@ class FirstBatches:
             far = [(size, first) for size, first in alike if math.inf > size > BEYOND * first > 0]
             found += [(i, *max(far))] if far else []
         return tuple(found)
+
+    def different(self, target: int | None) -> tuple[int, int]:
+        """Return how many samples there are, and how many differ at the place, other than the target's, where most do."""
+        places = {place for each in self.marks for place in each if place != target}
+        kept = [[each.get(place) for each in self.marks] for place in places]
+        if target is None or any(mark is None for marks in kept for mark in marks):
+            return 0, 0
+        pooled = [torch.cat(marks).cpu() for marks in kept]  # type: ignore[arg-type]
+        return max(map(len, pooled), default=0), max((len(marks.unique()) for marks in pooled), default=0)
 
 
 @dataclass
@@ -209,6 +223,13 @@ def _dense(batch: Any) -> dict[int, Tensor]:
 def _one_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:
     """Return copies of those that have one value a sample, `[samples]`."""
     return {i: x.flatten().clone() for i, x in tensors.items() if x.ndim == 1 or (x.ndim == 2 and x.shape[1] == 1)}
+
+
+def _marks(batch: Any) -> dict[int, Tensor | None]:
+    """Return of each leaf of a batch what tells its samples apart, `None` of those that are not several numbers a sample."""
+    dense = _dense(batch)
+    fit = {i: x for i, x in dense.items() if x.is_floating_point() and x.ndim > 1 and x[:1].numel() > 1}
+    return {i: marks(fit[i]) if i in fit else None for i, _ in enumerate(leaves_of(batch))}
 
 
 def _some_a_sample(tensors: Mapping[int, Tensor]) -> dict[int, Tensor]:

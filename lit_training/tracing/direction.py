@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["agreement", "only_at_label", "silent_label"]
+__all__ = ["agreement", "only_at_label", "silent_label", "unheard_outputs"]
 
 _LEAST = 4
 _ENOUGH = 8
@@ -84,6 +84,22 @@ def silent_label(gradient: Tensor, target: Tensor) -> float | None:
             if not heard[values == silent].any() and heard[values == other].all():
                 return float(silent)
     return None
+
+
+@torch.no_grad()
+def unheard_outputs(gradient: Tensor, target: Tensor) -> int:
+    """Return how many of several outputs get a gradient of exactly zero at all samples, though their targets vary and others do.
+
+    Args: gradient and target of one shape, `[batch, outputs]`, and of four samples or more; otherwise nothing is said.
+
+    >>> y = torch.randn(8, 3)
+    >>> unheard_outputs(-y, y), unheard_outputs(-y * torch.tensor([0.0, 0.0, 1.0]), y)
+    (0, 2)
+    """
+    if gradient.ndim != 2 or gradient.shape != target.shape or len(gradient) < _LEAST or gradient.shape[1] < 2:
+        return 0
+    heard, varies = (gradient != 0).any(0), (target != target[:1]).any(0)
+    return int((~heard & varies).sum()) if heard.any() else 0
 
 
 def _at_resolution(target: Tensor, gradient: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lit_training.tracing.graph import Graph, Node
 
-__all__ = ["Noise", "noisiest_way"]
+__all__ = ["Noise", "dropped_shares", "noisiest_way"]
 
 _FUSED = frozenset(["native_dropout", "_fused_dropout"])
 LEAST_NOISE, LEAST_COINS, LEAST_DROPPED = 0.1, 3, 0.5
@@ -23,6 +23,27 @@ class Noise:
     layers: int
     kept: float
     variance: float
+
+
+def dropped_shares(graph: Graph, rows: int) -> dict[str, float]:
+    """Return the largest probability to drop single units, or channels, of each module that applies dropout in its own forward.
+
+    What is left has to be divided by the probability to keep, as dropout does and masks do not.
+
+    >>> import torch
+    >>> from torch import nn
+    >>> from lit_training.tracing.trace import trace
+    >>> graph, _ = trace(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5)), torch.randn(4, 3))
+    >>> dropped_shares(graph, 4)
+    {'1': 0.5}
+    """
+    shares: dict[str, float] = {}
+    for node in graph.nodes:
+        coins, dropped = _drops(graph, node) or (node, 0.0)
+        divided = coins is node or any(graph.nodes[p].op == "div" for p in node.parents)
+        if divided and dropped and coins.shape[:1] == (rows,) and math.prod(coins.shape[1:]) >= LEAST_COINS:
+            shares[node.scope] = max(dropped, shares.get(node.scope, 0.0))
+    return shares
 
 
 def noisiest_way(graph: Graph, rows: int) -> Noise | None:
@@ -56,16 +77,23 @@ def _join(way: Noise, own: Noise) -> Noise:
     return Noise(way.where, way.layers + 1, min(way.kept, own.kept), way.variance + own.variance)
 
 
-def _own(graph: Graph, node: Node, rows: int) -> Noise | None:
-    """Return what a single application of dropout adds, `None` where that is little or the operation is another."""
+def _drops(graph: Graph, node: Node) -> tuple[Node, float] | None:
+    """Return what draws the coins of an application of dropout, and the probability to drop; `None` for other operations."""
     if node.op in _FUSED:
-        coins, dropped = node, node.scalars[0] if node.scalars else 0.0
-    elif node.op == "mul" and graph.drops(node):
+        return node, node.scalars[0] if node.scalars else 0.0
+    if node.op == "mul" and graph.drops(node):
         drawn = [p for p in node.parents if graph.nodes[p].origin == "constant"]
         coins = next(graph.nodes[i] for p in drawn for i in graph.ancestors(p) if graph.nodes[i].op == "bernoulli")
-        dropped = 1 - _kept(graph, coins)
-    else:
+        return coins, 1 - _kept(graph, coins)
+    return None
+
+
+def _own(graph: Graph, node: Node, rows: int) -> Noise | None:
+    """Return what a single application of dropout adds, `None` where that is little or the operation is another."""
+    found = _drops(graph, node)
+    if found is None:
         return None
+    coins, dropped = found
     units = math.prod(coins.shape[1:])
     fits = coins.shape[:1] == (rows,) and units >= LEAST_COINS and LEAST_DROPPED <= dropped < 1
     variance = dropped / ((1 - dropped) * units) if fits else 0.0

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lit_training.tracing.attention import Attention, attention
 from lit_training.tracing.comparisons import Comparisons
-from lit_training.tracing.direction import agreement, only_at_label, silent_label
+from lit_training.tracing.direction import agreement, only_at_label, silent_label, unheard_outputs
 from lit_training.tracing.fading import Fading
 from lit_training.tracing.gates import stuck_gates
 from lit_training.tracing.graph import ACTIVATIONS, LOSSES, Graph, Node, first_operand
@@ -40,8 +40,8 @@ class Layer:
 
     `gates` are, at a recurrent layer, the shares of gates that are stuck (`gates.stuck_gates`), a column for each level.
     `agreement` is, at an output of the network, the cosine between the way down the loss and the way to the targets
-    (`direction.agreement`), `None` where the batch holds no targets that are known to be such; `only_at_label` and
-    `silent_label` tell likewise which outputs get no gradient.
+    (`direction.agreement`), `None` where the batch holds no targets that are known to be such; `only_at_label`,
+    `silent_label` and `unheard` tell likewise which outputs get no gradient.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Layer:
     agreement: float | None = None
     only_at_label: bool = False
     silent_label: float | None = None
+    unheard: int = 0
 
 
 @dataclass
@@ -86,7 +87,7 @@ class Probe:
     inputs: dict[int, TensorStats] = field(default_factory=dict)
     losses: list[LossCall] = field(default_factory=list)
     comparisons: Comparisons = field(default_factory=Comparisons)
-    label_rows: list[TensorStats] = field(default_factory=list)
+    label_rows: dict[int, TensorStats] = field(default_factory=dict)
     differentiated: list[int] = field(default_factory=list)
     attentions: list[Attention] = field(default_factory=list)
     fading: Fading = field(default_factory=Fading)
@@ -235,7 +236,7 @@ class Probe:
             same = target.name == "batch" and values.shape == scores.shape and values.ndim > 1
             if scores.op == "log_softmax" and same and target.index not in self.graph.ancestors(scores.index):
                 rows = torch.stack([values.sum(1), values.amax(1)], -1).flatten(0, -2)
-                self.label_rows.append(measure(rows.float(), len(rows)))
+                self.label_rows[node.index] = measure(rows.float(), len(rows))
 
     def _layer_before(self, node: Node) -> Layer | None:
         """Walk back through operations that are not layers or activations to the layer whose values arrive here."""
@@ -299,6 +300,7 @@ class Probe:
             layer.agreement = agreement(gradient, targets[0])
             layer.only_at_label = only_at_label(gradient, targets[0])
             layer.silent_label = silent_label(gradient, targets[0])
+            layer.unheard = unheard_outputs(gradient, targets[0])
         if layer.agreement is None and len(targets) < 2:
             layer.agreement = self._towards_rebuilt(node, gradient, targets or self.tracer.batch)
 

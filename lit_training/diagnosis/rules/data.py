@@ -14,7 +14,7 @@ from lit_training.diagnosis.rules.inputs import is_off
 
 __all__ = ["bad_data"]
 
-ALIKE = 0.2
+ALIKE, MANY = 0.2, 64
 EMPTY, BUSY = 0.25, 0.3
 OUTLIERS = 10.0
 
@@ -52,7 +52,8 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
     a layer (unnormalised_input) and that hold one number three times or more, in columns that otherwise vary, where all others
     are 30 times as small and the std is 10 times that of the middle; in a table of 16 rows or more, one number at the end of a
     column, three times or more and in less than half of the rows, 10 times as far from the others as those span (too far for the
-    pixels of a picture: a byte's 255 steps do not leave room for so large a gap and so many others).
+    pixels of a picture: a byte's 255 steps do not leave room for so large a gap and so many others); of 64 samples or more in the
+    first epoch's first four batches, fewer than a fifth differ, and fewer than in the first validation batch.
 
     Not an alarm: such a number in a table that the network compares with something, as one that masks does; missing targets
     that are masked out of the loss, and masks of minus infinity, which leave the loss finite; sparse features; a few columns of
@@ -60,7 +61,9 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
-    yield from _not_finite(evidence) or _flung(evidence) or _wild(evidence) or _coded(evidence) or _alike(evidence)
+    yield from (
+        _not_finite(evidence) or _flung(evidence) or _wild(evidence) or _coded(evidence) or _alike(evidence) or _again(evidence)
+    )
 
 
 def _finding(evidence: Evidence, message: str, advice: str, **figures: float) -> list[Finding]:
@@ -138,6 +141,20 @@ def _alike(evidence: Evidence) -> list[Finding]:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
         return _finding(evidence, message, advice, blank=first.blank)
+    return []
+
+
+def _again(evidence: Evidence) -> list[Finding]:
+    """Say so if the first batches hold the same few samples again and again, and validation does not."""
+    samples = evidence.samples
+    count, distinct = samples.different
+    if count < MANY or distinct >= ALIKE * count or len(samples.train) != len(samples.val):
+        return []
+    both = [pair for place, pair in enumerate(zip(samples.train, samples.val, strict=True)) if place != samples.target]
+    if all(ours and theirs and theirs.distinct > distinct and not _is_all_there_is(ours) for ours, theirs in both):
+        message = f"Only {distinct} of the first {count} training samples differ, and they come again and again."
+        advice = "Print the indices that __getitem__ gets, and what it reads: a sampler, a cache, a modulo?"
+        return _finding(evidence, message, advice, distinct=float(distinct))
     return []
 
 

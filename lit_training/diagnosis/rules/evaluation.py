@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.rule import rule
-from lit_training.tracing.dropping import noisiest_way
+from lit_training.tracing.dropping import dropped_shares, noisiest_way
 
 __all__ = ["batch_mixing", "dropout_active_in_eval", "dropout_too_high"]
 
@@ -111,9 +111,10 @@ def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
     What it means: hardly any signal passes, and the noise of what is left drowns the gradient. Typical cause: the
     probability to keep, as the paper and TensorFlow 1 have it, given where torch wants the probability to drop.
 
-    How it is measured: `p` of the dropout layers that are in train mode, and of those inside `nn.MultiheadAttention` and stacked
-    recurrent layers. And on the traced step, functional dropout too: of n units or channels that a sample has, dropping p of them
-    leaves a sum with p / ((1 - p) n) of its squared mean as noise, added up over the layers in a row that drop half or more.
+    How it is measured: `p` of the dropout layers that are in train mode, of those inside `nn.MultiheadAttention` and stacked
+    recurrent layers, and of functional dropout on the traced step. There, too, of n units or channels that a sample has,
+    dropping p of them leaves a sum with p / ((1 - p) n) of its squared mean as noise, added up over the layers in a row that
+    drop half or more.
 
     At the end of a run (`LossMonitor`): training, with dropout, ends above validation, without, and both are near a guess.
 
@@ -126,8 +127,9 @@ def dropout_too_high(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: `p=1 - keep`, .5 for hidden units, .2 for inputs at most.
     """
-    high = {name: p for name, p in evidence.dropouts.items() if p > MOST_DROPPED}
-    much = {name: p for name, p in evidence.dropouts.items() if p >= MUCH_DROPPED}
+    dropouts = dropped_shares(evidence.graph, evidence.batch_size) | dict(evidence.dropouts)
+    high = {name: p for name, p in dropouts.items() if p > MOST_DROPPED}
+    much = {name: p for name, p in dropouts.items() if p >= MUCH_DROPPED}
     if not high and len(much) >= MANY:
         name = next(iter(much))
         message = f"It drops {much[name]:.0%} of its units, as {len(much)} layers do; .1 to .5 is usual for one of many."

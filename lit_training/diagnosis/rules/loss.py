@@ -87,7 +87,8 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     fall below log(1 + (C - 1) exp(-2 s)); an alarm if that is more than .9 of log C, what guessing costs.
 
     Not an alarm: log_softmax before cross-entropy, soft or smoothed labels, Brier scores, losses of one's own; a multinomial
-    likelihood of counts (2 and more), or of what the network itself has read; means that are compared beside other terms,
+    likelihood of counts (2 and more), of what the network itself has read, or written out with a sum for each sample (sets of
+    items: Liang et al. 2018); means that are compared beside other terms,
     so that each sample gets a gradient of its own; an ensemble, each of whose networks tells one number; ratings, counts and
     grades, some of which are rare; cosines times 1 or more, and with a scale that is learnt, by which they may grow.
 
@@ -141,7 +142,10 @@ def _single_class(evidence: Evidence) -> _Verdict:
 
 
 def _several_labels(evidence: Evidence) -> _Verdict:
-    for rows in evidence.label_rows:
+    readers = evidence.graph.consumers()
+    for product, rows in evidence.label_rows.items():
+        if not any(evidence.graph.nodes[i].op == "sum" and not evidence.graph.nodes[i].shape for i in readers[product]):
+            continue  # summed for each sample: a likelihood that somebody wrote down
         total = float(rows.columns.mean[0])
         if abs(total - 1) > 0.05 and float(rows.high[1]) < COUNTED:
             message = f"cross_entropy gets target rows that sum to {total:.2g} on average, not 1: several labels per sample."
@@ -211,6 +215,11 @@ def _unheard(evidence: Evidence) -> _Verdict:
         if layer.silent_label is not None and not _is_certain(layer):
             message = f"Targets of {layer.silent_label:g} give a gradient of exactly 0 at {layer.name}, the others do not."
             return layer.name, message, "Losses with a margin take targets -1 and 1: 2 * y - 1; or use BCE with logits."
+        if layer.unheard and not layer.nonlinearity:
+            message = (
+                f"{layer.unheard} of the {layer.shape[1]} outputs of {layer.name} have targets that vary, and no gradient."
+            )
+            return layer.name, message, "Does the loss sum over all outputs? In a loop over them look for = in place of +=."
     return None
 
 

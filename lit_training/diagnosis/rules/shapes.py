@@ -19,7 +19,8 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     crashes; torch warns for its own losses only.
 
     How it is measured: a difference, product or one of torch's losses of what layers computed and what they did not, whose two
-    operands have equally many elements but different shapes, and whose result has more.
+    operands have equally many elements but different shapes, and whose result has more. Or, of a loss other than cross-entropy that
+    gets N times as many outputs as targets for a batch of N samples, a sum or the like of (N,) and (N, 1) that layers computed.
 
     Threshold: none.
 
@@ -44,6 +45,26 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
             if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
+    crossed = _crossed(evidence, made)
+    if crossed is not None:
+        a, b = crossed
+        message = f"Shapes {a.shape} and {b.shape} are broadcast in the network: it compares every sample with every other one."
+        yield Finding("shape_broadcast", "error", "", evidence.step, message, "Give both one shape: x.sum(1, keepdim=True).")
+
+
+def _crossed(evidence: Evidence, made: set[int]) -> tuple[Node, Node] | None:
+    """Return the two columns, one number a sample in each, of which a network makes a square that the loss sees as its outputs."""
+    graph, samples = evidence.graph, evidence.batch_size
+    for call in evidence.losses:
+        outputs, target = math.prod(graph.nodes[call.prediction].shape), _unexpanded(graph, graph.nodes[call.target])
+        if "nll" in call.op or not outputs == samples * math.prod(target.shape) == samples * samples:
+            continue
+        for node in (graph.nodes[i] for i in sorted(graph.ancestors(call.prediction))):
+            if node.op in ("add", "sub", "mul", "div") and len(node.parents) == 2 and made.issuperset(node.parents):
+                a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
+                if math.prod(a.shape) == samples and _broadcasts(graph, a, b, math.prod(node.shape)):
+                    return a, b
+    return None
 
 
 def _unexpanded(graph: Graph, node: Node) -> Node:

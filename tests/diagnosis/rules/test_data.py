@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.diagnosis.rules.fitting import found
 from tests.diagnosis.rules.looking import alarms, mlp, vectors
 
 
@@ -61,3 +62,19 @@ def test_a_column_that_is_large_everywhere_holds_no_code() -> None:
     x, y = vectors()
     x[:, 3] = -999
     assert alarms(mlp(16, 32, 4), (x, y))[0] == "unnormalised_input"
+
+
+@pytest.mark.parametrize(
+    ("kinds", "val_kinds", "steps", "rules"),
+    [(12, 400, 12, ["bad_data"]), (400, 400, 12, []), (12, 12, 12, [])],
+)
+def test_a_few_samples_that_come_again_and_again_are_found(kinds: int, val_kinds: int, steps: int, rules: list[str]) -> None:
+    """If validation holds no more different ones, there are no more."""
+    x, y = vectors(400)
+    train, val = (torch.arange(400) % n for n in (kinds, val_kinds))
+    assert found(x[train], y[train], val=(x[val], y[val]), steps=steps) == rules
+
+
+def test_a_small_training_set_that_is_passed_through_four_times_is_no_repetition() -> None:
+    x, y = vectors(400)
+    assert "bad_data" not in found(x[:16], y[:16], val=(x[100:], y[100:]), steps=12)

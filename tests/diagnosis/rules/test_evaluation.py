@@ -116,6 +116,27 @@ def test_one_layer_may_drop_more_than_each_of_many(p: float, layers: int, told: 
     assert ("dropout_too_high" in alarms(stack(p, layers))) == told
 
 
+class Functional(nn.Module):
+    """Drops in its own forward: units, or with them masks them without scaling up what is left."""
+
+    def __init__(self, p: float, *, mask: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.p, self.mask = nn.Linear(16, 64), nn.Linear(64, 4), p, mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x).relu()
+        x = x * torch.bernoulli(torch.full_like(x, 1 - self.p)) if self.mask else F.dropout(x, self.p, self.training)
+        return self.last(x)
+
+
+@pytest.mark.parametrize(
+    ("net", "told"), [(Functional(0.9), True), (Functional(0.5), False), (Functional(0.9, mask=True), False)]
+)
+def test_functional_dropout_counts_as_layers_do(net: nn.Module, told: bool) -> None:
+    assert ("dropout_too_high" in alarms(net)) == told
+
+
 class Narrow(nn.Module):
     """Convolutions of a few channels, each with functional channel dropout behind it; or one of them ten times."""
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.diagnosis.rules.looking import adam, alarms, mlp, numbers, vectors
+from tests.diagnosis.rules.looking import Loss, adam, alarms, mlp, numbers, vectors
 
 Pair = tuple[Tensor, Tensor]
 
@@ -134,3 +134,19 @@ def test_a_precision_that_the_network_gives_is_no_mask(end: type[nn.Module], sai
 
     x, y = numbers()
     assert alarms(nn.Sequential(*mlp(16, 32, 2), end()), (x, 2 * y), likelihood, optimizer=adam) == said
+
+
+@pytest.mark.parametrize(("heard", "said"), [(slice(2, 3), ["wrong_loss"]), (slice(None), [])])
+def test_outputs_that_the_loss_leaves_out_are_found(heard: slice, said: list[str]) -> None:
+    x, _ = vectors()
+    y = (x[:, :3] > 0).float()
+    assert alarms(mlp(16, 32, 3), (x, y), lambda z, y: F.binary_cross_entropy_with_logits(z[:, heard], y[:, heard])) == said
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [(F.cross_entropy, ["wrong_loss"]), (lambda z, y: -(z.log_softmax(1) * y).sum(1).mean(), [])],
+)
+def test_a_multinomial_likelihood_that_is_written_out_is_meant(loss: Loss, said: list[str]) -> None:
+    x, _ = vectors()
+    assert alarms(mlp(16, 32, 8), (x, (x[:, :8] > 0).float()), loss) == said

@@ -68,3 +68,39 @@ def pairwise(output: Tensor, target: Tensor) -> Tensor:
 )
 def test_shapes_that_fit_and_pairwise_distances_are_silent(loss: Loss) -> None:
     assert "shape_broadcast" not in alarms(mlp(16, 32, 1), numbers(), loss, optimizer=sgd)
+
+
+class Biased(nn.Module):
+    """The scores of two towers, and a bias of each sample beside them: one number each, as `[samples]` or `[samples, 1]`."""
+
+    def __init__(self, keepdim: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.other, self.bias, self.keepdim = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 1), keepdim
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.one(x) * self.other(x)).sum(1, keepdim=self.keepdim) + self.bias(x)
+
+
+@pytest.mark.parametrize(("keepdim", "said"), [(False, ["shape_broadcast"]), (True, [])])
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_columns_and_rows_that_meet_inside_the_network_are_found(keepdim: bool, said: list[str]) -> None:
+    assert alarms(Biased(keepdim), numbers(), F.mse_loss, steps=1) == said
+
+
+class Distances(nn.Module):
+    """Squared distances between all embeddings of a batch, as the binomial formula has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed = nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.embed(x)
+        return -((z * z).sum(1, keepdim=True) + (z * z).sum(1) - 2 * z @ z.T)
+
+
+def test_distances_between_all_samples_are_meant() -> None:
+    x, y = numbers()
+    assert "shape_broadcast" not in alarms(Distances(), (x, torch.arange(len(y)).flip(0)), F.cross_entropy, steps=1)
