@@ -66,11 +66,6 @@ def f_snapshots_functional(case: Case) -> None:
     case.model = Functional()
 
 
-@faulty("train_val_mismatch", twin="h_snapshots", source="UMLAUT: training pictures in [0, 1], validation in [0, 255]")
-def f_snapshots_bytes(case: Case) -> None:
-    case.data = replace(centred(shapes(case.seed)), 0, lambda x: 255 * (x - x.min()), train=False)
-
-
 @faulty("bn_stats", twin="h_snapshots", source="momentum of batch norm far too small: the statistics never leave their start")
 def f_snapshots_slow_stats(case: Case) -> None:
     for bn in (case.model.bn1, case.model.bn2):
@@ -108,18 +103,16 @@ def h_numpy_order(seed: int) -> Case:
     return Case(seed=seed, model=model, data=data, optimizer=sgd(0.03), max_steps=200, **CE)
 
 
-@faulty("bad_data", "batch_mixing", twin="h_numpy_order", source="Karpathy: view and permute are not the same", margin=0.05)
-def f_numpy_order_viewed(case: Case) -> None:
-    class Viewed(Channels):
-        def forward(self, x: Tensor) -> Tensor:
-            return self.body(x.view(len(x), 3, 16, 16))
-
-    case.model = Viewed(case.model.body)  # type: ignore[arg-type]
-
-
-@faulty("data_not_shuffled", twin="h_numpy_order", source="TrainCheck, forum: ImageFolder lists class by class and shuffle is off")
+@faulty(
+    "data_not_shuffled", twin="h_numpy_order", source="TrainCheck, forum: ImageFolder lists class by class and shuffle is off"
+)
 def f_numpy_order_by_folder(case: Case) -> None:
     case.data, case.shuffle = reorder(case.data, lambda y: y), False
+
+
+@faulty("clip_too_small", twin="h_numpy_order", source="gradient_clip_val 1e-4: a typing error in a configuration file")
+def f_numpy_order_strangled(case: Case) -> None:
+    case.trainer = {"gradient_clip_val": 1e-4}
 
 
 @healthy("init_vanishing", source="plain convolutions, ten deep, He initialisation and Adam")
@@ -182,13 +175,6 @@ def f_warm_cosine_collapsed(case: Case) -> None:
     }  # fmt: skip
 
 
-@faulty("lr_schedule", "lr_too_low", twin="h_warm_cosine", source="warm-up of ten thousand steps taken over from a large model")
-def f_warm_cosine_never_warm(case: Case) -> None:
-    case.scheduler = lambda optimizer: {
-        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, (step + 1) / 100_000)), "interval": "step"
-    }  # fmt: skip
-
-
 @faulty("lr_too_high", twin="h_warm_cosine", source="DeepFD: learning rate of SGD a hundred times too large")
 def f_warm_cosine_scorched(case: Case) -> None:
     case.optimizer, case.scheduler = sgd(20.0), None
@@ -217,14 +203,6 @@ def h_nuclei(seed: int) -> Case:
 @faulty("loss_sign", twin="h_nuclei", source="the Dice coefficient itself is minimised, the minus forgotten")
 def f_nuclei_least_overlap(case: Case) -> None:
     case.loss = lambda output, target: 1 - dice(output, target)
-
-
-@faulty("wrong_loss", "wrong_last_activation", twin="h_nuclei", source="Dice on raw logits: the sigmoid is missing", margin=0.05)
-def f_nuclei_raw_dice(case: Case) -> None:
-    def raw(output: Tensor, target: Tensor) -> Tensor:
-        return 1 - 2 * (output * target).sum() / (output.sum() + target.sum() + 1.0)
-
-    case.loss = raw
 
 
 @faulty("labels_broken", twin="h_nuclei", source="flips drawn for the picture and again, separately, for the mask")
@@ -256,23 +234,19 @@ def h_postcodes(seed: int) -> Case:
     return Case(seed=seed, model=model, data=digits(seed, flat=False), optimizer=adamw(3e-3), max_steps=150, **CE)
 
 
-@faulty("frozen_by_accident", twin="h_postcodes", source="code of a transfer tutorial kept, but the body has no pretrained weights")
+@faulty(
+    "frozen_by_accident", twin="h_postcodes", source="code of a transfer tutorial kept, but the body has no pretrained weights"
+)
 def f_postcodes_untaught(case: Case) -> None:
     for p in case.model.body.parameters():  # type: ignore[union-attr]
         p.requires_grad_(False)
 
 
-@faulty("detached_subgraph", "frozen_by_accident", twin="h_postcodes", source="features taken under torch.no_grad to save memory")
-def f_postcodes_no_grad(case: Case) -> None:
-    class NoGrad(Transfer):
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.no_grad():
-                features = self.body(x)
-            return self.head(features)
-
-    case.model = NoGrad(case.model.body, case.model.head)  # type: ignore[arg-type]
-
-
-@faulty("bn_eval_in_train", twin="h_postcodes", source="Lightning forum: model.eval() stays on, statistics never learnt", margin=0.03)
+@faulty(
+    "bn_eval_in_train",
+    twin="h_postcodes",
+    source="model.eval() stays on, statistics never learnt",
+    margin=0.03,
+)
 def f_postcodes_eval(case: Case) -> None:
     case.module = EvalStep
