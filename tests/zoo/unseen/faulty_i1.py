@@ -203,12 +203,9 @@ def f_shop_counter_signed(case: Case) -> None:
     case.data = replace(case.data, 2, lambda y: 2 - 3 * y, val=False)
 
 
-@faulty("loss_sign", twin="h_shop_counter", source="hand-written likelihood returned without its minus")
-def f_shop_counter_likelihood(case: Case) -> None:
-    def likelihood(output: Tensor, target: Tensor) -> Tensor:
-        return (target * F.logsigmoid(output) + (1 - target) * F.logsigmoid(-output)).mean()
-
-    case.loss = likelihood
+@faulty("wrong_loss", twin="h_shop_counter", source="StackOverflow: cross_entropy on a single output is always zero")
+def f_shop_counter_one_class(case: Case) -> None:
+    case.loss = F.cross_entropy
 
 
 # ------------------------------------------------------------------------------------------ rare events
@@ -239,12 +236,12 @@ def f_fraud_watch_percent(case: Case) -> None:
 @healthy("overfit_no_regularisation", "weight_decay_too_strong", source="ridge regression on harmonics, few noisy points")
 def h_tide_gauge(seed: int) -> Case:
     g = rng(9501, seed)
-    t = 6.283 * torch.rand(600, 1, generator=g)
-    y = t.sin() + 0.7 * (2 * t).cos() + 0.5 * (3 * t).sin() + 0.4 * torch.randn(600, 1, generator=g)
+    t = 6.283 * torch.rand(760, 1, generator=g)
+    y = t.sin() + 0.7 * (2 * t).cos() + 0.5 * (3 * t).sin() + 0.4 * torch.randn(760, 1, generator=g)
     waves = t * torch.arange(1, 51)
     x = torch.cat([waves.sin(), waves.cos()], 1) * 2**0.5
     return Case(
-        seed=seed, model=nn.Linear(100, 1), data=split(x, standardise(y), val=0.75), optimizer=sgd(0.02, weight_decay=0.4),
+        seed=seed, model=nn.Linear(100, 1), data=split(x, standardise(y), val=0.75), optimizer=sgd(0.02, weight_decay=0.3),
         max_steps=1000, **MSE,
     )  # fmt: skip
 

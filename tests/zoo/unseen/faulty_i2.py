@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset, default_collate
+from torch.utils.data import default_collate
 
 from tests.zoo.case import Case, Supervised, faulty, healthy
 from tests.zoo.data import digits, gratings, masks, reorder, replace, stamps
@@ -205,13 +205,6 @@ def f_nuclei_least_overlap(case: Case) -> None:
     case.loss = lambda output, target: 1 - dice(output, target)
 
 
-@faulty("labels_broken", twin="h_nuclei", source="flips drawn for the picture and again, separately, for the mask")
-def f_nuclei_flipped_apart(case: Case) -> None:
-    x, y = case.data[0].tensors  # type: ignore[attr-defined]
-    first, second = torch.rand(2, len(x), 1, 1, 1) < 0.5
-    case.data = TensorDataset(torch.where(first, x.flip(3), x), torch.where(second, y.flip(3), y)), case.data[1]
-
-
 # ------------------------------------------------------------------------------------------ transfer
 class Transfer(nn.Module):
     """A pretrained body, kept fixed, under a new head."""
@@ -224,7 +217,7 @@ class Transfer(nn.Module):
         return self.head(self.body(x))
 
 
-@healthy("bias_before_bn", source="digits: convolution and batch norm, head with weight decay, all trained")
+@healthy(source="digits: convolution and batch norm, head with weight decay, all trained")
 def h_postcodes(seed: int) -> Case:
     body = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU(), nn.MaxPool2d(2),
