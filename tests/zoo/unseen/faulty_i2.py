@@ -164,7 +164,8 @@ def h_warm_cosine(seed: int) -> Case:
 
     model = ResNet(1, 10, 2)
     return Case(
-        seed=seed, model=model, data=stamps(seed), optimizer=sgd(0.05, weight_decay=1e-4), scheduler=schedule, max_steps=200, **CE
+        seed=seed, model=model, data=stamps(seed), optimizer=sgd(0.05, weight_decay=1e-4), scheduler=schedule,
+        max_steps=200, **CE,
     )  # fmt: skip
 
 

@@ -30,7 +30,8 @@ class Drift(nn.Module):
 @healthy(source="everyday GRU classifier of short series, clipping at 1")
 def h_drift_meter(seed: int) -> Case:
     return Case(
-        seed=seed, model=Drift(), data=walks(seed), optimizer=adam(4e-3), max_steps=250, trainer={"gradient_clip_val": 1.0}, **CE
+        seed=seed, model=Drift(), data=walks(seed), optimizer=adam(4e-3), max_steps=250,
+        trainer={"gradient_clip_val": 1.0}, **CE,
     )  # fmt: skip
 
 
