@@ -91,13 +91,6 @@ def f_j_sentences_from_pretrained(case: Case) -> None:
     model.embed = nn.Embedding.from_pretrained(0.05 * torch.randn(40, 12), padding_idx=0)
 
 
-@faulty("bad_bias_init", "saturation", twin="h_j_sentences", source="update gates biased to keep everything from the start")
-def f_j_sentences_shut_gates(case: Case) -> None:
-    for name, p in case.model.rnn.named_parameters():  # type: ignore[union-attr]
-        if "bias_ih" in name:
-            p.data[20:40] = 7.0
-
-
 # ------------------------------------------------------------------------------------------ a causal language model
 class Causal(nn.Module):
     """Dilated causal convolutions over embedded tokens; the output shares the weights of the input."""
@@ -136,9 +129,9 @@ def f_j_characters_long_warmup(case: Case) -> None:
     }  # fmt: skip
 
 
-@faulty("init_exploding", "bad_gain", twin="h_j_characters", source="embedding of N(0, 1) and more, tied to the output")
-def f_j_characters_loud_embedding(case: Case) -> None:
-    nn.init.normal_(case.model.embed.weight, std=3.0)  # type: ignore[union-attr]
+@faulty("lr_too_high", twin="h_j_characters", source="rate of plain SGD kept when the optimiser became Adam")
+def f_j_characters_rate_of_sgd(case: Case) -> None:
+    case.optimizer = adam(0.3)
 
 
 @faulty("wrong_loss", twin="h_j_characters", source="focal loss by hand with the wrong factor: p instead of 1 - p")
@@ -156,7 +149,7 @@ def sensors(seed: int, n: int = 1200, length: int = 16) -> Split:
     g = rng(904, seed)
     level, slope = torch.randn(n, 1, 4, generator=g), 0.15 * torch.randn(n, 1, 4, generator=g)
     clean = level + slope * torch.arange(length)[:, None]
-    x = clean + 0.3 * torch.randn(n, length, 4, generator=g)
+    x = clean + 0.9 * torch.randn(n, length, 4, generator=g)
     end = clean[:, -1]
     y = end[:, 0] + end[:, 1].abs() + (2 * end[:, 2]).sin() * end[:, 3].tanh()
     return split(standardise(x, None), standardise(y)[:, None])
