@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from tests.zoo.case import Case, faulty, healthy
 from tests.zoo.data import Split, digits, masks, rng
-from tests.zoo.nets import CE, adam, adamw, conv_block, convnet, init_weights
+from tests.zoo.nets import CE, adam, adamw, conv_block, convnet
 
 
 # ------------------------------------------------------------------------------------------ arrows, as bytes
@@ -70,11 +70,6 @@ def f_j_arrows_wrapped(case: Case) -> None:
 @faulty("train_val_mismatch", twin="h_j_arrows", source="ToTensor alone in the transform of the validation set")
 def f_j_arrows_other_scale(case: Case) -> None:
     case.data[1].to_float = lambda x: x.permute(2, 0, 1).float() / 255  # type: ignore[attr-defined]
-
-
-@faulty("init_symmetry", twin="h_j_arrows", source="kernels filled with their fan's constant, to make runs repeatable")
-def f_j_arrows_same_kernels(case: Case) -> None:
-    init_weights(case.model, lambda weight: nn.init.constant_(weight, 1 / weight[0].numel()))
 
 
 # ------------------------------------------------------------------------------------------ patches
@@ -156,6 +151,11 @@ def f_j_patches_functional_dropout(case: Case) -> None:
 @faulty("not_in_optimizer", twin="h_j_patches", source="decay groups built by name; one half of them never handed over")
 def f_j_patches_no_matrices(case: Case) -> None:
     case.optimizer = lambda model: torch.optim.AdamW([p for p in model.parameters() if p.ndim < 2], lr=3e-3, weight_decay=0.0)
+
+
+@faulty("lr_too_high", twin="h_j_patches", source="rate of plain SGD kept when the optimiser became AdamW")
+def f_j_patches_rate_of_sgd(case: Case) -> None:
+    case.optimizer = adamw(0.1)
 
 
 # ------------------------------------------------------------------------------------------ masks

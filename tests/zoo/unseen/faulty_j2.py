@@ -129,11 +129,6 @@ def f_j_characters_long_warmup(case: Case) -> None:
     }  # fmt: skip
 
 
-@faulty("lr_too_high", twin="h_j_characters", source="rate of plain SGD kept when the optimiser became Adam")
-def f_j_characters_rate_of_sgd(case: Case) -> None:
-    case.optimizer = adam(0.3)
-
-
 @faulty("wrong_loss", twin="h_j_characters", source="focal loss by hand with the wrong factor: p instead of 1 - p")
 def f_j_characters_focal(case: Case) -> None:
     def loss(output: Tensor, target: Tensor) -> Tensor:

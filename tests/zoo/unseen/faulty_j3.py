@@ -10,7 +10,7 @@ from torch.utils.data import TensorDataset
 from tests.zoo.case import Case, Supervised, faulty, healthy
 from tests.zoo.data import Split, replace, rng, several, split, standardise
 from tests.zoo.more_data import judgements
-from tests.zoo.nets import BCE, MSE, adam, mlp, sgd
+from tests.zoo.nets import BCE, MSE, adam, init_weights, mlp, sgd
 
 
 # ------------------------------------------------------------------------------------------ clicks
@@ -74,11 +74,11 @@ def f_j_clicks_eps(case: Case) -> None:
     case.optimizer = adam(1e-2, eps=1.0)
 
 
-@faulty("wrong_last_activation", twin="h_j_clicks", source="ReLU after the last layer, then a loss of logits")
-def f_j_clicks_relu_logits(case: Case) -> None:
+@faulty("wrong_last_activation", twin="h_j_clicks", source="probabilities returned, and a loss of logits")
+def f_j_clicks_probabilities(case: Case) -> None:
     model: Any = case.model
     plain = model.forward
-    model.forward = lambda codes, numbers: F.relu(plain(codes, numbers))
+    model.forward = lambda codes, numbers: plain(codes, numbers).sigmoid()
 
 
 # ------------------------------------------------------------------------------------------ raw features behind a batch norm
@@ -134,16 +134,28 @@ def f_j_readings_negative_biases(case: Case) -> None:
             nn.init.constant_(layer.bias, -3.0)
 
 
+@faulty("missing_activation", twin="h_j_readings", source="F.relu(h) whose result is thrown away")
+def f_j_readings_relu_ignored(case: Case) -> None:
+    for layer in case.model.modules():
+        if isinstance(layer, nn.ReLU):
+            layer.forward = lambda x: (F.relu(x), x)[1]  # type: ignore[method-assign]
+
+
+@faulty("init_symmetry", twin="h_j_readings", source="weights filled with one number, to make runs repeatable")
+def f_j_readings_constant(case: Case) -> None:
+    init_weights(case.model, lambda weight: nn.init.constant_(weight, 1 / weight.shape[1]))
+
+
 # ------------------------------------------------------------------------------------------ distances
 class Triplets(nn.Module):
     """Scaled negative distances of an anchor to two candidates."""
 
-    def __init__(self, over: int = 1) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.body, self.over = mlp([6, 48, 16]), over
+        self.body = mlp([6, 48, 16])
 
     def forward(self, anchor: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        a, b, c = (F.normalize(self.body(x), dim=self.over) for x in (anchor, first, second))
+        a, b, c = (F.normalize(self.body(x), dim=1) for x in (anchor, first, second))
         return 5 * torch.stack([(a * b).sum(1), (a * c).sum(1)], 1)
 
 
@@ -166,8 +178,8 @@ def f_j_triplets_swapped(case: Case) -> None:
     case.loss = lambda output, target: margin_loss(output, 1 - target)
 
 
-@faulty("batch_mixing", twin="h_j_triplets", margin=0.05, source="centred over the vectors of the batch, the wrong dim of a mean")
-def f_j_triplets_softmax(case: Case) -> None:
+@faulty("batch_mixing", twin="h_j_triplets", source="view(16, -1) of vectors that are rows, then a transposition")
+def f_j_triplets_view(case: Case) -> None:
     model: Any = case.model
 
     def forward(anchor: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -182,11 +194,6 @@ def f_j_triplets_shuffled(case: Case) -> None:
     anchor, first, second, y = case.data[0].tensors  # type: ignore[attr-defined]
     swap = torch.rand(len(y), 1, generator=rng(908, case.seed)) < 0.5
     case.data = TensorDataset(anchor, torch.where(swap, second, first), torch.where(swap, first, second), y), case.data[1]
-
-
-@faulty("missing_activation", twin="h_j_triplets", source="F.relu(h) whose result is thrown away")
-def f_j_triplets_linear(case: Case) -> None:
-    case.model.body[1] = nn.Identity()  # type: ignore[union-attr, operator]
 
 
 # ------------------------------------------------------------------------------------------ several tasks
@@ -208,10 +215,16 @@ def h_j_tasks(seed: int) -> Case:
     )
 
 
-@faulty("unnormalised_target", twin="h_j_tasks", source="one of the targets left in its unit outweighs the others")
+@healthy(source="the same under Adam")
+def h_j_tasks_adam(seed: int) -> Case:
+    case = h_j_tasks(seed)
+    case.optimizer = adam(5e-3)
+    return case
+
+
+@faulty("unnormalised_target", twin="h_j_tasks_adam", source="one of the targets left in its unit outweighs the others")
 def f_j_tasks_one_in_units(case: Case) -> None:
     case.data = replace(case.data, -1, lambda y: y * torch.tensor([1.0, 60.0, 1.0]))  # type: ignore[arg-type]
-    case.optimizer = adam(5e-3)
 
 
 @faulty("detached_subgraph", twin="h_j_tasks", source="losses of the tasks summed with .item(), but for the first")
@@ -223,9 +236,9 @@ def f_j_tasks_item(case: Case) -> None:
     case.loss = loss
 
 
-@faulty("not_in_optimizer", twin="h_j_tasks", source="optimiser given the trunk and the first head, before tasks were added")
-def f_j_tasks_late_heads(case: Case) -> None:
-    case.optimizer = lambda model: torch.optim.SGD([*model.trunk.parameters(), *model.heads[0].parameters()], lr=0.05, momentum=0.9)
+@faulty("not_in_optimizer", twin="h_j_tasks", source="optimiser given the heads only, in a network that nobody trained before")
+def f_j_tasks_heads_only(case: Case) -> None:
+    case.optimizer = lambda model: torch.optim.SGD(model.heads.parameters(), lr=0.05, momentum=0.9)
 
 
 @faulty("loss_reduction", twin="h_j_tasks", source="mean of the loss divided by the batch size once more")
