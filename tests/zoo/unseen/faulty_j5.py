@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, faulty, healthy
-from tests.zoo.data import Split, digits, replace, rng, split, standardise
+from tests.zoo.data import Split, digits, rng, split, standardise
 from tests.zoo.nets import CE, MSE, mlp, trainable
 
 
@@ -66,18 +66,13 @@ def f_j_transfer_applied(case: Case) -> None:
             nn.init.normal_(layer.weight, std=0.005)
 
 
-@faulty("unnormalised_input", "bad_data", twin="h_j_transfer", source="pixels of 0 to 255 into a body that knew standardised ones")
-def f_j_transfer_raw_pixels(case: Case) -> None:
-    case.data = replace(case.data, 0, lambda x: 255 * (x + 1) / 3)  # type: ignore[arg-type]
-
-
 @faulty("train_val_mismatch", "labels_broken", twin="h_j_transfer", source="class numbers from two folders, of which one lacks a class")
 def f_j_transfer_folders(case: Case) -> None:
     x, y = case.data[1].tensors  # type: ignore[attr-defined]
     case.data = case.data[0], TensorDataset(x[y > 0], y[y > 0] - 1)
 
 
-@faulty("lr_too_low", twin="h_j_transfer", source="rate for whole networks, 1e-5, given to a fresh head")
+@faulty("lr_too_low", twin="h_j_transfer", source="rate for whole networks, 2e-5, given to a fresh head")
 def f_j_transfer_slow_head(case: Case) -> None:
     case.optimizer = trainable(torch.optim.Adam, lr=2e-5)
 
@@ -103,13 +98,6 @@ def f_j_thawed_stale_head(case: Case) -> None:
         return built
 
     case.optimizer = optimizer
-
-
-@faulty("lr_too_high", twin="h_j_thawed", source="rates of body and head multiplied where they were to be divided")
-def f_j_thawed_hot_body(case: Case) -> None:
-    case.optimizer = lambda model: torch.optim.Adam(
-        [{"params": model.body.parameters(), "lr": 0.1}, {"params": model.head.parameters(), "lr": 5e-3}]
-    )
 
 
 @faulty("frozen_by_accident", twin="h_j_thawed", source="everything called weight frozen, where weights of the body were meant")
@@ -183,7 +171,7 @@ def f_j_adapters_alpha(case: Case) -> None:
         layer.scale = 64.0
 
 
-@faulty("detached_subgraph", twin="h_j_adapters", source="change merged under no_grad in all layers but the last")
+@faulty("detached_subgraph", twin="h_j_adapters", margin=0.05, source="change merged under no_grad in all layers but the last")
 def f_j_adapters_merged(case: Case) -> None:
     for layer in adapters(case.model)[:-1]:
         layer.change = torch.no_grad()(layer.change)  # type: ignore[method-assign]
