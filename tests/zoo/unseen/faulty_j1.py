@@ -67,11 +67,6 @@ def f_j_arrows_wrapped(case: Case) -> None:
     case.data[0].to_float = lambda x: scaled(x * 3 + 20)  # type: ignore[attr-defined]
 
 
-@faulty("train_val_mismatch", twin="h_j_arrows", source="ToTensor alone in the transform of the validation set")
-def f_j_arrows_other_scale(case: Case) -> None:
-    case.data[1].to_float = lambda x: x.permute(2, 0, 1).float() / 255  # type: ignore[attr-defined]
-
-
 # ------------------------------------------------------------------------------------------ patches
 class Attention(nn.Module):
     def __init__(self, width: int, over: int = -1) -> None:
@@ -115,26 +110,9 @@ def h_j_patches(seed: int) -> Case:
     return Case(seed=seed, model=Patches(), data=digits(seed, flat=False), optimizer=adamw(3e-3), max_steps=260, **CE)
 
 
-@faulty("batch_mixing", twin="h_j_patches", source="softmax of the attention along the batch, dim=0")
-def f_j_patches_softmax_batch(case: Case) -> None:
-    for mixer in case.model.mixers:  # type: ignore[union-attr]
-        mixer.over = 0
-
-
-@faulty("detached_subgraph", twin="h_j_patches", source="tokens gathered through .data to save memory")
-def f_j_patches_data(case: Case) -> None:
-    def forward(x: Tensor) -> Tensor:
-        x = model.tokens(x)
-        for mixer, mlp in zip(model.mixers, model.mlps, strict=True):
-            x = mixer(x).data
-            x = (x + mlp(x)).data
-        return model.head(x[:, 0])
-
-    model: Any = case.model
-    model.forward = forward
-
-
-@faulty("init_exploding", "bad_gain", "saturation", twin="h_j_patches", source="qkv drawn from N(0, 1): a softmax of one winner")
+@faulty(
+    "init_exploding", "bad_gain", "saturation", twin="h_j_patches", source="qkv drawn from N(0, 1): a softmax of one winner"
+)
 def f_j_patches_loud(case: Case) -> None:
     for mixer in case.model.mixers:  # type: ignore[union-attr]
         nn.init.normal_(mixer.qkv.weight, std=1.0)
@@ -163,7 +141,9 @@ class UNet(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         self.down = nn.Sequential(*conv_block(1, width, nn.BatchNorm2d, nn.ReLU))
-        self.deep = nn.Sequential(nn.MaxPool2d(2), *conv_block(width, 2 * width, nn.BatchNorm2d, nn.ReLU), nn.Upsample(scale_factor=2))
+        self.deep = nn.Sequential(
+            nn.MaxPool2d(2), *conv_block(width, 2 * width, nn.BatchNorm2d, nn.ReLU), nn.Upsample(scale_factor=2)
+        )
         self.up = nn.Sequential(*conv_block(3 * width, width, nn.BatchNorm2d, nn.ReLU), nn.Conv2d(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -193,12 +173,6 @@ def f_j_discs_dice_added(case: Case) -> None:
     case.loss = lambda output, target: F.binary_cross_entropy_with_logits(output, target) + dice(output, target).mean()
 
 
-@faulty("wrong_loss", "class_imbalance", twin="h_j_discs", source="pos_weight inverted: the share of the foreground, not the ratio")
-def f_j_discs_pos_weight(case: Case) -> None:
-    weight = torch.tensor(0.1)
-    case.loss = lambda output, target: F.binary_cross_entropy_with_logits(output, target, pos_weight=weight)
-
-
 @faulty("labels_broken", twin="h_j_discs", source="masks written as (x, y), pictures as (row, column)")
 def f_j_discs_transposed(case: Case) -> None:
     x, y = case.data[0].tensors  # type: ignore[attr-defined]
@@ -218,8 +192,3 @@ def noisy_half(data: Split) -> Split:
     x = x.clone()
     x[:, :, 6:] = torch.randn_like(x[:, :, 6:])
     return TensorDataset(x, y), data[1]
-
-
-@faulty("bad_data", "train_val_mismatch", twin="h_j_discs", source="lower half of the training pictures lost in transfer")
-def f_j_discs_half_lost(case: Case) -> None:
-    case.data = noisy_half(case.data)  # type: ignore[arg-type]

@@ -79,12 +79,6 @@ def f_j_sentences_view(case: Case) -> None:
     model.forward = lambda tokens, lengths: model.head(model.last(tokens, lengths).reshape(len(tokens), -1))
 
 
-@faulty("detached_subgraph", twin="h_j_sentences", source="the encoder under no_grad, as in the script for inference")
-def f_j_sentences_no_grad(case: Case) -> None:
-    model: Any = case.model
-    model.last = torch.no_grad()(model.last)
-
-
 @faulty("frozen_by_accident", twin="h_j_sentences", source="Embedding.from_pretrained freezes unless told otherwise")
 def f_j_sentences_from_pretrained(case: Case) -> None:
     model: Any = case.model
@@ -153,7 +147,10 @@ def sensors(seed: int, n: int = 1200, length: int = 16) -> Split:
 class Forecaster(nn.Module):
     def __init__(self, batch_first: bool = True) -> None:
         super().__init__()
-        self.rnn, self.head = nn.GRU(4, 24, batch_first=batch_first), nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 1))
+        self.rnn, self.head = (
+            nn.GRU(4, 24, batch_first=batch_first),
+            nn.Sequential(nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 1)),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.rnn(x)[0][:, -1])
@@ -174,22 +171,9 @@ def f_j_sensors_batch_first(case: Case) -> None:
     case.model = Forecaster(batch_first=False)
 
 
-@faulty("labels_broken", twin="h_j_sensors", source="windows and next values cut with different offsets, so that rows do not fit")
-def f_j_sensors_off_by_one(case: Case) -> None:
-    x, y = case.data[0].tensors  # type: ignore[attr-defined]
-    case.data = TensorDataset(x, y.roll(1, 0)), case.data[1]
-
-
 @faulty("shape_broadcast", twin="h_j_sensors", source="squeezed targets against outputs of one column")
 def f_j_sensors_squeezed(case: Case) -> None:
     case.loss = lambda output, target: (output - target.squeeze(1)).square().mean()
-
-
-@faulty("lr_schedule", twin="h_j_sensors", source="decay by halves each five epochs, counted in steps")
-def f_j_sensors_halved(case: Case) -> None:
-    case.scheduler = lambda optimizer: {
-        "scheduler": torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 ** (step / 5)), "interval": "step",
-    }  # fmt: skip
 
 
 @faulty("train_val_mismatch", "bad_data", twin="h_j_sensors", source="each validation window standardised by itself")

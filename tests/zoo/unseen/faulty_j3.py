@@ -1,7 +1,5 @@
 """Held-out faults of tables, rankings, distances and several tasks."""
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +8,7 @@ from torch.utils.data import TensorDataset
 from tests.zoo.case import Case, Supervised, faulty, healthy
 from tests.zoo.data import Split, replace, rng, several, split, standardise
 from tests.zoo.more_data import judgements
-from tests.zoo.nets import BCE, MSE, adam, init_weights, mlp, sgd
+from tests.zoo.nets import BCE, MSE, adam, mlp, sgd
 
 
 # ------------------------------------------------------------------------------------------ clicks
@@ -74,13 +72,6 @@ def f_j_clicks_eps(case: Case) -> None:
     case.optimizer = adam(1e-2, eps=1.0)
 
 
-@faulty("wrong_last_activation", twin="h_j_clicks", source="probabilities returned, and a loss of logits")
-def f_j_clicks_probabilities(case: Case) -> None:
-    model: Any = case.model
-    plain = model.forward
-    model.forward = lambda codes, numbers: plain(codes, numbers).sigmoid()
-
-
 # ------------------------------------------------------------------------------------------ raw features behind a batch norm
 def readings(seed: int, n: int = 1800) -> Split:
     """Features in their units, `[n, 6]`; a smooth target."""
@@ -107,24 +98,20 @@ class EvalFirst(Supervised):
         self.model[0].eval()
 
 
-@faulty("bn_eval_in_train", "unnormalised_input", "bn_stats", twin="h_j_readings", source="all batch norms put to eval, none ever fitted")
+@faulty(
+    "bn_eval_in_train",
+    "unnormalised_input",
+    "bn_stats",
+    twin="h_j_readings",
+    source="all batch norms put to eval, none ever fitted",
+)
 def f_j_readings_eval(case: Case) -> None:
     case.module = EvalFirst
-
-
-@faulty("train_val_mismatch", "bad_data", twin="h_j_readings", source="columns in another order in the file for validation")
-def f_j_readings_columns(case: Case) -> None:
-    case.data = replace(case.data, 0, lambda x: x[:, [1, 0, 2, 3, 4, 5]], train=False)  # type: ignore[arg-type]
 
 
 @faulty("unnormalised_target", twin="h_j_readings", source="target in thousandths of its unit, and Adam's usual rate")
 def f_j_readings_target(case: Case) -> None:
     case.data = replace(case.data, -1, lambda y: 4000 + 1000 * y)  # type: ignore[arg-type]
-
-
-@faulty("wrong_last_activation", twin="h_j_readings", source="softplus of a rate kept for a target of both signs")
-def f_j_readings_softplus(case: Case) -> None:
-    case.model.append(nn.Softplus())  # type: ignore[operator]
 
 
 @faulty("dead_relu", "bad_bias_init", twin="h_j_readings", source="all biases at -3, to begin sparse")
@@ -139,11 +126,6 @@ def f_j_readings_relu_ignored(case: Case) -> None:
     for layer in case.model.modules():
         if isinstance(layer, nn.ReLU):
             layer.forward = lambda x: (F.relu(x), x)[1]  # type: ignore[method-assign]
-
-
-@faulty("init_symmetry", twin="h_j_readings", source="weights filled with one number, to make runs repeatable")
-def f_j_readings_constant(case: Case) -> None:
-    init_weights(case.model, lambda weight: nn.init.constant_(weight, 1 / weight.shape[1]))
 
 
 # ------------------------------------------------------------------------------------------ distances
@@ -176,24 +158,6 @@ def h_j_triplets(seed: int) -> Case:
 @faulty("loss_sign", twin="h_j_triplets", source="positive and negative swapped in the triplet loss")
 def f_j_triplets_swapped(case: Case) -> None:
     case.loss = lambda output, target: margin_loss(output, 1 - target)
-
-
-@faulty("batch_mixing", twin="h_j_triplets", source="view(16, -1) of vectors that are rows, then a transposition")
-def f_j_triplets_view(case: Case) -> None:
-    model: Any = case.model
-
-    def forward(anchor: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        a, b, c = (F.normalize(model.body(x).reshape(16, -1).T, dim=1) for x in (anchor, first, second))
-        return 5 * torch.stack([(a * b).sum(1), (a * c).sum(1)], 1)
-
-    model.forward = forward
-
-
-@faulty("labels_broken", twin="h_j_triplets", source="candidates shuffled for augmentation, the answer left where it was")
-def f_j_triplets_shuffled(case: Case) -> None:
-    anchor, first, second, y = case.data[0].tensors  # type: ignore[attr-defined]
-    swap = torch.rand(len(y), 1, generator=rng(908, case.seed)) < 0.5
-    case.data = TensorDataset(anchor, torch.where(swap, second, first), torch.where(swap, first, second), y), case.data[1]
 
 
 # ------------------------------------------------------------------------------------------ several tasks

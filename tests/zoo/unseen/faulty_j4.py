@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, Supervised, faulty, healthy
 from tests.zoo.data import Split, manifold, replace, rng, split, standardise
@@ -103,13 +102,6 @@ def h_j_denoiser(seed: int) -> Case:
 def f_j_denoiser_raw_time(case: Case) -> None:
     model: Any = case.model
     model.code = lambda t: (999 * t).round().expand(-1, 8)
-
-
-@faulty("labels_broken", twin="h_j_denoiser", source="noise drawn again for the target, other noise than was added")
-def f_j_denoiser_other_noise(case: Case) -> None:
-    x, t, noise = case.data[0].tensors  # type: ignore[attr-defined]
-    half = torch.rand(len(t), 1, generator=rng(911, case.seed)) < 0.5
-    case.data = TensorDataset(x, t, torch.where(half, torch.randn(noise.shape, generator=rng(912, case.seed)), noise)), case.data[1]
 
 
 @faulty("wrong_hidden_activation", "saturation", twin="h_j_denoiser", source="softmax between hidden layers")
@@ -234,9 +226,3 @@ def f_j_crowds_never_zeroed(case: Case) -> None:
 @faulty("no_update", twin="h_j_crowds", source="zero_grad between backward and step")
 def f_j_crowds_zeroed_early(case: Case) -> None:
     case.module = ZeroedTooEarly
-
-
-@faulty("labels_broken", "shape_broadcast", twin="h_j_crowds", source="columns of the target swapped in training, as files were")
-def f_j_crowds_columns(case: Case) -> None:
-    x, y = case.data[0].tensors  # type: ignore[attr-defined]
-    case.data = TensorDataset(x, y.flip(1)), case.data[1]

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, faulty, healthy
 from tests.zoo.data import Split, digits, rng, split, standardise
@@ -66,12 +65,6 @@ def f_j_transfer_applied(case: Case) -> None:
             nn.init.normal_(layer.weight, std=0.005)
 
 
-@faulty("train_val_mismatch", "labels_broken", twin="h_j_transfer", source="class numbers from two folders, of which one lacks a class")
-def f_j_transfer_folders(case: Case) -> None:
-    x, y = case.data[1].tensors  # type: ignore[attr-defined]
-    case.data = case.data[0], TensorDataset(x[y > 0], y[y > 0] - 1)
-
-
 @faulty("lr_too_low", twin="h_j_transfer", source="rate for whole networks, 2e-5, given to a fresh head")
 def f_j_transfer_slow_head(case: Case) -> None:
     case.optimizer = trainable(torch.optim.Adam, lr=2e-5)
@@ -98,20 +91,6 @@ def f_j_thawed_stale_head(case: Case) -> None:
         return built
 
     case.optimizer = optimizer
-
-
-@faulty("frozen_by_accident", twin="h_j_thawed", source="everything called weight frozen, where weights of the body were meant")
-def f_j_thawed_weights_frozen(case: Case) -> None:
-    for name, p in case.model.named_parameters():
-        if name.endswith("weight"):
-            p.requires_grad_(False)
-
-
-@faulty("labels_broken", twin="h_j_thawed", source="almost half of one annotator's labels entered a row too low")
-def f_j_thawed_half_mislabelled(case: Case) -> None:
-    x, y = case.data[0].tensors  # type: ignore[attr-defined]
-    wrong = torch.rand(len(y), generator=rng(920, case.seed)) < 0.45
-    case.data = TensorDataset(x, torch.where(wrong, (y + 1) % 5, y)), case.data[1]
 
 
 # ------------------------------------------------------------------------------------------ adapters
@@ -169,14 +148,3 @@ def f_j_adapters_one_frozen(case: Case) -> None:
 def f_j_adapters_alpha(case: Case) -> None:
     for layer in adapters(case.model):
         layer.scale = 64.0
-
-
-@faulty("detached_subgraph", twin="h_j_adapters", margin=0.05, source="change merged under no_grad in all layers but the last")
-def f_j_adapters_merged(case: Case) -> None:
-    for layer in adapters(case.model)[:-1]:
-        layer.change = torch.no_grad()(layer.change)  # type: ignore[method-assign]
-
-
-@faulty("weight_decay_too_strong", twin="h_j_adapters", source="decay of the thin matrices toward zero, at 30")
-def f_j_adapters_decay(case: Case) -> None:
-    case.optimizer = trainable(torch.optim.AdamW, lr=1e-2, weight_decay=30.0)
