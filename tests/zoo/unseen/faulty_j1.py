@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from tests.zoo.case import Case, faulty, healthy
-from tests.zoo.data import Split, digits, masks, rng
+from tests.zoo.data import digits, masks, rng
 from tests.zoo.nets import CE, adam, adamw, conv_block, convnet
 
 
@@ -54,7 +54,9 @@ def arrows(seed: int, n: int = 1080, size: int = 12) -> tuple[Tensor, Tensor]:
 def h_j_arrows(seed: int) -> Case:
     x, y = arrows(seed)
     data = Bytes(x[:720], y[:720], brighter), Bytes(x[720:], y[720:], scaled)
-    return Case(seed=seed, model=convnet(3, norm=nn.BatchNorm2d), data=data, optimizer=adam(3e-3), max_steps=160, **CE)
+    return Case(
+        seed=seed, model=convnet(3, norm=nn.BatchNorm2d, bias=False), data=data, optimizer=adam(3e-3), max_steps=160, **CE
+    )
 
 
 @faulty("labels_broken", "bad_data", twin="h_j_arrows", source="random mirroring where left and right are classes")
@@ -65,6 +67,11 @@ def f_j_arrows_mirrored(case: Case) -> None:
 @faulty("train_val_mismatch", "bad_data", twin="h_j_arrows", source="contrast raised in uint8 arithmetic, which wraps around")
 def f_j_arrows_wrapped(case: Case) -> None:
     case.data[0].to_float = lambda x: scaled(x * 3 + 20)  # type: ignore[attr-defined]
+
+
+@faulty("bias_before_bn", twin="h_j_arrows", note=True, source="convolutions keep the bias that batch norm takes away")
+def f_j_arrows_biases(case: Case) -> None:
+    case.model = convnet(3, norm=nn.BatchNorm2d)
 
 
 # ------------------------------------------------------------------------------------------ patches
@@ -140,11 +147,11 @@ def f_j_patches_rate_of_sgd(case: Case) -> None:
 class UNet(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
-        self.down = nn.Sequential(*conv_block(1, width, nn.BatchNorm2d, nn.ReLU))
+        self.down = nn.Sequential(*conv_block(1, width, nn.BatchNorm2d, nn.ReLU, bias=False))
         self.deep = nn.Sequential(
-            nn.MaxPool2d(2), *conv_block(width, 2 * width, nn.BatchNorm2d, nn.ReLU), nn.Upsample(scale_factor=2)
+            nn.MaxPool2d(2), *conv_block(width, 2 * width, nn.BatchNorm2d, nn.ReLU, bias=False), nn.Upsample(scale_factor=2)
         )
-        self.up = nn.Sequential(*conv_block(3 * width, width, nn.BatchNorm2d, nn.ReLU), nn.Conv2d(width, 1, 1))
+        self.up = nn.Sequential(*conv_block(3 * width, width, nn.BatchNorm2d, nn.ReLU, bias=False), nn.Conv2d(width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         skip = self.down(x)
@@ -184,11 +191,3 @@ def f_j_discs_decay_per_step(case: Case) -> None:
     case.scheduler = lambda optimizer: {
         "scheduler": torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8), "interval": "step",
     }  # fmt: skip
-
-
-def noisy_half(data: Split) -> Split:
-    """The training part with the noise of a broken sensor on its lower half."""
-    x, y = data[0].tensors
-    x = x.clone()
-    x[:, :, 6:] = torch.randn_like(x[:, :, 6:])
-    return TensorDataset(x, y), data[1]

@@ -103,15 +103,10 @@ class EvalFirst(Supervised):
     "unnormalised_input",
     "bn_stats",
     twin="h_j_readings",
-    source="all batch norms put to eval, none ever fitted",
+    source="batch norm in eval, never fitted",
 )
 def f_j_readings_eval(case: Case) -> None:
     case.module = EvalFirst
-
-
-@faulty("unnormalised_target", twin="h_j_readings", source="target in thousandths of its unit, and Adam's usual rate")
-def f_j_readings_target(case: Case) -> None:
-    case.data = replace(case.data, -1, lambda y: 4000 + 1000 * y)  # type: ignore[arg-type]
 
 
 @faulty("dead_relu", "bad_bias_init", twin="h_j_readings", source="all biases at -3, to begin sparse")
@@ -198,16 +193,6 @@ def f_j_tasks_item(case: Case) -> None:
         return first + sum(other.item() for other in others)
 
     case.loss = loss
-
-
-@faulty("not_in_optimizer", twin="h_j_tasks", source="optimiser given the heads only, in a network that nobody trained before")
-def f_j_tasks_heads_only(case: Case) -> None:
-    case.optimizer = lambda model: torch.optim.SGD(model.heads.parameters(), lr=0.05, momentum=0.9)
-
-
-@faulty("loss_reduction", twin="h_j_tasks", source="mean of the loss divided by the batch size once more")
-def f_j_tasks_divided_twice(case: Case) -> None:
-    case.loss = lambda output, target: F.mse_loss(output, target) / len(target)
 
 
 @faulty("clip_too_small", twin="h_j_tasks", source="gradient_clip_val=1e-3 from a script with another loss")

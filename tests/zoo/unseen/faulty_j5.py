@@ -65,11 +65,6 @@ def f_j_transfer_applied(case: Case) -> None:
             nn.init.normal_(layer.weight, std=0.005)
 
 
-@faulty("lr_too_low", twin="h_j_transfer", source="rate for whole networks, 2e-5, given to a fresh head")
-def f_j_transfer_slow_head(case: Case) -> None:
-    case.optimizer = trainable(torch.optim.Adam, lr=2e-5)
-
-
 @healthy("lr_too_low", source="all of a trained body fine-tuned at a tenth of the rate of the head")
 def h_j_thawed(seed: int) -> Case:
     def optimizer(model: Any) -> torch.optim.Optimizer:
