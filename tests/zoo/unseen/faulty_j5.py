@@ -19,6 +19,7 @@ def trained(model: nn.Module, x: Tensor, y: Tensor, loss: Any, steps: int, lr: f
         optimizer.zero_grad()
         loss(model(x[rows]), y[rows]).backward()
         optimizer.step()
+    optimizer.zero_grad()
     return model
 
 
@@ -121,7 +122,8 @@ def adapters(model: nn.Module) -> list[Adapted]:
 def h_j_adapters(seed: int) -> Case:
     first, second = related(seed)
     body = trained(mlp([8, 48, 48, 1], nn.Tanh), *first[0].tensors, F.mse_loss, 250)
-    model = nn.Sequential(*(Adapted(layer) if isinstance(layer, nn.Linear) else layer for layer in body))  # type: ignore[attr-defined]
+    layers = [Adapted(layer) if isinstance(layer, nn.Linear) else layer for layer in body.children()]
+    model = nn.Sequential(*layers)
     frozen = [f"model.{name}" for name, p in model.named_parameters() if not p.requires_grad]
     make = trainable(torch.optim.Adam, lr=1e-2)
     return Case(seed=seed, model=model, data=second, optimizer=make, frozen=frozen, max_steps=200, **MSE)
