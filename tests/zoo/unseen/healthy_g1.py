@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, StepLR
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, StepLR
 
 from tests.zoo.case import Case, healthy
-from tests.zoo.data import Split, replace, rng, split, standardise
-from tests.zoo.nets import BCE, CE, MSE, Lambda, Recurrent, Transformer, adam, adamw, mlp, sgd
+from tests.zoo.data import Split, rng, split, standardise
+from tests.zoo.nets import BCE, CE, Lambda, Recurrent, Transformer, adam, adamw, mlp, sgd
 
 
 def per_step(make: Callable[[Optimizer], Any]) -> Callable[[Optimizer], Any]:
@@ -68,7 +68,8 @@ def h_film_findings(seed: int) -> Case:
         return nn.GroupNorm(4, width)
 
     layers = [[nn.Conv2d(a, b, 3, s, 1), norm(b), nn.SiLU()] for a, b, s in ((1, 12, 1), (12, 16, 1), (16, 24, 2))]
-    model = nn.Sequential(*sum(layers, []), nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(24, 4))
+    flat = [layer for block in layers for layer in block]
+    model = nn.Sequential(*flat, nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(24, 4))
     loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([2.0, 2.0, 2.0, 2.0]))
     data = films(seed, n=1800, share=0.3, kinds=4)
     return Case(
@@ -255,75 +256,3 @@ def h_family_masked(seed: int) -> Case:
         seed=seed, model=model, data=families(seed), optimizer=adamw(4e-3), scheduler=warmed(30, 280), collate=mask_some,
         batch_size=64, max_steps=280, **CE,
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------------------------------ molecules
-def molecules(seed: int, n: int = 1800, atoms: int = 8, kinds: int = 5) -> Split:
-    """Random trees with a ring bond as one-hot atoms and a dense adjacency, zero-padded; an additive property."""
-    g = rng(7009, seed)
-    kind, size = torch.randint(kinds, (n, atoms), generator=g), torch.randint(4, atoms + 1, (n,), generator=g)
-    there = (torch.arange(atoms) < size[:, None]).float()
-    x = F.one_hot(kind, kinds) * there[..., None]
-    parent = (torch.rand(n, atoms, generator=g) * torch.arange(atoms)).long()
-    bonds = F.one_hot(parent, atoms).float().tril(-1)
-    bonds[:, 3, 0] = 1
-    bonds = (bonds + bonds.transpose(1, 2)) * there[:, None] * there[..., None]
-    own, pair = torch.randn(kinds, generator=g), torch.randn(kinds, kinds, generator=g)
-    y = (x @ own).sum(1) + 0.5 * torch.einsum("nik,nij,njl,kl->n", x, bonds, x, pair + pair.T) / 2
-    return split(x, bonds, standardise(y + 0.1 * torch.randn(n, generator=g))[:, None])
-
-
-class Messages(nn.Module):
-    """Rounds of messages along bonds with a skip connection, summed over the atoms that exist."""
-
-    def __init__(self, kinds: int = 5, width: int = 32, rounds: int = 2) -> None:
-        super().__init__()
-        self.stem = nn.Linear(kinds, width)
-        self.own = nn.ModuleList(nn.Linear(width, width) for _ in range(rounds))
-        self.sent = nn.ModuleList(nn.Linear(width, width, bias=False) for _ in range(rounds))
-        self.head = mlp([width, width, 1], nn.SiLU)
-
-    def forward(self, x: Tensor, bonds: Tensor) -> Tensor:
-        h = self.stem(x)
-        for own, sent in zip(self.own, self.sent, strict=True):
-            h = h + F.silu(own(h) + bonds @ sent(h))
-        there = x.sum(2, keepdim=True)
-        return self.head((h * there).sum(1) / 6)
-
-
-def assays(seed: int, n: int = 2100, bits: int = 32, tasks: int = 5) -> Split:
-    """Fingerprints of zeros and ones; which of five assays is positive, -1 where it was not run (training only)."""
-    g = rng(7010, seed)
-    x = (torch.rand(n, bits, generator=g) < 0.35).float()
-    score = (x - 0.35) @ torch.randn(bits, tasks, generator=g) + 2 * (x[:, :5] - 0.35) * (x[:, 5:10] - 0.35)
-    missing = torch.rand(n * 2 // 3, tasks, generator=g) < 0.4
-    return replace(split(x, (score > 0.2).float()), 1, lambda t: t.masked_fill(missing, -1), val=False)
-
-
-def known_only(output: Tensor, target: Tensor) -> Tensor:
-    """Binary cross entropy of the assays that were run."""
-    known = target >= 0
-    return F.binary_cross_entropy_with_logits(output[known], target[known])
-
-
-@healthy(
-    "unnormalised_input", source="message passing on molecules (Gilmer 2017) as dense graphs with padding; Adam, one cycle"
-)
-def h_molecule_messages(seed: int) -> Case:
-    cycle = per_step(lambda o: OneCycleLR(o, 8e-3, total_steps=300))
-    data = molecules(seed)
-    return Case(seed=seed, model=Messages(), data=data, optimizer=adam(1e-3), scheduler=cycle, max_steps=300, **MSE)
-
-
-@healthy("labels_broken", "unnormalised_input", source="Tox21: multi-task fingerprints with assays missing, masked in the loss")
-def h_assays_missing(seed: int) -> Case:
-    model = mlp([32, 48, 5], dropout=0.1)
-    return Case(
-        seed=seed,
-        model=model,
-        data=assays(seed),
-        loss=known_only,
-        metric="binary_accuracy",
-        optimizer=adamw(5e-3),
-        max_steps=220,
-    )

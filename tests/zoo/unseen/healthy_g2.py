@@ -3,14 +3,13 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import ExponentialLR
 
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import Split, rng, split, standardise
 from tests.zoo.nets import MSE, adam, adamw, init_weights, lecun, mlp
-from tests.zoo.unseen.healthy_g1 import per_step, warmed
+from tests.zoo.unseen.healthy_g1 import per_step
 
 
 # ------------------------------------------------------------------------------------------ survival and epidemics
@@ -247,79 +246,3 @@ def h_source_operator(seed: int) -> Case:
 @healthy("unnormalised_target", source="learning dynamics by unrolling a vector field over eight Euler steps (neural ODE)")
 def h_pendulum_rollout(seed: int) -> Case:
     return Case(seed=seed, model=Rollout(), data=orbits(seed), optimizer=adam(5e-3), max_steps=200, **MSE)
-
-
-# ------------------------------------------------------------------------------------------ weather and energy
-def fields(seed: int, n: int = 900, size: int = 12) -> Split:
-    """Coarse temperature and fine height `[n, 2, 12, 12]`; the fine temperature, standardised."""
-    g = rng(7107, seed)
-    coarse = F.interpolate(torch.randn(n, 1, 4, 4, generator=g), (size, size), mode="bilinear")
-    height = F.interpolate(torch.randn(n, 1, 6, 6, generator=g), (size, size), mode="bilinear")
-    slope = height - height.roll(1, 3)
-    y = coarse - 0.9 * height.relu() + 0.6 * slope + 0.1 * torch.randn(n, 1, size, size, generator=g)
-    return split(torch.cat([standardise(coarse, None), standardise(height, None)], 1), standardise(y, None))
-
-
-class Downscale(nn.Module):
-    """A correction that is added to the coarse temperature."""
-
-    def __init__(self, width: int = 16) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(2, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, width, 3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(width, 1, 1),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x[:, :1] + self.body(x)
-
-
-def stations(seed: int, n: int = 2100) -> Split:
-    """Predictors of a station; the temperature, standardised, whose noise depends on the weather."""
-    g = rng(7108, seed)
-    x = torch.randn(n, 7, generator=g)
-    y = (
-        x[:, 0]
-        + 0.6 * (1.5 * x[:, 1]).sin()
-        + 0.5 * x[:, 2] * x[:, 3]
-        + (0.5 * x[:, 4] - 1.3).exp() * torch.randn(n, generator=g)
-    )
-    return split(x, standardise(y)[:, None])
-
-
-def normal_nll(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-    mean, log_var = output
-    return 0.5 * (log_var + (target - mean).square() * (-log_var).exp()).mean()
-
-
-class TwoHeads(nn.Module):
-    """Mean and log variance; the variance starts at 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = mlp([7, 48, 48], nn.GELU, last=nn.GELU())
-        self.mean, self.log_var = nn.Linear(48, 1), nn.Linear(48, 1)
-        nn.init.zeros_(self.log_var.weight)
-        nn.init.zeros_(self.log_var.bias)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = self.body(x)
-        return self.mean(hidden), self.log_var(hidden)
-
-
-@healthy(source="statistical downscaling: a convolutional correction of the coarse field, AdamW, warm-up and cosine")
-def h_field_downscaling(seed: int) -> Case:
-    data = fields(seed)
-    return Case(seed=seed, model=Downscale(), data=data, optimizer=adamw(5e-3), scheduler=warmed(15, 200), max_steps=200, **MSE)
-
-
-@healthy(
-    "wrong_loss", "init_symmetry", "bad_gain", source="weather post-processing: Gaussian likelihood, log variance from zero"
-)
-def h_station_gaussian(seed: int) -> Case:
-    return Case(
-        seed=seed, model=TwoHeads(), data=stations(seed), loss=normal_nll, metric="mean_r2", optimizer=adam(3e-3), max_steps=250
-    )
