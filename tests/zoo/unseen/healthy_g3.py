@@ -174,7 +174,7 @@ def loads(seed: int, n: int = 1500, past: int = 36, ahead: int = 6, noise: float
 
 
 class Forecast(nn.Module):
-    """A GRU reads the past; a linear head says all the steps ahead at once, on top of the last value."""
+    """A GRU reads the past; a linear head says all the steps ahead at once."""
 
     def __init__(self, ahead: int = 6, width: int = 32) -> None:
         super().__init__()
