@@ -64,9 +64,7 @@ class ConvRecurrent(nn.Module):
         return self.head(self.rnn(self.conv(x).flatten(1, 2).transpose(1, 2))[0].mean(1))
 
 
-@healthy(
-    "train_val_mismatch", "dropout_too_high", source="speech commands: convolutions with batch norm and SpecAugment (Park 2019)"
-)
+@healthy("train_val_mismatch", "dropout_too_high", source="speech commands: batch norm and SpecAugment (Park 2019)")
 def h_command_words(seed: int) -> Case:
     model = nn.Sequential(
         SpecAugment(), *conv_bn(1, 10), *conv_bn(10, 16, 2), *conv_bn(16, 20, 2), nn.Flatten(), nn.Linear(400, 5)
@@ -77,7 +75,7 @@ def h_command_words(seed: int) -> Case:
 
 @healthy(source="music tagging: convolutional recurrent network (Choi 2017), several tags, binary cross entropy, Adam")
 def h_song_tags(seed: int) -> Case:
-    return Case(seed=seed, model=ConvRecurrent(), data=songs(seed), optimizer=adam(4e-3), max_steps=200, **BCE)
+    return Case(seed=seed, model=ConvRecurrent(), data=songs(seed), optimizer=adam(4e-3), max_steps=160, **BCE)
 
 
 # ------------------------------------------------------------------------------------------ writing
@@ -116,7 +114,7 @@ def ctc(output: Tensor, target: Tensor) -> Tensor:
 )
 def h_line_reader(seed: int) -> Case:
     return Case(
-        seed=seed, model=Reader(), data=lines(seed), loss=ctc, metric="decoded", optimizer=adam(5e-3), max_steps=250,
+        seed=seed, model=Reader(), data=lines(seed), loss=ctc, metric="decoded", optimizer=adam(5e-3), max_steps=170,
         trainer={"gradient_clip_val": 5.0},
     )  # fmt: skip
 
@@ -263,4 +261,4 @@ def h_phrase_translator(seed: int) -> Case:
 
 @healthy(source="extractive question answering: start and end of the span, cross entropy over positions, Adam")
 def h_question_span(seed: int) -> Case:
-    return Case(seed=seed, model=Spans(), data=questions(seed), optimizer=adam(8e-3), batch_size=64, max_steps=250, **CE)
+    return Case(seed=seed, model=Spans(), data=questions(seed), optimizer=adam(8e-3), batch_size=64, max_steps=180, **CE)
