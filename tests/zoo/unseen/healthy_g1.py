@@ -143,7 +143,7 @@ def h_rhythm_gru(seed: int) -> Case:
     )
 
 
-@healthy("bias_before_bn", "dropout_too_high", source="EEGNet (Lawhern 2018): temporal, depthwise spatial, separable; ELU")
+@healthy("missing_activation", "dropout_too_high", source="EEGNet (Lawhern 2018): temporal, depthwise spatial, separable; ELU")
 def h_imagery_eegnet(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv2d(1, 4, (1, 15), padding=(0, 7), bias=False), nn.BatchNorm2d(4),
@@ -157,7 +157,7 @@ def h_imagery_eegnet(seed: int) -> Case:
 @healthy("wrong_hidden_activation", "missing_activation", source="ShallowConvNet (Schirrmeister 2017): square, mean pool, log")
 def h_imagery_band_power(seed: int) -> Case:
     model = nn.Sequential(
-        nn.Conv2d(1, 8, (1, 15)), nn.Conv2d(8, 12, (6, 1), bias=False), nn.BatchNorm2d(12), Lambda(torch.square),
+        nn.Conv2d(1, 8, (1, 15), bias=False), nn.Conv2d(8, 12, (6, 1), bias=False), nn.BatchNorm2d(12), Lambda(torch.square),
         nn.AvgPool2d((1, 20), (1, 10)), Lambda(lambda x: x.clamp_min(1e-4).log()), nn.Flatten(), nn.Dropout(0.2),
         nn.Linear(48, 3),
     )  # fmt: skip
@@ -231,7 +231,7 @@ def h_promoter_motif(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv1d(4, 24, 8), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 1)
     )
-    return Case(seed=seed, model=model, data=promoters(seed), optimizer=adam(1e-2), batch_size=64, max_steps=350, **BCE)
+    return Case(seed=seed, model=model, data=promoters(seed), optimizer=adam(3e-3), batch_size=32, max_steps=400, **BCE)
 
 
 @healthy(source="cell types from single-cell expression: MLP with batch norm and dropout, SGD with momentum, step decay")

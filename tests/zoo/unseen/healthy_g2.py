@@ -84,7 +84,10 @@ def negative_binomial(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
 
 
 @healthy(
-    "loss_reduction", "wrong_loss", "batch_mixing", source="DeepSurv (Katzman 2018): Cox partial likelihood over each batch"
+    "loss_reduction",
+    "wrong_loss",
+    "overfit_no_regularisation",
+    source="DeepSurv (Katzman 2018): Cox partial likelihood over each batch",
 )
 def h_patient_cox(seed: int) -> Case:
     model = mlp([8, 32, 32, 1], nn.SELU)

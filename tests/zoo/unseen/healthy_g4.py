@@ -82,7 +82,7 @@ class Attentive(nn.Module):
         self.register_buffer("dates", torch.cat([at.sin(), at.cos()], 1))
         self.stem, self.keys = nn.Linear(features, width), nn.Linear(width, width)
         self.query = nn.Parameter(torch.randn(heads, width // heads) / (width // heads) ** 0.5)
-        self.head = mlp([width, 32, classes])
+        self.head = mlp([width, 32, classes], nn.GELU)
         self.heads = heads
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,7 +107,11 @@ def h_land_cover(seed: int) -> Case:
     )  # fmt: skip
 
 
-@healthy("labels_broken", source="land cover per pixel, clouds ignored in the loss: depthwise separable convolutions, ReLU6")
+@healthy(
+    "labels_broken",
+    "missing_activation",
+    source="land cover per pixel, clouds ignored in the loss: depthwise separable convolutions, ReLU6",
+)
 def h_scene_separable(seed: int) -> Case:
     model = nn.Sequential(*conv_bn(3, 12), *separable(12, 24), *separable(24, 24), nn.Conv2d(24, 3, 1))
     return Case(seed=seed, model=model, data=scenes(seed), optimizer=adam(5e-3), batch_size=16, max_steps=150, **CE)
@@ -117,7 +121,7 @@ def h_scene_separable(seed: int) -> Case:
 def h_crop_attention(seed: int) -> Case:
     model = Attentive()
     return Case(
-        seed=seed, model=model, data=seasons(seed), optimizer=adamw(5e-3), scheduler=warmed(20, 200), max_steps=200, **CE
+        seed=seed, model=model, data=seasons(seed), optimizer=adamw(3e-3), scheduler=warmed(20, 200), max_steps=200, **CE
     )
 
 
@@ -207,6 +211,6 @@ def h_galaxy_votes(seed: int) -> Case:
 def h_transit_planets(seed: int) -> Case:
     model = nn.Sequential(
         nn.Conv1d(1, 8, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2), nn.Conv1d(8, 16, 5, padding=2), nn.ReLU(), nn.MaxPool1d(2),
-        nn.Flatten(), nn.Linear(16 * 15, 32), nn.ReLU(), nn.Dropout(0.3), nn.Linear(32, 1),
+        nn.Flatten(), nn.Linear(16 * 15, 32), nn.LeakyReLU(), nn.Dropout(0.3), nn.Linear(32, 1),
     )  # fmt: skip
     return Case(seed=seed, model=model, data=transits(seed), optimizer=adam(2e-3), max_steps=250, **BCE)

@@ -134,7 +134,12 @@ def tiles(seed: int, n: int = 1200, size: int = 16) -> Split:
     return split(standardise(x, None)[:, None], y[:, None])
 
 
-@healthy("wrong_last_activation", "saturation", source="pose: heat maps and soft-argmax (Sun 2018), squared error of places")
+@healthy(
+    "wrong_last_activation",
+    "saturation",
+    "frozen_by_accident",
+    source="pose: heat maps and soft-argmax (Sun 2018), squared error of places",
+)
 def h_joint_heatmaps(seed: int) -> Case:
     return Case(seed=seed, model=SoftArgmax(), data=joints(seed), optimizer=adam(8e-3), max_steps=200, **MSE)
 
@@ -219,30 +224,21 @@ def logged(seed: int, n: int = 4500, actions: int = 4) -> Split:
 class OffPolicy(Supervised):
     """Expected reward by importance weights over a uniform log, a mean baseline and a little entropy; the loss is its negative."""
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def objective(self, batch: Any) -> Tensor:
         x, taken, reward, _ = batch
         policy = self(x).log_softmax(1)
         weight = policy.gather(1, taken[:, None])[:, 0].exp() * policy.shape[1]
         entropy = -(policy.exp() * policy).sum(1).mean()
-        loss = -(weight.clamp_max(4) * (reward - reward.mean())).mean() - 0.02 * entropy
-        self.log("train_loss", loss, batch_size=len(x))
+        return -(weight.clamp_max(4) * (reward - reward.mean())).mean() - 0.02 * entropy
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.objective(batch)
+        self.log("train_loss", loss, batch_size=len(batch[0]))
         return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        output, best = self(batch[0]), batch[-1]
-        self.log("val_loss", F.cross_entropy(output, best), batch_size=len(best))
-        self.log("val_metric", self.metric.score(output, best), batch_size=len(best))
-
-
-class Weighted(OffPolicy):
-    """Advantage-weighted regression: the log likelihood of what was done, weighted by the exponential of the advantage."""
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, taken, reward, _ = batch
-        weight = ((reward - reward.mean()) / 0.5).exp().clamp_max(20)
-        loss = (weight * F.cross_entropy(self(x), taken, reduction="none")).sum() / weight.sum()
-        self.log("train_loss", loss, batch_size=len(x))
-        return loss
+        self.log("val_loss", self.objective(batch), batch_size=len(batch[0]))
+        self.log("val_metric", self.metric.score(self(batch[0]), batch[-1]), batch_size=len(batch[0]))
 
 
 def returns(seed: int, n: int = 2400) -> Split:
@@ -272,7 +268,7 @@ def h_arm_kinematics(seed: int) -> Case:
     "loss_sign",
     "labels_broken",
     "wrong_loss",
-    source="off-policy learning from a log: importance-weighted reward, entropy bonus",
+    source="off-policy policy gradient: importance weights, entropy bonus",
 )
 def h_logged_policy(seed: int) -> Case:
     return Case(
@@ -281,17 +277,9 @@ def h_logged_policy(seed: int) -> Case:
     )  # fmt: skip
 
 
-@healthy("labels_broken", "wrong_loss", source="advantage-weighted regression (Peng 2019) on a log of random actions")
-def h_logged_weighted(seed: int) -> Case:
-    return Case(
-        seed=seed, model=mlp([6, 48, 48, 4]), data=logged(seed), module=Weighted, optimizer=adam(3e-3), batch_size=128,
-        max_steps=300, **CE,
-    )  # fmt: skip
-
-
 @healthy(source="value network from a batch of returns: two hidden layers, Huber loss, Adam, clipped gradients")
 def h_cart_value(seed: int) -> Case:
     return Case(
-        seed=seed, model=mlp([4, 64, 64, 1]), data=returns(seed), loss=nn.SmoothL1Loss(), metric="r2", optimizer=adam(3e-3),
+        seed=seed, model=mlp([4, 64, 64, 1], nn.LeakyReLU), data=returns(seed), loss=nn.SmoothL1Loss(), metric="r2", optimizer=adam(2e-3),
         batch_size=64, max_steps=250, trainer={"gradient_clip_val": 1.0},
     )  # fmt: skip
