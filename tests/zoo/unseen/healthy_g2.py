@@ -87,7 +87,7 @@ def negative_binomial(output: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
     "loss_reduction",
     "wrong_loss",
     "overfit_no_regularisation",
-    source="DeepSurv (Katzman 2018): Cox partial likelihood over each batch",
+    source="DeepSurv (Katzman 2018): Cox likelihood over each batch",
 )
 def h_patient_cox(seed: int) -> Case:
     model = mlp([8, 32, 32, 1], nn.SELU)
@@ -114,7 +114,8 @@ def h_district_poisson(seed: int) -> Case:
     data = districts(seed)
     start = data[0].tensors[2].mean().log().item()
     return Case(
-        seed=seed, model=Exposed(start), data=data, loss=loss, metric="log_r2", optimizer=adam(5e-3), batch_size=64, max_steps=300,
+        seed=seed, model=Exposed(start), data=data, loss=loss, metric="log_r2", optimizer=adam(5e-3), batch_size=64,
+        max_steps=300,
     )  # fmt: skip
 
 

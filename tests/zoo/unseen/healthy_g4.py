@@ -110,7 +110,7 @@ def h_land_cover(seed: int) -> Case:
 @healthy(
     "labels_broken",
     "missing_activation",
-    source="land cover per pixel, clouds ignored in the loss: depthwise separable convolutions, ReLU6",
+    source="land cover per pixel, clouds ignored: depthwise separable, ReLU6",
 )
 def h_scene_separable(seed: int) -> Case:
     model = nn.Sequential(*conv_bn(3, 12), *separable(12, 24), *separable(24, 24), nn.Conv2d(24, 3, 1))

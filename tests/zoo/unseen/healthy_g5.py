@@ -190,7 +190,7 @@ class Factors(nn.Module):
         return self.mean + self.user_bias(who) + self.item_bias(what) + match
 
 
-def visits(seed: int, n: int = 3000, items: int = 24) -> Split:
+def visits(seed: int, n: int = 4500, items: int = 24) -> Split:
     """What a user has seen, as features `[n, 10]`; the item (of 24) that is bought next."""
     g = rng(7305, seed)
     x = torch.randn(n, 10, generator=g)

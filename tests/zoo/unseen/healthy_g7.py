@@ -157,7 +157,7 @@ def documents(seed: int, n: int = 2100, words: int = 80, topics: int = 5) -> Spl
 
 
 def notes(seed: int, n: int = 1500, length: int = 14) -> Split:
-    """Tokens 0 .. 39; a name (30 and up) is a person after a title (0 .. 4), a place after a preposition (5 .. 9), else nothing."""
+    """Tokens 0 .. 39; a name (30 and up) is a person after 0 .. 4 (titles), a place after 5 .. 9 (in, at, ...)."""
     g = rng(7405, seed)
     x = torch.randint(10, 40, (n, length), generator=g)
     lead = torch.rand(n, length, generator=g) < 0.25

@@ -138,7 +138,7 @@ def tiles(seed: int, n: int = 1200, size: int = 16) -> Split:
     "wrong_last_activation",
     "saturation",
     "frozen_by_accident",
-    source="pose: heat maps and soft-argmax (Sun 2018), squared error of places",
+    source="pose: heat maps and soft-argmax (Sun 2018)",
 )
 def h_joint_heatmaps(seed: int) -> Case:
     return Case(seed=seed, model=SoftArgmax(), data=joints(seed), optimizer=adam(8e-3), max_steps=200, **MSE)
@@ -222,7 +222,7 @@ def logged(seed: int, n: int = 4500, actions: int = 4) -> Split:
 
 
 class OffPolicy(Supervised):
-    """Expected reward by importance weights over a uniform log, a mean baseline and a little entropy; the loss is its negative."""
+    """The loss: minus the importance-weighted reward above its mean, minus a little entropy."""
 
     def objective(self, batch: Any) -> Tensor:
         x, taken, reward, _ = batch
@@ -280,6 +280,6 @@ def h_logged_policy(seed: int) -> Case:
 @healthy(source="value network from a batch of returns: two hidden layers, Huber loss, Adam, clipped gradients")
 def h_cart_value(seed: int) -> Case:
     return Case(
-        seed=seed, model=mlp([4, 64, 64, 1], nn.LeakyReLU), data=returns(seed), loss=nn.SmoothL1Loss(), metric="r2", optimizer=adam(2e-3),
-        batch_size=64, max_steps=250, trainer={"gradient_clip_val": 1.0},
+        seed=seed, model=mlp([4, 64, 64, 1], nn.LeakyReLU), data=returns(seed), loss=nn.SmoothL1Loss(), metric="r2",
+        optimizer=adam(2e-3), batch_size=64, max_steps=250, trainer={"gradient_clip_val": 1.0},
     )  # fmt: skip
