@@ -299,33 +299,3 @@ def h_unet_deep_supervision(seed: int) -> Case:
 @healthy(source="U-Net on masks with plain cross-entropy and Adam")
 def h_unet_everyday(seed: int) -> Case:
     return Case(seed=seed, model=UNet(10), data=masks(seed, 600), loss=BCE["loss"], metric="jaccard", optimizer=adam(2e-3))
-
-
-class FullyPyramid(nn.Module):
-    """Lateral and top-down paths; each level votes for each pixel. The bias of the vote starts at a low prior."""
-
-    def __init__(self, width: int = 10) -> None:
-        super().__init__()
-        self.a, self.b = nn.Sequential(cbr(1, width), cbr(width, width)), cbr(width, 2 * width, stride=2)
-        self.lateral_a, self.lateral_b = nn.Conv2d(width, width, 1), nn.Conv2d(2 * width, width, 1)
-        self.vote = nn.Conv2d(width, 1, 3, padding=1)
-        nn.init.constant_(self.vote.bias, -2.0)
-
-    def forward(self, x: Tensor) -> Tensor:
-        a = self.a(x)
-        low = self.lateral_b(self.b(a))
-        high = self.lateral_a(a) + F.interpolate(low, scale_factor=2)
-        return self.vote(F.relu(high)) + F.interpolate(self.vote(F.relu(low)), scale_factor=2, mode="bilinear")
-
-
-def focal(logits: Tensor, target: Tensor) -> Tensor:
-    p = torch.where(target > 0.5, logits.sigmoid(), 1 - logits.sigmoid())
-    return ((1 - p) ** 2 * F.binary_cross_entropy_with_logits(logits, target, reduction="none")).sum((1, 2, 3)).mean() / 20
-
-
-@healthy("bad_bias_init", "loss_reduction", source="Lin 2017, feature pyramid and focal loss: shared head, prior in its bias")
-def h_pyramid_focal(seed: int) -> Case:
-    return Case(
-        seed=seed, model=FullyPyramid(), data=masks(seed, 600), loss=focal, metric="jaccard",
-        optimizer=adam(3e-3), trainer={"gradient_clip_val": 5.0},
-    )  # fmt: skip

@@ -153,7 +153,7 @@ def h_dilated_tcn(seed: int) -> Case:
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.body(x.transpose(1, 2))[:, :, -1])
 
-    return Case(seed=seed, model=Net(), data=walks(seed), **CE, optimizer=adam(5e-3), max_steps=200)
+    return Case(seed=seed, model=Net(), data=walks(seed), **CE, optimizer=adam(3e-3), max_steps=200)
 
 
 @healthy("wrong_hidden_activation", "saturation", source="van den Oord 2016, WaveNet: tanh times sigmoid, a class for each next symbol")
@@ -218,8 +218,8 @@ class Patches(nn.Module):
 @healthy("init_symmetry", "init_vanishing", "lr_schedule", source="Dosovitskiy 2021, ViT: head at zero, warm-up and cosine")
 def h_vit_zero_head(seed: int) -> Case:
     return Case(
-        seed=seed, model=Patches(), data=digits(seed, flat=False), **CE, optimizer=adamw(3e-3, weight_decay=0.05),
-        scheduler=warm_cosine(30, 250), max_steps=250,
+        seed=seed, model=Patches(), data=digits(seed, flat=False), **CE, optimizer=adamw(5e-3, weight_decay=0.05),
+        scheduler=warm_cosine(40, 400), max_steps=400,
     )  # fmt: skip
 
 
