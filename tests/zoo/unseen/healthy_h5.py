@@ -6,13 +6,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
-from torch.optim import Optimizer
 
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import blobs, curve, digits, manifold, masks, rings, several, spirals, surface
-from tests.zoo.more_data import arcs, clouds, network
-from tests.zoo.nets import CE, MSE, adam, adamw, lecun, init_weights, mlp, sgd
+from tests.zoo.data import blobs, curve, digits, manifold, masks, several, spirals, surface
+from tests.zoo.more_data import arcs
+from tests.zoo.nets import CE, MSE, adam, adamw, mlp, sgd
 from tests.zoo.unseen.healthy_h1 import cbr
 
 # ------------------------------------------------------------------------------------------ densities
