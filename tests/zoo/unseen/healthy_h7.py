@@ -142,7 +142,7 @@ class Sharpness(Supervised):
 
 
 @healthy("lr_too_high", "gradients_not_zeroed", source="Foret 2021, SAM: two passes for a step")
-def h_sharpness_aware(seed: int) -> Case:
+def h_climb_before_each_step(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([8, 64, 64, 4]), data=blobs(seed, 2400), **CE, module=Sharpness, optimizer=sgd(0.05), max_steps=280
     )
