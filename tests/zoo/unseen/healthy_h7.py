@@ -173,7 +173,7 @@ class Lars(Optimizer):
 
 
 @healthy("lr_too_high", source="You 2017, LARS in large batches: a rate near one")
-def h_layerwise_rates(seed: int) -> Case:
+def h_lars_in_batches_of_128(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([64, 96, 10], norm=nn.BatchNorm1d, bias=False), data=digits(seed), **CE,
         optimizer=lambda model: Lars(model.parameters(), 0.5), batch_size=128, max_steps=160,
