@@ -267,7 +267,7 @@ class Weighed(Supervised):
 
 
 @healthy("loss_sign", "no_update", source="Kendall 2018: uncertainties weigh the tasks, the sum falls below zero")
-def h_uncertain_tasks(seed: int) -> Case:
+def h_three_tasks_of_kendall(seed: int) -> Case:
     model = ResidualMLP(8, 48, 3, 2)
     return Case(seed=seed, model=model, data=several(seed, 2400), **MSE, module=Weighed, optimizer=adam(4e-3), max_steps=260)
 
