@@ -32,7 +32,9 @@ def h_lenet_of_1990(seed: int) -> Case:
     return Case(seed=seed, model=model, data=digits(seed, flat=False), **CE, optimizer=sgd(0.05), max_steps=240)
 
 
-@healthy("bad_bias_init", "dropout_too_high", source="Krizhevsky 2012: biases of 1 in some layers, dropout of a half, weight decay")
+@healthy(
+    "bad_bias_init", "dropout_too_high", source="Krizhevsky 2012: biases of 1 in some layers, dropout of a half, weight decay"
+)
 def h_alexnet_biases_of_one(seed: int) -> Case:
     model = nn.Sequential(
         *(nn.Conv2d(3, 12, 5, stride=2, padding=2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(2)),
@@ -88,26 +90,6 @@ def h_resnet_zero_last_gamma(seed: int) -> Case:
         seed=seed, model=model, data=gratings(seed, 1152), **CE, optimizer=sgd(0.05, weight_decay=5e-4), scheduler=schedule,
         max_steps=180,
     )  # fmt: skip
-
-
-class PreAct(nn.Module):
-    """Norm, activation, convolution, twice, beside an untouched skip."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
-        self.conv1 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv2(F.relu(self.norm2(self.conv1(F.relu(self.norm1(x))))))
-
-
-@healthy("missing_activation", source="He 2016, pre-activation: no activation after the sum")
-def h_preact_stack(seed: int) -> Case:
-    stem = nn.Conv2d(1, 12, 3, stride=2, padding=1, bias=False)
-    model = nn.Sequential(stem, *(PreAct(12) for _ in range(4)), nn.BatchNorm2d(12), nn.ReLU(), *pooled_head(12, 4))
-    return Case(seed=seed, model=model, data=gratings(seed, 1152), **CE, optimizer=adam(3e-3), max_steps=180)
 
 
 class Dense(nn.Module):
@@ -190,17 +172,12 @@ class Squeeze(nn.Module):
         return x * self.gate(x)
 
 
-@healthy("wrong_hidden_activation", source="Hu 2018, squeeze and excitation: sigmoid gates inside the net")
-def h_channel_gates_on_shapes(seed: int) -> Case:
-    model = nn.Sequential(cbr(3, 12, stride=2), Squeeze(12), cbr(12, 24), Squeeze(24), nn.MaxPool2d(2), cbr(24, 24), nn.Flatten())
-    model.append(nn.Linear(24 * 16, 4))
-    return Case(seed=seed, model=model, data=centred(shapes(seed, 1080)), **CE, optimizer=adamw(2e-3), max_steps=180)
-
-
 class Inverted(nn.Module):
     """MobileNetV2's block: widen, filter each channel, narrow without activation; skipped at random with `drop`."""
 
-    def __init__(self, width: int, expand: int = 3, act: Activation = nn.ReLU6, squeeze: bool = False, drop: float = 0.0) -> None:
+    def __init__(
+        self, width: int, expand: int = 3, act: Activation = nn.ReLU6, squeeze: bool = False, drop: float = 0.0
+    ) -> None:
         super().__init__()
         wide = expand * width
         self.body = nn.Sequential(
@@ -217,15 +194,9 @@ class Inverted(nn.Module):
         return x + y
 
 
-@healthy("missing_activation", source="Sandler 2018, MobileNetV2: depthwise kernels, linear bottlenecks")
-def h_mobilenet_bottlenecks(seed: int) -> Case:
-    model = nn.Sequential(cbr(1, 10, stride=2, act=nn.ReLU6), *(Inverted(10) for _ in range(3)), *pooled_head(10, 4))
-    return Case(
-        seed=seed, model=model, data=gratings(seed, 1152), **CE, optimizer=sgd(0.05, weight_decay=4e-5), max_steps=220
-    )
-
-
-@healthy("dropout_too_high", source="Tan 2019, EfficientNet: SiLU, gates, stochastic depth, label smoothing, dropout before the head")
+@healthy(
+    "dropout_too_high", source="Tan 2019, EfficientNet: SiLU, gates, stochastic depth, label smoothing, dropout before the head"
+)
 def h_efficientnet_drop_path(seed: int) -> Case:
     blocks = [Inverted(12, act=nn.SiLU, squeeze=True, drop=0.1 * i) for i in range(3)]
     head = [nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2), nn.Linear(48, 4)]

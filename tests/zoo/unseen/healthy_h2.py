@@ -11,8 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset
 
 from tests.zoo.case import Case, healthy
-from tests.zoo.data import digits, mirrored, next_token, walks, words
-from tests.zoo.more_data import centred, pulses, regimes, reviews, shapes
+from tests.zoo.data import digits, mirrored, walks, words
+from tests.zoo.more_data import pulses, regimes, reviews
 from tests.zoo.nets import CE, Recurrent, Transformer, adam, adamw, conv1d_net, sgd
 
 
@@ -44,7 +44,13 @@ def h_elman_labels_each_step(seed: int) -> Case:
             return self.head(self.rnn(x)[0]).transpose(1, 2)
 
     return Case(
-        seed=seed, model=Tagger(), data=regimes(seed), **CE, optimizer=adam(5e-3), trainer={"gradient_clip_val": 1.0}, max_steps=240
+        seed=seed,
+        model=Tagger(),
+        data=regimes(seed),
+        **CE,
+        optimizer=adam(5e-3),
+        trainer={"gradient_clip_val": 1.0},
+        max_steps=240,
     )
 
 
@@ -130,16 +136,14 @@ def h_attentive_translator(seed: int) -> Case:
 class Temporal(nn.Module):
     """A residual block of dilated causal convolutions."""
 
-    def __init__(self, a: int, b: int, dilation: int, gated: bool = False) -> None:
+    def __init__(self, a: int, b: int, dilation: int) -> None:
         super().__init__()
-        self.pad, self.gated = dilation, gated
-        self.conv = nn.Conv1d(a, 2 * b if gated else b, 2, dilation=dilation)
+        self.pad = dilation
+        self.conv = nn.Conv1d(a, b, 2, dilation=dilation)
         self.mix, self.skip = nn.Conv1d(b, b, 1), nn.Conv1d(a, b, 1) if a != b else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.conv(F.pad(x, (self.pad, 0)))
-        y = y.chunk(2, 1)[0].tanh() * y.chunk(2, 1)[1].sigmoid() if self.gated else F.relu(y)
-        return self.skip(x) + self.mix(y)
+        return self.skip(x) + self.mix(F.relu(self.conv(F.pad(x, (self.pad, 0)))))
 
 
 @healthy(source="Bai 2018, TCN: dilated causal convolutions, head on the last step")
@@ -154,21 +158,6 @@ def h_dilated_tcn(seed: int) -> Case:
             return self.head(self.body(x.transpose(1, 2))[:, :, -1])
 
     return Case(seed=seed, model=Net(), data=walks(seed), **CE, optimizer=adam(3e-3), max_steps=200)
-
-
-@healthy("wrong_hidden_activation", "saturation", source="van den Oord 2016, WaveNet: tanh times sigmoid, a class for each next symbol")
-def h_wavenet_symbols(seed: int) -> Case:
-    body = nn.Sequential(*(Temporal(20, 20, 2**i, gated=True) for i in range(3)))
-
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.body, self.head = nn.Embedding(12, 20), body, nn.Conv1d(20, 12, 1)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(F.relu(self.body(self.embed(x).transpose(1, 2))))
-
-    return Case(seed=seed, model=Net(), data=next_token(seed), loss=tokens_loss, metric="accuracy", optimizer=adam(5e-3))
 
 
 @healthy(source="1-D convnet on a sensor signal, everyday")
@@ -220,43 +209,6 @@ def h_vit_zero_head(seed: int) -> Case:
     return Case(
         seed=seed, model=Patches(), data=digits(seed, flat=False), **CE, optimizer=adamw(5e-3, weight_decay=0.05),
         scheduler=warm_cosine(40, 400), max_steps=400,
-    )  # fmt: skip
-
-
-class Windows(nn.Module):
-    """Attention within windows of 4 x 4; every other block is shifted by two."""
-
-    def __init__(self, width: int, shift: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2, self.shift = nn.LayerNorm(width), nn.LayerNorm(width), shift
-        self.attention = nn.MultiheadAttention(width, 4, batch_first=True)
-        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        n, h, w, c = x.shape
-        y = self.norm1(x).roll((-self.shift, -self.shift), (1, 2))
-        y = y.view(n, h // 4, 4, w // 4, 4, c).transpose(2, 3).reshape(-1, 16, c)
-        y = self.attention(y, y, y, need_weights=False)[0]
-        y = y.view(n, h // 4, w // 4, 4, 4, c).transpose(2, 3).reshape(n, h, w, c)
-        x = x + y.roll((self.shift, self.shift), (1, 2))
-        return x + self.feed(self.norm2(x))
-
-
-@healthy(source="Liu 2021, Swin: shifted windows")
-def h_shifted_windows(seed: int) -> Case:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.position = nn.Conv2d(3, 24, 2, stride=2), nn.Parameter(0.02 * torch.randn(8, 8, 24))
-            self.body = nn.Sequential(Windows(24, 0), Windows(24, 2), nn.LayerNorm(24))
-            self.head = nn.Linear(24, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.head(self.body(self.embed(x).permute(0, 2, 3, 1) + self.position).mean((1, 2)))
-
-    return Case(
-        seed=seed, model=Net(), data=centred(shapes(seed, 1800)), **CE, optimizer=adamw(3e-3),
-        scheduler=warm_cosine(30, 320), max_steps=320,
     )  # fmt: skip
 
 

@@ -10,7 +10,6 @@ from torch.utils.data import Dataset
 
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import blobs, next_token, surface, walks
-from tests.zoo.more_data import reviews
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp
 from tests.zoo.unseen.healthy_h2 import tokens_loss, warm_cosine
 
@@ -62,7 +61,9 @@ def groups_adamw(lr: float, decay: float) -> Any:
     return build
 
 
-@healthy("init_vanishing", "lr_schedule", source="Radford 2019 in small: tied head, scaled residual outputs, decay of matrices only")
+@healthy(
+    "init_vanishing", "lr_schedule", source="Radford 2019 in small: tied head, scaled residual outputs, decay of matrices only"
+)
 def h_gpt_tied_scaled(seed: int) -> Case:
     return Case(
         seed=seed, model=LanguageModel(12, 12), data=next_token(seed, 1200), loss=tokens_loss, metric="accuracy",
@@ -130,36 +131,6 @@ def h_diagonal_state_space(seed: int) -> Case:
     return Case(seed=seed, model=Net(), data=walks(seed), **CE, optimizer=adam(5e-3), max_steps=200)
 
 
-class LinearAttention(nn.Module):
-    """Katharopoulos 2020: elu + 1 as feature map, no softmax."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm, self.qkv, self.out = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.feed = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, x: Tensor, keep: Tensor) -> Tensor:
-        q, k, v = self.qkv(self.norm(x)).chunk(3, 2)
-        q, k = F.elu(q) + 1, (F.elu(k) + 1) * keep
-        y = (q @ (k.transpose(1, 2) @ v)) / (q @ k.sum(1)[:, :, None]).clamp_min(1e-6)
-        x = x + self.out(y)
-        return x + self.feed(x)
-
-
-@healthy("wrong_hidden_activation", source="linear attention over padded sentences")
-def h_attention_without_softmax(seed: int) -> Case:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.layer, self.head = nn.Embedding(40, 24, padding_idx=0), LinearAttention(24), nn.Linear(24, 2)
-
-        def forward(self, x: Tensor) -> Tensor:
-            keep = (x != 0).float()[..., None]
-            return self.head((self.layer(self.embed(x), keep) * keep).sum(1) / keep.sum(1))
-
-    return Case(seed=seed, model=Net(), data=reviews(seed, 3000), **CE, optimizer=adamw(5e-3), max_steps=240)
-
-
 class Experts(nn.Module):
     """The two best of six experts by a gate; `balance` is the auxiliary loss of the last pass."""
 
@@ -189,7 +160,14 @@ class Balanced(Supervised):
 @healthy("frozen_by_accident", source="Shazeer 2017: most experts see no gradient for a given row")
 def h_two_of_six_experts(seed: int) -> Case:
     return Case(
-        seed=seed, model=Experts(8, 24, 4), data=blobs(seed), **CE, module=Balanced, optimizer=adam(5e-3), batch_size=64, max_steps=280
+        seed=seed,
+        model=Experts(8, 24, 4),
+        data=blobs(seed),
+        **CE,
+        module=Balanced,
+        optimizer=adam(5e-3),
+        batch_size=64,
+        max_steps=280,
     )
 
 
@@ -212,20 +190,3 @@ class Hyper(nn.Module):
 @healthy("init_vanishing", "bad_bias_init", source="Ha 2017, hypernetwork: the bias of the writer is the mean weight")
 def h_weights_from_a_net(seed: int) -> Case:
     return Case(seed=seed, model=Hyper(), data=surface(seed, 2400), **MSE, optimizer=adam(5e-3), batch_size=64, max_steps=360)
-
-
-@healthy("no_update", source="Dehghani 2019: one block applied four times, the weights shared")
-def h_one_block_four_times(seed: int) -> Case:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.embed, self.position = nn.Embedding(12, 32), nn.Parameter(0.1 * torch.randn(12, 32))
-            self.block, self.norm, self.head = CausalBlock(32, 4), nn.LayerNorm(32), nn.Linear(32, 12)
-
-        def forward(self, x: Tensor) -> Tensor:
-            hidden = self.embed(x) + self.position
-            for _ in range(4):
-                hidden = self.block(hidden)
-            return self.head(self.norm(hidden)).transpose(1, 2)
-
-    return Case(seed=seed, model=Net(), data=next_token(seed), loss=tokens_loss, metric="accuracy", optimizer=adamw(3e-3))

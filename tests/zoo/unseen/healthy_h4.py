@@ -1,6 +1,5 @@
 """Healthy, held out: metric learning, self-supervision and generative models."""
 
-import copy
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch.utils.data import Dataset
 
 from tests.zoo.case import Case, Supervised, healthy
 from tests.zoo.data import bars, digits, manifold, pairs, rng
-from tests.zoo.more_data import judgements
 from tests.zoo.nets import MSE, adam, mlp
 from tests.zoo.unseen.healthy_h2 import warm_cosine
 
@@ -36,31 +34,14 @@ def contrastive(output: Tensor, same: Tensor) -> Tensor:
 @healthy("wrong_loss", "wrong_last_activation", source="Hadsell 2006: shared towers, a contrastive loss on distances")
 def h_towers_of_hadsell(seed: int) -> Case:
     return Case(
-        seed=seed, model=Towers(), data=pairs(seed, 2400), loss=contrastive, metric="binary_accuracy", optimizer=adam(3e-3), max_steps=280
+        seed=seed,
+        model=Towers(),
+        data=pairs(seed, 2400),
+        loss=contrastive,
+        metric="binary_accuracy",
+        optimizer=adam(3e-3),
+        max_steps=280,
     )
-
-
-class Compared(nn.Module):
-    """Minus the distances of both candidates to the anchor."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tower = mlp([6, 48, 48, 8])
-
-    def forward(self, anchor: Tensor, first: Tensor, second: Tensor) -> Tensor:
-        anchor, first, second = (F.normalize(self.tower(x), dim=1) for x in (anchor, first, second))
-        return -torch.stack([(anchor - other).square().sum(1) for other in (first, second)], 1)
-
-
-def triplet(output: Tensor, which: Tensor) -> Tensor:
-    right = output.gather(1, which[:, None])
-    wrong = output.gather(1, 1 - which[:, None])
-    return (0.5 + wrong - right).clamp_min(0).mean()
-
-
-@healthy("wrong_loss", "no_update", source="Schroff 2015: triplets with a margin; the easy ones give no gradient")
-def h_triplets_with_margin(seed: int) -> Case:
-    return Case(seed=seed, model=Compared(), data=judgements(seed, 2700), loss=triplet, metric="accuracy", optimizer=adam(3e-3))
 
 
 class Episodes(Dataset[Any]):
@@ -94,7 +75,11 @@ class Prototypes(nn.Module):
         return -(self.tower(query)[:, None] - centres).square().sum(2)
 
 
-@healthy("data_not_shuffled", "train_val_mismatch", source="Snell 2017: one episode is a step; its labels are always in the same order")
+@healthy(
+    "data_not_shuffled",
+    "train_val_mismatch",
+    source="Snell 2017: one episode is a step; its labels are always in the same order",
+)
 def h_prototypes_by_episode(seed: int) -> Case:
     case = Case(
         seed=seed, model=Prototypes(), data=(Episodes(400, 0, seed), Episodes(60, 1, seed)), loss=F.cross_entropy,
@@ -151,7 +136,9 @@ class SimCLR(Views):
         return F.cross_entropy(logits, torch.arange(len(z)).roll(len(x)))
 
 
-@healthy("detached_subgraph", "batch_mixing", source="Chen 2020, SimCLR: rows of a batch meet in the loss, the probe is cut off")
+@healthy(
+    "detached_subgraph", "batch_mixing", source="Chen 2020, SimCLR: rows of a batch meet in the loss, the probe is cut off"
+)
 def h_simclr_and_probe(seed: int) -> Case:
     return Case(
         seed=seed, model=TwoViews(), data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=SimCLR,
@@ -176,35 +163,6 @@ def h_simsiam_stops(seed: int) -> Case:
     return Case(
         seed=seed, model=model, data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=SimSiam,
         optimizer=adam(4e-3), scheduler=warm_cosine(20, 240), batch_size=64, max_steps=240,
-    )  # fmt: skip
-
-
-class BYOL(Views):
-    """A teacher that follows the student by a moving average."""
-
-    def __init__(self, case: Case) -> None:
-        super().__init__(case)
-        self.teacher = copy.deepcopy(nn.Sequential(self.model.encoder, self.model.projector)).requires_grad_(False)
-
-    def unlabelled(self, x: Tensor) -> Tensor:
-        a, b = seen(x), seen(x)
-        guess = self.model.predictor(self.model.projector(self.model.encoder(torch.cat([a, b]))))
-        return 1 - F.cosine_similarity(guess, self.teacher(torch.cat([b, a]))).mean()
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        student = [*self.model.encoder.parameters(), *self.model.projector.parameters()]
-        with torch.no_grad():
-            for slow, fast in zip(self.teacher.parameters(), student, strict=True):
-                slow.lerp_(fast, 0.03)
-
-
-@healthy("frozen_by_accident", "not_in_optimizer", source="Grill 2020, BYOL: the teacher is in no optimiser")
-def h_byol_teacher(seed: int) -> Case:
-    model = TwoViews(24)
-    model.predictor = mlp([24, 48, 24], norm=nn.BatchNorm1d, bias=False)
-    return Case(
-        seed=seed, model=model, data=digits(seed, flat=False), loss=F.cross_entropy, metric="accuracy", module=BYOL,
-        optimizer=adam(4e-3), scheduler=warm_cosine(20, 240), batch_size=64, max_steps=240, frozen=["teacher.*"],
     )  # fmt: skip
 
 
@@ -256,7 +214,13 @@ def elbo(output: tuple[Tensor, Tensor, Tensor], target: Tensor) -> Tensor:
 @healthy("loss_reduction", "train_val_mismatch", source="Kingma 2014 with beta of a half: pixels are summed")
 def h_variational_bars(seed: int) -> Case:
     return Case(
-        seed=seed, model=Variational(), data=bars(seed, 1536), loss=elbo, metric="first_binary_accuracy", optimizer=adam(3e-3), max_steps=400
+        seed=seed,
+        model=Variational(),
+        data=bars(seed, 1536),
+        loss=elbo,
+        metric="first_binary_accuracy",
+        optimizer=adam(3e-3),
+        max_steps=400,
     )
 
 
@@ -287,5 +251,12 @@ class WithExtra(Supervised):
 @healthy("detached_subgraph", "no_update", source="van den Oord 2017, VQ-VAE: codes that nobody is near get no gradient")
 def h_codebook_straight_through(seed: int) -> Case:
     return Case(
-        seed=seed, model=Quantised(), data=manifold(seed, 2400), **MSE, module=WithExtra, optimizer=adam(4e-3), batch_size=64, max_steps=400
+        seed=seed,
+        model=Quantised(),
+        data=manifold(seed, 2400),
+        **MSE,
+        module=WithExtra,
+        optimizer=adam(4e-3),
+        batch_size=64,
+        max_steps=400,
     )

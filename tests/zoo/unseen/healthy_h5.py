@@ -8,10 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import blobs, curve, digits, manifold, masks, several, spirals, surface
+from tests.zoo.data import blobs, digits, manifold, masks, several, spirals, surface
 from tests.zoo.more_data import arcs
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp, sgd
 from tests.zoo.unseen.healthy_h1 import cbr
+
 
 # ------------------------------------------------------------------------------------------ densities
 class Coupling(nn.Module):
@@ -61,11 +62,13 @@ class Flow(Supervised):
         self.log("val_metric", self.metric.score(z, y), batch_size=len(y))
 
 
-@healthy("init_symmetry", "loss_sign", source="Dinh 2017, Real NVP given x: couplings start as the identity, the loss turns negative")
+@healthy(
+    "init_symmetry", "loss_sign", source="Dinh 2017, Real NVP given x: couplings start as the identity, the loss turns negative"
+)
 def h_flow_given_x(seed: int) -> Case:
     return Case(
-        seed=seed, model=nn.ModuleList(Coupling(i % 2 == 0) for i in range(4)), data=several(seed, 2400, outputs=4), loss=F.mse_loss,
-        metric="r2", module=Flow, optimizer=adam(2e-3), trainer={"gradient_clip_val": 10.0}, batch_size=64, max_steps=400,
+        seed=seed, model=nn.ModuleList(Coupling(i % 2 == 0) for i in range(4)), data=several(seed, 2400, outputs=4),
+        **MSE, module=Flow, optimizer=adam(2e-3), trainer={"gradient_clip_val": 10.0}, batch_size=64, max_steps=400,
     )  # fmt: skip
 
 
@@ -96,7 +99,9 @@ class Diffusion(Supervised):
         self.log("val_metric", self.metric.score((seen - dirty * guess) / clean, x), batch_size=len(x))
 
 
-@healthy("labels_broken", "train_val_mismatch", source="Ho 2020: the target is fresh noise in each step, so the loss has a floor")
+@healthy(
+    "labels_broken", "train_val_mismatch", source="Ho 2020: the target is fresh noise in each step, so the loss has a floor"
+)
 def h_noise_as_target(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([23, 96, 96, 20], act=nn.SiLU), data=manifold(seed, 3600), **MSE, module=Diffusion,
@@ -135,44 +140,14 @@ class Adversarial(Supervised):
         return self.make_optimizer(self.model), torch.optim.Adam(self.judge.parameters(), 5e-4, betas=(0.5, 0.999))
 
 
-@healthy("gradients_not_zeroed", "detached_subgraph", source="Isola 2017 and Mao 2017: two optimisers by hand, least-squares judge")
+@healthy(
+    "gradients_not_zeroed", "detached_subgraph", source="Isola 2017 and Mao 2017: two optimisers by hand, least-squares judge"
+)
 def h_masks_with_a_judge(seed: int) -> Case:
     model = nn.Sequential(cbr(1, 10), cbr(10, 10), cbr(10, 10), nn.Conv2d(10, 1, 1))
     return Case(
         seed=seed, model=model, data=masks(seed, 600), loss=F.binary_cross_entropy_with_logits, metric="jaccard",
         module=Adversarial, optimizer=adam(2e-3), max_steps=200,
-    )  # fmt: skip
-
-
-class Energy(Supervised):
-    """Noise-contrastive: the true y among samples around it; predicts the best y of a grid."""
-
-    def energies(self, x: Tensor, y: Tensor) -> Tensor:
-        return self.model(torch.stack([x.expand_as(y), y], 2))[..., 0]
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        x, y = batch
-        spread = torch.tensor([0.1, 0.4, 1.0])[torch.randint(3, (len(y), 32))]
-        centre = y + spread * torch.randn_like(spread)
-        candidates = torch.cat([y, centre], 1)
-        steps = (candidates - y)[..., None] / torch.tensor([0.1, 0.4, 1.0])
-        proposal = (-steps.square() / 2 - torch.tensor([0.1, 0.4, 1.0]).log()).logsumexp(2)
-        loss = F.cross_entropy(-self.energies(x, candidates) - proposal, torch.zeros(len(y), dtype=torch.long))
-        self.log("train_loss", loss)
-        return loss
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        x, y = batch
-        grid = torch.linspace(-3, 3, 121)
-        best = grid[self.energies(x, grid.expand(len(x), -1)).argmin(1)]
-        self.log("val_metric", self.metric.score(best[:, None], y), batch_size=len(y))
-
-
-@healthy("labels_broken", source="Gustafsson 2020: energy-based regression, the target is always class 0")
-def h_energy_of_pairs(seed: int) -> Case:
-    return Case(
-        seed=seed, model=mlp([2, 48, 48, 1], act=nn.SiLU), data=curve(seed, 2048), **MSE, module=Energy,
-        optimizer=adam(4e-3), batch_size=64, max_steps=360,
     )  # fmt: skip
 
 
@@ -244,7 +219,9 @@ class Splines(nn.Module):
 @healthy("missing_activation", "init_vanishing", source="Liu 2024, KAN: the activations sit on the edges")
 def h_bumps_on_edges(seed: int) -> Case:
     model = nn.Sequential(Splines(8, 12), Splines(12, 1))
-    return Case(seed=seed, model=model, data=surface(seed, 3000), **MSE, optimizer=adamw(5e-3, weight_decay=1e-3), max_steps=400)
+    return Case(
+        seed=seed, model=model, data=surface(seed, 3000), **MSE, optimizer=adamw(5e-3, weight_decay=1e-3), max_steps=400
+    )
 
 
 class Radial(nn.Module):

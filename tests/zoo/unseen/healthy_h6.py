@@ -7,12 +7,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+from torch.nn.utils.parametrizations import weight_norm
 
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.data import Split, blobs, digits, replace, rings, surface
+from tests.zoo.data import Split, blobs, digits, replace
 from tests.zoo.more_data import clouds, network
-from tests.zoo.nets import CE, MSE, adam, adamw, init_weights, lecun, mlp, sgd, trainable
+from tests.zoo.nets import CE, adam, init_weights, lecun, mlp, sgd, trainable
 
 
 # ------------------------------------------------------------------------------------------ sets and graphs
@@ -28,34 +28,6 @@ def h_deep_sets_moments(seed: int) -> Case:
             return self.all(torch.cat([h.mean(1), h.std(1)], 1))
 
     return Case(seed=seed, model=Net(), data=clouds(seed, 1200), **CE, optimizer=adam(4e-3), max_steps=240)
-
-
-class Aligned(nn.Module):
-    """PointNet: a small net that turns the cloud, starting with the identity, then shared layers and the maximum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.turn, self.turn_head = self.shared(3, 16, 32), nn.Linear(32, 9)
-        self.points, self.head = self.shared(3, 32, 64), mlp([64, 32, 4], dropout=0.2)
-        nn.init.zeros_(self.turn_head.weight)
-        nn.init.zeros_(self.turn_head.bias)
-
-    @staticmethod
-    def shared(*sizes: int) -> nn.Sequential:
-        layers = [
-            nn.Sequential(nn.Conv1d(a, b, 1, bias=False), nn.BatchNorm1d(b), nn.ReLU())
-            for a, b in pairwise(sizes)
-        ]
-        return nn.Sequential(*layers)
-
-    def forward(self, x: Tensor) -> Tensor:
-        turn = torch.eye(3) + self.turn_head(self.turn(x.transpose(1, 2)).amax(2)).unflatten(1, (3, 3))
-        return self.head(self.points((x @ turn).transpose(1, 2)).amax(2))
-
-
-@healthy("init_symmetry", "init_vanishing", source="Qi 2017, PointNet: the last layer of the turning net starts at zero")
-def h_pointnet_turns(seed: int) -> Case:
-    return Case(seed=seed, model=Aligned(), data=clouds(seed, 1500), **CE, optimizer=adam(2e-3), max_steps=300)
 
 
 @healthy("labels_broken", "data_not_shuffled", source="Kipf 2017: one graph is the whole batch, most of its labels are hidden")
@@ -84,48 +56,12 @@ def h_selu_alpha_dropout(seed: int) -> Case:
     return Case(seed=seed, model=model, data=digits(seed), **CE, optimizer=sgd(0.01), max_steps=260)
 
 
-class Gated(nn.Module):
-    """SwiGLU behind RMS norm, beside a skip; no biases."""
-
-    def __init__(self, width: int, inner: int) -> None:
-        super().__init__()
-        self.gain, self.wide = nn.Parameter(torch.ones(width)), nn.Linear(width, 2 * inner, bias=False)
-        self.narrow = nn.Linear(inner, width, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate, value = self.wide(self.gain * x * (x.square().mean(1, keepdim=True) + 1e-6).rsqrt()).chunk(2, 1)
-        return x + self.narrow(F.silu(gate) * value)
-
-
-@healthy("missing_activation", source="Shazeer 2020: gated units without a bias for a regression")
-def h_swish_gates_for_numbers(seed: int) -> Case:
-    model = nn.Sequential(nn.Linear(8, 32), Gated(32, 48), Gated(32, 48), nn.Linear(32, 1))
-    return Case(seed=seed, model=model, data=surface(seed, 3000), **MSE, optimizer=adamw(3e-3), batch_size=64, max_steps=300)
-
-
 @healthy(source="Salimans 2016: weight normalisation in every layer")
 def h_weight_normed_blobs(seed: int) -> Case:
     model = nn.Sequential(
         weight_norm(nn.Linear(8, 64)), nn.ReLU(), weight_norm(nn.Linear(64, 64)), nn.ReLU(), weight_norm(nn.Linear(64, 4))
     )
     return Case(seed=seed, model=model, data=blobs(seed, 2400), **CE, optimizer=adam(4e-3), max_steps=240)
-
-
-@healthy("init_vanishing", "bad_gain", source="Miyato 2018, spectral norm; logits are twenty times the last layer")
-def h_lipschitz_rings(seed: int) -> Case:
-    class Net(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            sizes = [2, 48, 48, 3]
-            layers = [spectral_norm(nn.Linear(a, b)) for a, b in pairwise(sizes)]
-            self.layers, self.scale = nn.ModuleList(layers), 20.0
-
-        def forward(self, x: Tensor) -> Tensor:
-            for layer in self.layers[:-1]:
-                x = F.leaky_relu(layer(x), 0.1)
-            return self.scale * self.layers[-1](x)
-
-    return Case(seed=seed, model=Net(), data=rings(seed, 2400), **CE, optimizer=adam(5e-3), max_steps=300)
 
 
 # ------------------------------------------------------------------------------------------ from another net
@@ -160,76 +96,17 @@ class LowRank(nn.Module):
         return self.base(x) + self.scale * (x @ self.a.T @ self.b.T)
 
 
-@healthy("frozen_by_accident", "init_symmetry", "init_vanishing", source="Hu 2022, LoRA in each layer of a net that knows a near task")
+@healthy(
+    "frozen_by_accident",
+    "init_symmetry",
+    "init_vanishing",
+    source="Hu 2022, LoRA in each layer of a net that knows a near task",
+)
 def h_thin_products(seed: int) -> Case:
     net, data = known_and_new(seed)
     model = nn.Sequential(*(LowRank(layer) if isinstance(layer, nn.Linear) else layer for layer in net))
     frozen = [f"model.{i}.base.*" for i in (0, 2, 4)]
     return Case(seed=seed, model=model, data=data, **CE, optimizer=trainable(torch.optim.AdamW, lr=4e-3), frozen=frozen)
-
-
-class Adapter(nn.Module):
-    """A frozen layer, its activation, and a narrow residual net that starts as nothing."""
-
-    def __init__(self, base: nn.Linear, width: int = 16) -> None:
-        super().__init__()
-        self.base, self.extra = base.requires_grad_(False), mlp([base.out_features, width, base.out_features], act=nn.GELU)
-        nn.init.zeros_(self.extra[-1].weight)
-        nn.init.zeros_(self.extra[-1].bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.base(x))
-        return x + self.extra(x)
-
-
-@healthy("frozen_by_accident", "init_symmetry", source="Houlsby 2019: adapters behind frozen layers, a new head")
-def h_houlsby_adapters(seed: int) -> Case:
-    net, data = known_and_new(seed)
-    model = nn.Sequential(Adapter(net[0]), Adapter(net[2]), nn.Linear(96, 10))
-    return Case(
-        seed=seed, model=model, data=data, **CE, optimizer=trainable(torch.optim.Adam, lr=4e-3),
-        frozen=["model.0.base.*", "model.1.base.*"],
-    )  # fmt: skip
-
-
-@healthy("frozen_by_accident", source="Ben Zaken 2022, BitFit: biases and the head learn, the matrices stay")
-def h_biases_alone(seed: int) -> Case:
-    net, data = known_and_new(seed)
-    net[4] = nn.Linear(96, 10)
-    net[0].weight.requires_grad_(False)
-    net[2].weight.requires_grad_(False)
-    return Case(
-        seed=seed, model=net, data=data, **CE, optimizer=trainable(torch.optim.Adam, lr=1e-2),
-        frozen=["model.0.weight", "model.2.weight"],
-    )  # fmt: skip
-
-
-class Probe(nn.Module):
-    """Features of a frozen net without gradient, and a linear layer."""
-
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body, self.head = body.requires_grad_(False).eval(), nn.Linear(96, 10)
-
-    def train(self, mode: bool = True) -> "Probe":
-        super().train(mode)
-        self.body.eval()
-        return self
-
-    def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            x = self.body(x)
-        return self.head(x)
-
-
-@healthy("detached_subgraph", "frozen_by_accident", "bn_eval_in_train", source="a linear probe on a frozen body kept in eval mode")
-def h_probe_on_eval_body(seed: int) -> Case:
-    data = digits(seed)
-    net = schooled(mlp([64, 96, 96, 10], norm=nn.BatchNorm1d, bias=False), data).eval()
-    new = replace(data, 0, lambda x: x.view(-1, 8, 8).transpose(1, 2).flatten(1))
-    return Case(
-        seed=seed, model=Probe(net[:6]), data=new, **CE, optimizer=trainable(torch.optim.Adam, lr=1e-2), frozen=["model.body.*"]
-    )
 
 
 class Staged(Supervised):
