@@ -154,8 +154,10 @@ def with_auxiliary(output: Tensor | tuple[Tensor, Tensor], target: Tensor) -> Te
 
 @healthy("not_in_optimizer", "train_val_mismatch", source="Szegedy 2014: an auxiliary classifier at 0.3, gone at validation")
 def h_inception_auxiliary(seed: int) -> Case:
-    data = stamps(seed, 1536, noise=0.5)
-    return Case(seed=seed, model=Inception(), data=data, loss=with_auxiliary, metric="accuracy", optimizer=adam(3e-3))
+    data = stamps(seed, 1152, noise=0.5)
+    return Case(
+        seed=seed, model=Inception(), data=data, loss=with_auxiliary, metric="accuracy", optimizer=adam(3e-3), max_steps=120
+    )
 
 
 class Squeeze(nn.Module):
@@ -203,7 +205,7 @@ def h_efficientnet_drop_path(seed: int) -> Case:
     model = nn.Sequential(cbr(3, 12, stride=2, act=nn.SiLU), *blocks, *head)
     return Case(
         seed=seed, model=model, data=centred(shapes(seed, 1080)), loss=nn.CrossEntropyLoss(label_smoothing=0.1),
-        metric="accuracy", optimizer=adamw(4e-3, weight_decay=1e-2), max_steps=280,
+        metric="accuracy", optimizer=adamw(4e-3, weight_decay=1e-2), max_steps=160,
     )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ class LowRank(nn.Module):
 def h_thin_products(seed: int) -> Case:
     net, data = known_and_new(seed)
     model = nn.Sequential(*(LowRank(layer) if isinstance(layer, nn.Linear) else layer for layer in net))
-    frozen = [f"model.{i}.base.*" for i in (0, 2, 4)]
+    frozen = [f"model.{i}.base.{p}" for i in (0, 2, 4) for p in ("weight", "bias")]
     return Case(seed=seed, model=model, data=data, **CE, optimizer=trainable(torch.optim.AdamW, lr=4e-3), frozen=frozen)
 
 
@@ -151,5 +151,11 @@ class Taught(Supervised):
 @healthy("frozen_by_accident", "not_in_optimizer", "wrong_loss", source="Hinton 2015: a small net taught by a larger one")
 def h_taught_by_larger(seed: int) -> Case:
     return Case(
-        seed=seed, model=mlp([64, 24, 10]), data=digits(seed), **CE, module=Taught, optimizer=adam(5e-3), frozen=["teacher.*"]
+        seed=seed,
+        model=mlp([64, 24, 10]),
+        data=digits(seed),
+        **CE,
+        module=Taught,
+        optimizer=adam(5e-3),
+        frozen=[f"teacher.{i}.{p}" for i in (0, 2, 4) for p in ("weight", "bias")],
     )

@@ -67,8 +67,8 @@ def h_factors_of_ratings(seed: int) -> Case:
             return self.mean + self.user_bias(u) + self.item_bias(i) + product
 
     return Case(
-        seed=seed, model=Net(data[0].tensors[1].mean()), data=data, **MSE, optimizer=adam(1e-2, weight_decay=1e-5), batch_size=64,
-        max_steps=400,
+        seed=seed, model=Net(data[0].tensors[1].mean()), data=data, **MSE, optimizer=adam(1e-2, weight_decay=1e-5),
+        batch_size=64, max_steps=400,
     )  # fmt: skip
 
 
@@ -145,8 +145,9 @@ class Balanced(IterableDataset[Any]):
 def h_stream_of_both_alike(seed: int) -> Case:
     train, val = rare_blobs(seed, 0.15, 3000, overlap=0.35)
     return Case(
-        seed=seed, model=mlp([6, 48, 48, 2]), data=(Balanced(train, seed), val), loss=F.cross_entropy, metric="balanced_accuracy",
-        optimizer=adam(3e-3, weight_decay=1e-4), shuffle=False, trainer={"val_check_interval": 50}, max_steps=260,
+        seed=seed, model=mlp([6, 48, 48, 2]), data=(Balanced(train, seed), val), loss=F.cross_entropy,
+        metric="balanced_accuracy", optimizer=adam(3e-3, weight_decay=1e-4), shuffle=False,
+        trainer={"val_check_interval": 50}, max_steps=260,
     )  # fmt: skip
 
 
