@@ -11,9 +11,10 @@ from torch.nn.parameter import is_lazy
 from lit_training.columns import some_elements
 from lit_training.selection import classify
 
-__all__ = ["Movement", "Rewinds"]
+__all__ = ["Lasting", "Movement", "Rewinds"]
 
 SMALL = 0.5
+FIRST_UPDATES = 8
 BETTER = 0.99
 
 
@@ -100,6 +101,49 @@ class Rewinds:
     def end(self, weights: list[Tensor]) -> None:
         """Take the weights after the last update of an epoch."""
         self._moved = not _same(weights, self._start)
+
+
+class Lasting:
+    """Tell how much of what the first few updates changed is still there when the next step begins.
+
+    Only code beside the optimiser can undo it: an average that is copied into the weights, weights that are loaded again.
+
+    >>> lasting, weights = Lasting(), torch.ones(3)
+    >>> for update in range(9):
+    ...     lasting.begin([weights + update / 10])
+    ...     lasting.end([weights + update / 10 + 1])
+    >>> round(lasting.share(), 3)
+    0.1
+    """
+
+    def __init__(self) -> None:
+        self._before: list[Tensor] = []
+        self._after: list[Tensor] = []
+        self._shares: list[float] = []
+
+    @property
+    def enough(self) -> bool:
+        """Whether enough updates were seen, so that nothing more has to be told."""
+        return len(self._shares) >= FIRST_UPDATES
+
+    def begin(self, weights: list[Tensor]) -> None:
+        """Take the weights at the start of a step."""
+        if self._after and len(self._before) == len(weights):
+            made = _length(self._after, self._before)
+            self._shares += [_length(weights, self._before) / made] if made > 0 else []
+        self._before, self._after = weights, []
+
+    def end(self, weights: list[Tensor]) -> None:
+        """Take the weights after the optimiser may have stepped."""
+        self._after = weights
+
+    def share(self) -> float | None:
+        """Return the median share, `None` before enough updates."""
+        return median(self._shares) if self.enough else None
+
+
+def _length(weights: list[Tensor], others: list[Tensor]) -> float:
+    return math.sqrt(sum(float((a - b).square().sum()) for a, b in zip(weights, others, strict=True) if a.shape == b.shape))
 
 
 def _same(weights: list[Tensor], others: list[Tensor]) -> bool:

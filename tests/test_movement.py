@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lit_training.movement import Movement, Rewinds
+from lit_training.movement import FIRST_UPDATES, Lasting, Movement, Rewinds
 
 
 @pytest.mark.parametrize("size", [3, 40, 300])
@@ -85,3 +85,17 @@ def test_a_better_epoch_that_is_thrown_away_counts(
         rewinds.begin([torch.full((4,), start)], loss)
         rewinds.end([torch.full((4,), start + moves)])
     assert rewinds.count == count
+
+
+@pytest.mark.parametrize("left", [0.1, 1.0])
+def test_what_is_left_of_the_first_updates_is_told(left: float) -> None:
+    lasting, weights = Lasting(), torch.zeros(4)
+    assert lasting.share() is None
+    for _ in range(FIRST_UPDATES + 1):
+        lasting.begin([weights])
+        lasting.end([weights])  # accumulation: a step without an update tells nothing
+        lasting.begin([weights])
+        lasting.end([weights + 1])
+        weights = weights + left
+    assert lasting.enough
+    assert lasting.share() == pytest.approx(left)

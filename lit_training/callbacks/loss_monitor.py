@@ -1,6 +1,7 @@
 """Callback: how training and validation losses went. What they tell is in `lit_training.diagnosis.rules.course`."""
 
 import math
+from collections.abc import Callable
 from statistics import fmean, stdev
 from typing import Any
 
@@ -20,7 +21,7 @@ from lit_training.diagnosis.rules.mirrored import turned_apart
 from lit_training.diagnosis.rules.rewards import reward_fell, reward_name
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
-from lit_training.movement import Movement, Rewinds
+from lit_training.movement import Lasting, Movement, Rewinds
 from lit_training.selection import classify, clean_names
 from lit_training.tracing.trace import unseen
 
@@ -72,7 +73,7 @@ class LossMonitor(Callback):
         self._first_pass_error = 0.0
         self._passes = 0
         self._movement: Movement | None = None
-        self._rewinds = Rewinds()
+        self._rewinds, self._lasting = Rewinds(), Lasting()
         self._dropout = 0.0
         self._seen, self._seen_apart = Columns(), Columns()
 
@@ -95,6 +96,7 @@ class LossMonitor(Callback):
         self._keep(self._seen, batch)
         if batch_idx == 0:
             self._begin_epoch()
+        self._look(self._lasting.begin)
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
@@ -107,6 +109,7 @@ class LossMonitor(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Note the loss, as it was before Lightning divided it for accumulation, and a reward; at an epoch's end the weights."""
+        self._look(self._lasting.end)
         self._note_reward(trainer, batch_idx)
         if pl_module.automatic_optimization and outputs:
             self._note(outputs["loss"], trainer.accumulate_grad_batches)
@@ -156,6 +159,12 @@ class LossMonitor(Callback):
     def _remember(self, module: LightningModule) -> None:
         self._movement = Movement(module)
         self._dropout = max(dropouts(clean_names(module)).values(), default=0.0)
+
+    @harmless
+    def _look(self, take: Callable[[list[Tensor]], None]) -> None:
+        if self._movement is not None and not self._lasting.enough:
+            with unseen():
+                take(self._movement.now())
 
     @harmless
     def _begin_epoch(self) -> None:
@@ -220,6 +229,7 @@ class LossMonitor(Callback):
             kept=None if self._movement is None else self._movement.kept(),
             rewinds=self._rewinds.count,
             level=self._rewinds.level,
+            lasting=self._lasting.share(),
             dropout=self._dropout,
             sampled=guess is not None and guess.sampled,
             uneven=guess is not None and guess.uneven,

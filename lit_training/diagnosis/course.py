@@ -35,6 +35,7 @@ class Course:
         kept: the largest part of its size at the start that a weight has at the end, `None` if not known.
         rewinds: how many epochs began with the very weights of the one before, although validation had become better in between.
         level: the validation loss of the weights that the last epoch began with, `None` if not known.
+        lasting: how much of what the first updates changed was still there when the next step began, `None` if not known.
         dropout: largest probability of a dropout layer.
         sampled: whether that cost is known to a tenth or so only, from some targets.
         uneven: whether a guess costs little because some labels are far more common than others.
@@ -59,6 +60,7 @@ class Course:
     kept: float | None = None
     rewinds: int = 0
     level: float | None = None
+    lasting: float | None = None
     dropout: float = 0.0
     sampled: bool = False
     uneven: bool = False

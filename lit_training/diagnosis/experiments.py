@@ -172,11 +172,14 @@ def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
             return leaf
         return torch.cat([leaf[:, :-1], leaf[:, -1:].roll(1, 0)], 1)
 
-    def before(outputs: Sequence[Tensor]) -> list[Tensor]:
+    def before(outputs: Sequence[Tensor], dim: int) -> list[Tensor]:
         by_place = (y.unflatten(0, (rows, places)) if y.shape[:1] == (rows * places,) else y for y in outputs)
-        return [y[:, :-1] for y in by_place if y.shape[:2] == (rows, places)]
+        fit = [y for y in by_place if y.shape[:1] == (rows,) and y.shape[dim : dim + 1] == (places,)]
+        return [y.narrow(dim, 0, places - 1) for y in fit]
 
-    return _change(before(first), before(_outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs))))) > _FORESEEN
+    again = _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
+    changes = [_change(before(first, dim), before(again, dim)) for dim in (1, 2) if before(first, dim)]
+    return min(changes, default=0.0) > _FORESEEN  # where there are as many classes as places, either dimension may be the places
 
 
 def _masks_in_training(net: nn.Module, call: Call) -> int:

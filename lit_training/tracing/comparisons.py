@@ -1,4 +1,4 @@
-"""What a step compares by hand: outputs with targets, whose difference it squares, and samples with each other, by products.
+"""What a step compares by hand: outputs with targets, whose difference it squares, or which pick them; samples, by products.
 
 The direction of such a comparison shows in its gradient, whatever the loss: a step against it makes errors smaller, and partners
 more alike than strangers.
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lit_training.tracing.choices import meant_to_rise, overlaps
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import LossCall, difference, difference_loss
 
@@ -28,7 +29,7 @@ class Direction:
     0 where that is not clear; `node` is where the comparison was made.
     """
 
-    kind: Literal["difference", "similarity"]
+    kind: Literal["difference", "similarity", "choice"]
     node: int
     towards: int
 
@@ -40,6 +41,7 @@ class Comparisons:
     directions: list[Direction] = field(default_factory=list)
     _differences: dict[int, tuple[LossCall, Tensor]] = field(default_factory=dict)
     _similarities: dict[int, bool] = field(default_factory=dict)
+    _choices: dict[int, int] = field(default_factory=dict)
 
     def note(self, graph: Graph, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> LossCall | None:
         """Look at an operation's result: is it a comparison? If it squares one or takes its size, return that as a loss."""
@@ -47,6 +49,8 @@ class Comparisons:
             compared = difference(graph, node, (operands[0].detach(), operands[1].detach()))
             if compared is not None:
                 self._differences[node.index] = compared, tensor.detach()
+        elif rises := meant_to_rise(graph, node) or int(overlaps(graph, node)):
+            self._choices[node.index] = rises
         elif node.op in ("mm", "bmm") and _compares_samples(graph, node):
             self._similarities[node.index] = len({_rows(graph, parent) for parent in node.parents}) == 1
         elif len(set(node.parents)) == 1 and node.parents[0] in self._differences:
@@ -59,7 +63,7 @@ class Comparisons:
 
     def wants(self, node: Node) -> bool:
         """Tell whether the gradient at a node shows a direction."""
-        return node.index in self._differences or node.index in self._similarities
+        return node.index in self._differences or node.index in self._similarities or node.index in self._choices
 
     def on_gradient(self, graph: Graph, node: Node, gradient: Tensor) -> None:
         """Judge the gradient that arrived at a comparison, unless some layer reads it."""
@@ -73,6 +77,15 @@ class Comparisons:
             itself, rows = self._similarities[node.index], gradient.flatten(0, -2)
             towards = parts_partners(-rows, with_itself=itself) - parts_partners(rows, with_itself=itself)
             self.directions.append(Direction("similarity", node.index, towards))
+        elif node.index in self._choices:
+            self.directions.append(Direction("choice", node.index, self._choices[node.index] * _raises(gradient)))
+
+
+def _raises(gradient: Tensor) -> int:
+    """Tell whether a step makes eight or more numbers larger (1) or smaller (-1), wherever it does anything; 0 if neither."""
+    up, down = int((gradient < 0).sum()), int((gradient > 0).sum())
+    agreed = max(up, down) >= max(_LEAST, _NEARLY_ALL * (up + down))
+    return (1 if up > down else -1) if agreed else 0
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from lit_training.tracing.trace import Tracer
 
 __all__ = ["Layer", "Probe"]
 
-_OF_COMPARISONS = frozenset(["sub", "abs", "square", "pow", "mul", "mm", "bmm"])
+_OF_COMPARISONS = frozenset(["sub", "abs", "square", "pow", "mul", "mm", "bmm", "gather"])
 _BREAKING = LOSSES | frozenset(
     "log log2 log10 log1p sqrt rsqrt div reciprocal exp expm1 pow acos asin atanh acosh xlogy".split()
 )

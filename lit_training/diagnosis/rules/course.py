@@ -20,13 +20,13 @@ FEW_SAMPLES, FEW_TO_LEARN = 64, 1000
 SIGNIFICANT = 3.0
 BY_HEART, POOR, NEVER_FAIR, FAR_APART = 0.01, 0.45, 0.25, 60.0
 SLIGHT, SOMETHING = 0.6, 0.1
-REWINDS = 3
+REWINDS, LEFT = 3, 0.2
 SHRUNK, HARDLY_FELL = 0.1, 0.4
 
 
 def judge_course(course: Course) -> list[Finding]:
     """Return what the first finds of the checks of a whole run."""
-    checks = (sinks, went_back, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
+    checks = (sinks, went_back, undone, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
     return next((found for check in checks if (found := check(course))), [])
 
 
@@ -84,6 +84,22 @@ def went_back(course: Course) -> list[Finding]:
     )
     advice = "Look for code that loads weights at an epoch's start or end: does it keep the best ones, or the worst?"
     return [Finding("no_update", "error", "", course.updates, message, advice, {"rewinds": float(course.rewinds)})]
+
+
+def undone(course: Course) -> list[Finding]:
+    """Say so if what each update changed was gone before the next step began: `no_update`.
+
+    Threshold: less than a fifth of the first updates was left (an optimiser's own averages act within its step; clipped or
+    renormalised weights keep more, and averages that are loaded for validation are taken out again).
+
+    >>> undone(Course((1.4, 1.4), updates=200, lasting=0.1))[0].rule
+    'no_update'
+    """
+    if course.lasting is None or course.lasting >= LEFT:
+        return []
+    message = f"Of what the first updates changed {course.lasting:.0%} was left when the next step began."
+    advice = "Look for code that writes to the weights after each step: an average has to be taken from them, not put into them."
+    return [Finding("no_update", "error", "", course.updates, message, advice, {"lasting": course.lasting})]
 
 
 def shrank_away(course: Course) -> list[Finding]:

@@ -10,6 +10,7 @@ from lit_training.tracing.graph import LOSSES, Graph, Node
 from lit_training.tracing.loss_calls import RESHAPED, from_loader
 
 __all__ = [
+    "away_from_choices",
     "away_from_partners",
     "away_from_targets",
     "concave_divergence",
@@ -104,6 +105,12 @@ def away_from_targets(evidence: Evidence, climbs: bool) -> bool:
     towards = {-d.towards if climbs else d.towards for d in evidence.directions if d.kind == "difference"}
     others = [call for call in evidence.losses if evidence.graph.nodes[call.node].op == call.op]
     return towards == {-1} and not others
+
+
+def away_from_choices(evidence: Evidence, climbs: bool) -> bool:
+    """Tell whether each step lowers the scores, probabilities or similarities that targets pick, and raises none of them."""
+    towards = {-d.towards if climbs else d.towards for d in evidence.directions if d.kind == "choice"} - {0}
+    return towards == {-1}
 
 
 def away_from_partners(evidence: Evidence, climbs: bool) -> bool:

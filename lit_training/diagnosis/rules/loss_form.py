@@ -9,6 +9,7 @@ from lit_training.diagnosis.reading import terms
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.cosines import similarity_alone
 from lit_training.diagnosis.rules.directions import (
+    away_from_choices,
     away_from_partners,
     away_from_targets,
     concave_divergence,
@@ -44,7 +45,8 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     does not read; where there is none, an autoencoder's input that is compared with the output as it is, or scaled. Besides: the
     loss is minus the value of the only one of torch's losses that the step called, one that is never negative; the gradient at
     `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
-    other part of the loss draws to targets); in a contrastive loss, each row of the similarities between samples has a positive
+    other part of the loss draws to targets); what `gather` picks by the target, or an overlap of probabilities and target (Dice),
+    is taken the other way than is meant: scores and similarities down, distances up; in a contrastive loss, each row of the similarities between samples has a positive
     gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; all of the loss is a cosine to
     vectors that no layer made; the loss holds `u - exp(u)` or
     `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`; all that the loss adds
@@ -116,6 +118,8 @@ def _of_comparisons(evidence: Evidence) -> _Verdict:
     climbs = evidence.maximizes
     if away_from_targets(evidence, climbs):
         return "Each step makes every difference between outputs and targets larger.", {}
+    if away_from_choices(evidence, climbs):
+        return "Each step lowers the scores that the targets pick, or the overlap with them.", {}
     if away_from_partners(evidence, climbs):
         return "Each step makes partners less alike, and every sample more like all others.", {}
     if (likelihood := sunk_likelihood(evidence)) is not None:
