@@ -1,4 +1,4 @@
-"""Healthy: samples that are drawn otherwise in training, noisy targets, topics, sigmoids, frozen patches, networks that mix samples."""
+"""Healthy: samples drawn otherwise in training, noisy targets, topics, sigmoids, frozen patches, networks that mix samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -93,9 +93,9 @@ def documents(seed: int, n: int = 1500, words: int = 60, topics: int = 6) -> dat
     table = each.sample((topics,))
     mix = torch.distributions.Dirichlet(torch.full((topics,), 0.3)).sample((n,))
     counts = torch.zeros(n, words).scatter_add(
-        1, torch.multinomial(mix @ table, 80, replacement=True, generator=g), torch.ones(n, 80)
+        1, torch.multinomial(mix @ table, 400, replacement=True, generator=g), torch.ones(n, 400)
     )
-    return data.split(counts.log1p(), counts / 80)
+    return data.split(counts.log1p(), counts / 400)
 
 
 class Topics(nn.Module):
@@ -120,9 +120,7 @@ def h_shares_of_topics(seed: int) -> Case:
     )
 
 
-@healthy(
-    "wrong_hidden_activation", source="Nielsen's book, chapter 3: two hidden layers of 30 sigmoids, SGD, N(0, 1 / fan_in), 97 %"
-)
+@healthy("wrong_hidden_activation", source="Nielsen's book, chapter 3: two hidden layers of 30 sigmoids, SGD, N(0, 1 / fan_in)")
 def h_nielsen_sigmoids(seed: int) -> Case:
     model = init_weights(mlp([64, 30, 30, 10], nn.Sigmoid), lecun)
     return Case(seed=seed, model=model, data=data.digits(seed), optimizer=sgd(0.3), batch_size=16, max_steps=600, **CE)
@@ -172,7 +170,7 @@ def orthogonal_beside(factor: float) -> type[Supervised]:
 
 @healthy(
     "weight_decay_too_strong",
-    source="soft orthogonality, |W'W - 1|^2 (Bansal et al. 2018), which pulls He's weights to length 1",
+    source="soft orthogonality (Bansal et al. 2018), which pulls He's weights to length 1",
 )
 def h_softly_orthogonal(seed: int) -> Case:
     model = init_weights(mlp([64, 64, 64, 64, 10]), he)
