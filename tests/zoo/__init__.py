@@ -34,6 +34,7 @@ from tests.zoo import (
     healthy_k2,
     healthy_k3,
     healthy_k4,
+    healthy_k5,
     healthy_likelihoods,
     healthy_loops,
     healthy_losses,

@@ -1,7 +1,8 @@
-"""Healthy: curves of as many points as a batch has samples, tasks by turns, seasons, days in order, fixed heads, complex numbers."""
+"""Healthy: curves as long as a batch, tasks by turns, seasons, days in order, fixed heads, complex numbers."""
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -56,9 +57,7 @@ class Sampled(Supervised):
         self.log("val_metric", self.metric.score(out, target), batch_size=len(target))
 
 
-@healthy(
-    "shape_broadcast", source="a generator of amounts under the energy distance: each drawn one is compared with each real one"
-)
+@healthy("shape_broadcast", source="a generator of amounts: the energy distance compares each drawn one with each real one")
 def h_energy_distance(seed: int) -> Case:
     g = data.rng(4402, seed)
     noise, z = torch.randn(2400, 4, generator=g), torch.randn(2400, 1, generator=g)
@@ -104,7 +103,7 @@ class OfOneTask(Supervised):
 
 @healthy(
     "init_symmetry",
-    source="adapters of several languages or tasks, each batch of one of them; their second layers start at zero",
+    source="adapters of several tasks, a batch is of one of them; they end in zeros at first",
 )
 def h_adapters_by_turns(seed: int) -> Case:
     g = data.rng(4403, seed)
@@ -133,7 +132,7 @@ class Scores(Supervised):
         g = torch.Generator().manual_seed(batch_idx)
         levels = torch.logspace(math.log10(20), math.log10(0.05), 60)
         x = 20 * torch.randn(len(batch[0]), 2, generator=g)
-        for now, then in zip(levels[:-1], levels[1:], strict=True):
+        for now, then in pairwise(levels):
             x = x + (then - now) * -self.model(x, now.expand(len(x), 1))
         self.log("val_metric", ((x.norm(dim=1) - 2**0.5).abs() < 0.35).float().mean(), batch_size=len(x))
 
@@ -147,9 +146,7 @@ class ScoreNet(nn.Module):
         return self.net(torch.cat([x / (1 + noise**2).sqrt(), noise.log() / 2], 1))
 
 
-@healthy(
-    "train_val_mismatch", source="score networks: noise of all sizes in training, validation draws samples from the largest on"
-)
+@healthy("train_val_mismatch", source="score networks: noise of all sizes in training, validation draws samples")
 def h_drawn_from_noise(seed: int) -> Case:
     g = data.rng(4404, seed)
     angle = 2 * torch.pi * torch.rand(2400, generator=g)
@@ -199,7 +196,7 @@ class Seasons(nn.Module):
 
 @healthy(
     "unnormalised_input",
-    source="Time2Vec, seasonal features: hours of a year times learned frequencies, of a day and a week at first",
+    source="Time2Vec: hours times learned frequencies, which start at those of a day and a week",
 )
 def h_hours_of_a_month(seed: int) -> Case:
     g = data.rng(4405, seed)
@@ -224,7 +221,7 @@ def h_fixed_classifier(seed: int) -> Case:
 
 @healthy(
     "data_not_shuffled",
-    source="forecasts of days: windows in the order of time, shuffle=False, as most tutorials for LSTMs have it",
+    source="forecasts of days: windows in the order of time, shuffle=False, as tutorials have it",
 )
 def h_days_in_order(seed: int) -> Case:
     g = data.rng(4406, seed)
@@ -267,9 +264,7 @@ class Spared(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem, self.head = nn.Linear(64, 48), nn.Linear(48, 10)
-        self.blocks = nn.ModuleList(
-            nn.Sequential(nn.LayerNorm(48), nn.Linear(48, 96), nn.GELU(), nn.Linear(96, 48)) for _ in range(3)
-        )
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(48), *mlp([48, 96, 48], nn.GELU)) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
