@@ -118,11 +118,11 @@ def h_adapters_by_turns(seed: int) -> Case:
 
 # ------------------------------------------------------------------------------------------ scores and samplers
 class Scores(Supervised):
-    """Song and Ermon 2019: noise of .05 to 20; validated by points that are drawn, from the largest noise down."""
+    """Song and Ermon 2019: noise of .05 to 50; validated by points that are drawn, from the largest noise down."""
 
     def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
         x = batch[0]
-        noise = torch.exp(torch.empty(len(x), 1).uniform_(math.log(0.05), math.log(20)))
+        noise = torch.exp(torch.empty(len(x), 1).uniform_(math.log(0.05), math.log(50)))
         z = torch.randn_like(x)
         loss = (self.model(x + noise * z, noise) + z).square().mean()
         self.log("train_loss", loss)
@@ -130,8 +130,8 @@ class Scores(Supervised):
 
     def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
         g = torch.Generator().manual_seed(batch_idx)
-        levels = torch.logspace(math.log10(20), math.log10(0.05), 60)
-        x = 20 * torch.randn(len(batch[0]), 2, generator=g)
+        levels = torch.logspace(math.log10(50), math.log10(0.05), 80)
+        x = 50 * torch.randn(len(batch[0]), 2, generator=g)
         for now, then in pairwise(levels):
             x = x + (then - now) * -self.model(x, now.expand(len(x), 1))
         self.log("val_metric", ((x.norm(dim=1) - 2**0.5).abs() < 0.35).float().mean(), batch_size=len(x))
