@@ -36,6 +36,7 @@ from tests.zoo import (
     healthy_k4,
     healthy_k5,
     healthy_k6,
+    healthy_k7,
     healthy_likelihoods,
     healthy_loops,
     healthy_losses,
