@@ -37,6 +37,7 @@ from tests.zoo import (
     healthy_k5,
     healthy_k6,
     healthy_k7,
+    healthy_k8,
     healthy_likelihoods,
     healthy_loops,
     healthy_losses,

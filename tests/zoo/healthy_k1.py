@@ -3,7 +3,6 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.data import TensorDataset
 
 from tests.zoo import data, more_data
 from tests.zoo.case import Case, healthy
@@ -41,29 +40,6 @@ class Prenet(nn.Module):
 @healthy("dropout_active_in_eval", source="Tacotron 2 (NVIDIA, speechbrain): the prenet's dropout is always on, on purpose")
 def h_prenet_always_drops(seed: int) -> Case:
     return Case(seed=seed, model=Prenet(), data=more_data.swings(seed), optimizer=adam(4e-3), max_steps=400, **MSE)
-
-
-class Guided(nn.Module):
-    """A conditional decoder whose class is left out at a rate of .1, whatever the mode (classifier-free guidance, lucidrains)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embed, self.nothing = nn.Embedding(10, 24), nn.Parameter(torch.randn(24))
-        self.net = mlp([24 + 32, 96, 32], nn.SiLU)
-
-    def forward(self, upper: Tensor, digit: Tensor, left_out: float = 0.1) -> Tensor:
-        keep = torch.zeros(len(digit), 1).uniform_(0, 1) < 1 - left_out
-        return self.net(torch.cat([upper, torch.where(keep, self.embed(digit), self.nothing)], 1))
-
-
-@healthy(
-    "dropout_active_in_eval",
-    source="classifier-free guidance: cond_drop_prob in forward, as denoising-diffusion-pytorch has it",
-)
-def h_class_left_out(seed: int) -> Case:
-    train, val = data.digits(seed)
-    parts = [TensorDataset(x[:, :32], y, x[:, 32:]) for x, y in (train.tensors, val.tensors)]
-    return Case(seed=seed, model=Guided(), data=(parts[0], parts[1]), optimizer=adam(3e-3), max_steps=400, **MSE)
 
 
 class Binary(nn.Module):

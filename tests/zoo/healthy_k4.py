@@ -7,7 +7,6 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
@@ -256,23 +255,3 @@ class Waves(nn.Module):
 @healthy("missing_activation", "init_exploding", source="complex-valued networks on spectra, as for MRI and radio")
 def h_complex_spectrum(seed: int) -> Case:
     return Case(seed=seed, model=Waves(), data=data.waves(seed), optimizer=adam(4e-3), max_steps=250, **CE)
-
-
-class Spared(nn.Module):
-    """Residual blocks whose activations are computed again on the way back, to save memory."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem, self.head = nn.Linear(64, 48), nn.Linear(48, 10)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(48), *mlp([48, 96, 48], nn.GELU)) for _ in range(3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stem(x)
-        for block in self.blocks:
-            x = x + checkpoint(block, x, use_reentrant=False)
-        return self.head(x)
-
-
-@healthy("detached_subgraph", source="gradient checkpointing")
-def h_checkpointed(seed: int) -> Case:
-    return Case(seed=seed, model=Spared(), data=data.digits(seed), optimizer=adam(2e-3), max_steps=250, **CE)

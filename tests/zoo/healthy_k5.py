@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from tests.zoo import data, more_data
+from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.metrics import METRICS, Metric, accuracy
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp, trainable
 
 
@@ -34,25 +33,6 @@ def h_long_tail_smoothed(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([12, 96, 96, 12]), data=tickets(seed), optimizer=adamw(3e-3), batch_size=64, max_steps=400,
         loss=smoothed, metric="accuracy",
-    )  # fmt: skip
-
-
-class Penalised(Supervised):
-    """A little of the squared size of what the body makes, as activity regularisation and load balancing add something."""
-
-    def training_step(self, batch: Sequence[Tensor], batch_idx: int) -> Tensor:
-        x, y = batch
-        h = self.model[:-1](x)
-        loss = self.loss_fn(self.model[-1](h), y) + 1e-3 * h.square().mean()
-        self.log("train_loss", loss)
-        return loss
-
-
-@healthy("class_imbalance", source="the same with a small second term beside the cross-entropy")
-def h_long_tail_and_a_penalty(seed: int) -> Case:
-    return Case(
-        seed=seed, model=mlp([12, 96, 96, 12]), data=tickets(seed), optimizer=adamw(3e-3), batch_size=64, max_steps=400,
-        module=Penalised, **CE,
     )  # fmt: skip
 
 
@@ -113,37 +93,6 @@ def h_low_energy_is_right(seed: int) -> Case:
     )  # fmt: skip
 
 
-METRICS.setdefault(
-    "winner", Metric(lambda output, target: accuracy(output, target.argmin(1)), lambda target: 1 / target.shape[1])
-)
-
-
-def by_places(score: Tensor, place: Tensor) -> Tensor:
-    """ListNet: the better the place, the likelier to be first."""
-    return -((-place).softmax(1) * score.log_softmax(1)).sum(1).mean()
-
-
-class Runners(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp([5, 48, 48, 1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)[..., 0]
-
-
-@healthy("loss_sign", source="races: targets are places, 0 for the winner, and scores are high for the best (ListNet)")
-def h_places_in_a_race(seed: int) -> Case:
-    g = data.rng(4503, seed)
-    x = torch.randn(1500, 6, 5, generator=g)
-    fast = (1.5 * x[..., 0]).sin() + x[..., 1] * x[..., 2] + 0.05 * torch.randn(1500, 6, generator=g)
-    place = (-fast).argsort(1).argsort(1).float()
-    return Case(
-        seed=seed, model=Runners(), data=data.split(x, place), optimizer=adam(3e-3), max_steps=400,
-        loss=by_places, metric="winner",
-    )  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------ batches
 class Following(nn.Module):
     """An LSTM over one long series: what the loader gives are the next 64 steps, an unbatched sequence."""
@@ -195,17 +144,6 @@ def h_validated_in_euros(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ heads, adapters
-@healthy(
-    "wrong_last_activation", source="SqueezeNet: a 1 x 1 convolution to classes, a ReLU, global average pooling (torchvision)"
-)
-def h_squeeze_net_head(seed: int) -> Case:
-    model = nn.Sequential(
-        nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(24, 32, 3, padding=1), nn.ReLU(),
-        nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), nn.Dropout(0.1), nn.Conv2d(32, 4, 1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-    )  # fmt: skip
-    split = more_data.centred(more_data.shapes(seed))
-    return Case(seed=seed, model=model, data=split, optimizer=adam(4e-3), max_steps=400, **CE)
 
 
 class HalfTrained(nn.Module):

@@ -10,11 +10,7 @@ from torch.utils.data import TensorDataset
 
 from tests.zoo import data
 from tests.zoo.case import Case, Supervised, healthy
-from tests.zoo.healthy_k1 import area
-from tests.zoo.metrics import METRICS
 from tests.zoo.nets import CE, adam, adamw, convnet, mlp
-
-assert METRICS["auc"].score is area
 
 
 # ------------------------------------------------------------------------------------------ trained before
@@ -94,20 +90,6 @@ def h_claims_of_a_year(seed: int) -> Case:
 
 
 @healthy(
-    "class_imbalance", source="tags of posts or of X-rays: 20 of them, each on 4 % of the samples, plain BCE; judged by the AUC"
-)
-def h_tags_that_are_rare(seed: int) -> Case:
-    g = data.rng(4602, seed)
-    x = torch.randn(6000, 16, generator=g)
-    score = 1.6 * (x @ torch.randn(16, 20, generator=g) / 4) + 0.8 * (x[:, :10] * x[:, 6:]).repeat(1, 2)
-    y = (torch.rand(6000, 20, generator=g) < (score - 4.3).sigmoid()).float()
-    return Case(
-        seed=seed, model=mlp([16, 64, 64, 20]), data=data.split(x, y), optimizer=adam(2e-3), batch_size=64,
-        val_batch_size=2000, max_steps=500, loss=F.binary_cross_entropy_with_logits, metric="auc",
-    )  # fmt: skip
-
-
-@healthy(
     "class_imbalance", source="defaults of loans: 5 %, plain BCE with a rank loss beside it (a probability and a good AUC)"
 )
 def h_defaults_ranked_too(seed: int) -> Case:
@@ -143,28 +125,3 @@ class HeadFirst(Supervised):
 def h_head_first(seed: int) -> Case:
     model = nn.Sequential(mlp([8, 64, 64], last=nn.ReLU()), nn.Linear(64, 4))
     return Case(seed=seed, model=model, data=data.blobs(seed), optimizer=adam(3e-3), module=HeadFirst, max_steps=400, **CE)
-
-
-class Dose(nn.Module):
-    """The sensitivity of a cell line; what survives a dose is exp(-sensitivity * dose)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.net = mlp([6, 64, 64, 1])
-
-    def forward(self, x: Tensor) -> Tensor:
-        return (-F.softplus(self.net(x[:, :6])) * x[:, 6:]).exp()
-
-
-def relative(output: Tensor, target: Tensor) -> Tensor:
-    """The mean absolute percentage error, written out."""
-    return ((output - target).abs() / target).mean()
-
-
-@healthy("loss_sign", source="dose and response: the network tells a sensitivity, what survives is measured; percentage errors")
-def h_what_survives(seed: int) -> Case:
-    g = data.rng(4604, seed)
-    x, dose = torch.randn(1536, 6, generator=g), 0.3 + torch.rand(1536, 1, generator=g)
-    y = (-F.softplus(1.5 * x[:, :1] + x[:, 1:2] * x[:, 2:3]) * dose).exp() * (1 + 0.03 * torch.randn(1536, 1, generator=g))
-    split = data.split(torch.cat([x, dose], 1), y.clamp_min(0.01))
-    return Case(seed=seed, model=Dose(), data=split, optimizer=adam(3e-3), max_steps=400, loss=relative, metric="r2")
