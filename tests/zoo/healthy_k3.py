@@ -1,4 +1,4 @@
-"""Healthy: samples drawn otherwise in training, noisy targets, topics, sigmoids, frozen patches, networks that mix samples."""
+"""Healthy: samples drawn otherwise in training, noisy targets, sigmoids, frozen patches, networks that mix samples."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -85,39 +85,6 @@ def h_less_background(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ inside the network
-def documents(seed: int, n: int = 1500, words: int = 60, topics: int = 6) -> data.Split:
-    """Counts of words `[n, words]`, log1p'd, and as shares."""
-    g = data.rng(4307, seed)
-    each = torch.distributions.Dirichlet(torch.full((words,), 0.1))
-    torch.manual_seed(4307 + seed)
-    table = each.sample((topics,))
-    mix = torch.distributions.Dirichlet(torch.full((topics,), 0.3)).sample((n,))
-    counts = torch.zeros(n, words).scatter_add(
-        1, torch.multinomial(mix @ table, 400, replacement=True, generator=g), torch.ones(n, 400)
-    )
-    return data.split(counts.log1p(), counts / 400)
-
-
-class Topics(nn.Module):
-    """Miao, Grefenstette and Blunsom 2017: a softmax over a linear layer gives the topics' shares, which give the words'."""
-
-    def __init__(self, words: int = 60, topics: int = 20) -> None:
-        super().__init__()
-        self.body, self.topics, self.words = mlp([words, 64, 32]), nn.Linear(32, topics), nn.Linear(topics, words)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.words(self.topics(F.relu(self.body(x))).softmax(1)).softmax(1)
-
-
-def told_words(output: Tensor, target: Tensor) -> Tensor:
-    return -(target * output.clamp_min(1e-9).log()).sum(1).mean()
-
-
-@healthy("wrong_hidden_activation", source="a neural topic model (GSM): the shares of topics are a softmax in the middle")
-def h_shares_of_topics(seed: int) -> Case:
-    return Case(
-        seed=seed, model=Topics(), data=documents(seed), optimizer=adam(1e-2), max_steps=400, loss=told_words, metric="r2"
-    )
 
 
 @healthy("wrong_hidden_activation", source="Nielsen's book, chapter 3: two hidden layers of 30 sigmoids, SGD, N(0, 1 / fan_in)")
