@@ -1,0 +1,55 @@
+"""Healthy: panels validated from winter on, scores of what is normal, gradients of inputs of two views."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.zoo import data
+from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.nets import MSE, adam, mlp
+
+
+@healthy(
+    "train_val_mismatch", source="a panel of stations, validated on the year after: read by date, the first batch is January"
+)
+def h_panel_from_january(seed: int) -> Case:
+    g = data.rng(4801, seed)
+    stations, days = 40, torch.arange(0, 1095, 5)
+    level = 0.3 * torch.randn(stations, generator=g)
+    season = -(2 * torch.pi * days / 365).cos()[:, None]
+    z = torch.randn(len(days), stations, 3, generator=g)
+    now = 1.3 * season + level + 0.35 * z[..., 0]
+    demand = now.square() + 0.5 * z[..., 1] * z[..., 2]
+    x = torch.stack([now, now + 0.3 * z[..., 1], now - 0.3 * z[..., 2]], 2).flatten(0, 1)
+    y = data.standardise(demand.flatten())[:, None]
+    return Case(
+        seed=seed,
+        model=mlp([3, 64, 64, 1]),
+        data=data.split(data.standardise(x), y),
+        optimizer=adam(3e-3),
+        max_steps=400,
+        **MSE,
+    )
+
+
+def normal_is_high(score: Tensor, strange: Tensor) -> Tensor:
+    """The score of a discriminator or one-class network is high for what is normal; the label 1 marks what is strange."""
+    return -((1 - strange) * F.logsigmoid(score) + strange * F.logsigmoid(-score)).mean()
+
+
+class Normality(Supervised):
+    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
+        x, strange = batch
+        self.log("val_metric", self.metric.score(-self(x), strange), batch_size=len(x))
+
+
+@healthy(
+    "loss_sign", source="a score of normality, high for what is normal, and labels of 1 for what is strange; logsigmoid by hand"
+)
+def h_score_of_the_normal(seed: int) -> Case:
+    return Case(
+        seed=seed, model=mlp([6, 64, 64, 1]), data=data.binary(seed), optimizer=adam(3e-3), module=Normality, max_steps=300,
+        loss=normal_is_high, metric="binary_accuracy",
+    )  # fmt: skip
