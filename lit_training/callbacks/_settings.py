@@ -12,7 +12,7 @@ from lit_training.diagnosis.plan import Plan, future_rates, named_peak, overrun
 __all__ = ["gradient_factor", "plan_of"]
 
 _BETTER = {
-    "min": ("loss", "error", "err", "perplexity", "mse", "mae"),
+    "min": ("loss", "error", "err", "perplexity", "mse", "rmse", "mae", "nll"),
     "max": ("acc", "accuracy", "f1", "auc", "auroc", "iou", "r2", "map"),
 }
 
@@ -68,6 +68,7 @@ def _backwards(trainer: Trainer) -> str:
         if isinstance(config.scheduler, ReduceLROnPlateau) and config.monitor:
             words = config.monitor.lower().replace("/", "_").replace("-", "_").split("_")
             wrong = _BETTER["max" if config.scheduler.mode == "min" else "min"]
-            if any(word in wrong for word in words):
+            right = _BETTER[config.scheduler.mode]
+            if any(word in wrong for word in words) and not any(word in (*right, "neg", "negative") for word in words):
                 return f"mode={config.scheduler.mode!r} with {config.monitor}"
     return ""

@@ -179,7 +179,9 @@ def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
 
     again = _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
     changes = [_change(before(first, dim), before(again, dim)) for dim in (1, 2) if before(first, dim)]
-    return min(changes, default=0.0) > _FORESEEN  # where there are as many classes as places, either dimension may be the places
+    return (
+        min(changes, default=0.0) > _FORESEEN
+    )  # where there are as many classes as places, either dimension may be the places
 
 
 def _masks_in_training(net: nn.Module, call: Call) -> int:

@@ -55,7 +55,9 @@ def _only_target(graph: Graph, output: Node) -> int | None:
 
 
 def _unshaped(graph: Graph, node: Node) -> Node:
-    while node.op in RESHAPED and len(node.parents) == 1:
+    """Walk back through reshaping and positive factors."""
+    scaled = ("mul", "div")
+    while len(node.parents) == 1 and (node.op in RESHAPED or (node.op in scaled and node.scalars[:1] > (0.0,))):
         node = graph.nodes[node.parents[0]]
     return node
 

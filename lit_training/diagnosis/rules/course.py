@@ -26,7 +26,17 @@ SHRUNK, HARDLY_FELL = 0.1, 0.4
 
 def judge_course(course: Course) -> list[Finding]:
     """Return what the first finds of the checks of a whole run."""
-    checks = (sinks, went_back, undone, shrank_away, learned_nothing, collapsed, held_back, validated_apart, overfit_no_regularisation)
+    checks = (
+        sinks,
+        went_back,
+        undone,
+        shrank_away,
+        learned_nothing,
+        collapsed,
+        held_back,
+        validated_apart,
+        overfit_no_regularisation,
+    )
     return next((found for check in checks if (found := check(course))), [])
 
 
@@ -98,7 +108,9 @@ def undone(course: Course) -> list[Finding]:
     if course.lasting is None or course.lasting >= LEFT:
         return []
     message = f"Of what the first updates changed {course.lasting:.0%} was left when the next step began."
-    advice = "Look for code that writes to the weights after each step: an average has to be taken from them, not put into them."
+    advice = (
+        "Look for code that writes to the weights after each step: an average has to be taken from them, not put into them."
+    )
     return [Finding("no_update", "error", "", course.updates, message, advice, {"lasting": course.lasting})]
 
 

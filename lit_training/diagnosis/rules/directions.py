@@ -17,10 +17,12 @@ __all__ = [
     "heavy_divergence",
     "is_even",
     "is_open",
+    "is_turned",
     "lowers_errors",
 ]
 
 _COMPARING, _SORTING = frozenset("lt gt le ge".split()), frozenset("argsort sort sign".split())
+_PROBABILITIES = frozenset("softmax log_softmax logsumexp exp".split())
 _SUMS, _PRODUCTS = frozenset("add sub".split()), frozenset("mul div mm bmm dot".split())
 _ODD, _EVEN = RESHAPED | frozenset("sum mean neg".split()), frozenset("square abs linalg_vector_norm".split())
 
@@ -75,11 +77,46 @@ def _is_rate(graph: Graph, output: int, target: int) -> bool:
     for node in graph.nodes:
         if node.op != "mul" or len(node.parents) != 2:
             continue
-        operands = [producer(graph, graph.nodes[p]) for p in node.parents]
+        operands = [_before_a_constant(graph, producer(graph, graph.nodes[p])) for p in node.parents]
         rates = [p for p in operands if p.op in ("exp", "softplus") and _made_of(graph, p.index) == output]
         if rates and target in (p.index for p in operands):
             return True
     return False
+
+
+def _before_a_constant(graph: Graph, node: Node) -> Node:
+    """Return what a constant was added to, or what was kept away from zero."""
+    while node.op in ("add", "clamp", "clamp_min") and len(node.parents) == 1:
+        node = producer(graph, graph.nodes[node.parents[0]])
+    return node
+
+
+def is_turned(evidence: Evidence, output: int) -> bool:
+    """Tell whether outputs are turned round on every way to the targets, or before probabilities are made of them.
+
+    Then they may rightly fall as targets rise: `margin - distance`, `1 / depth`, `log_softmax(-energy)`.
+    """
+    graph = evidence.graph
+    given = {node.index for node in graph.nodes if node.name == "batch"} - graph.ancestors(output)
+    readers, seen, stack = graph.consumers(), {output}, [output]
+    meets = False
+    while stack:
+        for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
+            seen.add(reader.index)
+            if not given.isdisjoint(graph.ancestors(reader.index)):
+                meets = True
+            elif not _turns(graph, reader, seen):
+                stack.append(reader.index)
+            elif any(graph.nodes[r].op in _PROBABILITIES for r in readers[reader.index]):
+                return True
+    return not meets
+
+
+def _turns(graph: Graph, node: Node, rising: set[int]) -> bool:
+    """Tell whether an operation gives the less, the more it gets."""
+    below = node.op == "div" and len(node.parents) == 2 and node.parents[1] in rising
+    after = node.op == "sub" and len(node.parents) == 2 and node.parents[1] in rising and node.parents[0] not in rising
+    return below or after or node.op in ("neg", "rsub", "reciprocal") or (node.op == "mul" and node.scalars[:1] < (0.0,))
 
 
 def _made_of(graph: Graph, index: int) -> int:
@@ -109,8 +146,14 @@ def away_from_targets(evidence: Evidence, climbs: bool) -> bool:
 
 def away_from_choices(evidence: Evidence, climbs: bool) -> bool:
     """Tell whether each step lowers the scores, probabilities or similarities that targets pick, and raises none of them."""
-    towards = {-d.towards if climbs else d.towards for d in evidence.directions if d.kind == "choice"} - {0}
-    return towards == {-1}
+    graph, readers = evidence.graph, evidence.graph.consumers()
+    towards = set()
+    for found in evidence.directions:
+        if found.kind == "choice":
+            turned = [r for r in readers[graph.nodes[found.node].parents[0]] if graph.nodes[r].op == "neg"]
+            energy = any(graph.nodes[r].op in _PROBABILITIES for neg in turned for r in readers[neg])
+            towards.add(0 if energy else -found.towards if climbs else found.towards)
+    return towards - {0} == {-1}
 
 
 def away_from_partners(evidence: Evidence, climbs: bool) -> bool:

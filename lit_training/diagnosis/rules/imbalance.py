@@ -7,9 +7,11 @@ from statistics import correlation
 
 from lit_training.diagnosis.evidence import Evidence
 from lit_training.diagnosis.finding import Finding, is_alarm
+from lit_training.diagnosis.reading import logits_of, producer
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import classes_told
 from lit_training.diagnosis.rules.targets import ENOUGH, diversity
+from lit_training.tracing.graph import Graph
 from lit_training.tracing.loss_calls import LossCall
 
 __all__ = ["class_imbalance", "learned_anyway"]
@@ -30,24 +32,24 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: labels of the first four batches under cross-entropy or BCE of torch, without class weights; of labels
     for each pixel of pictures, those of the first batch, if that is all the loss.
 
-    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it. If
-    training and validation end below .6 of what naming the labels by their frequency costs, the alarm becomes a note: the
+    At the end of a run (`LossMonitor`): a guess is good in training because of a common label, and validation never gets to it.
+    If training and validation end below .6 of what naming the labels by their frequency costs, the alarm becomes a note: the
     rare ones are learnt, as risks and clicks of which only the order counts. Two fifths of the deviance explained is an
-    excellent fit (.2 to .4; McFadden 1979); measured, sound tables of 5 to 12 % positives end at .35 to .58, networks that hardly
-    name a rare one at .65 and above.
+    excellent fit (.2 to .4; McFadden 1979); measured, sound tables of 5 to 12 % positives end at .35 to .58, networks that
+    hardly name a rare one at .65 and above.
 
     Besides: class weights that grow with how common a class is, instead of falling.
 
     Threshold: 48 or more labels; one class has more than 86 % by a standard deviation of such a sample (89 % of 128 labels, so
-    that 84 % are hardly taken for it), of two classes 90 % (one default in nine is a usual scorecard; faults begin at 95 %), or,
-    with five classes and more, the effective number of classes (the exponential of the labels' entropy) is below .45 of them. For
-    pixels 97 %: a background of 77 to 90 % is learnt well without weights, neighbours help; lesions of 2 % are not. Weights: from
-    the rarest to the commonest class, which is twice as common or more, by more than the root of that factor, with a correlation
-    of .9 (of logarithms).
+    that 84 % are hardly taken for it), of two classes 90 % (one default in nine is a usual scorecard; faults begin at 95 %),
+    or, with five classes and more, the effective number of classes (the exponential of the labels' entropy) is below .45 of
+    them. For pixels 97 %: a background of 77 to 90 % is learnt well without weights, neighbours help; lesions of 2 % are not.
+    Weights: from the rarest to the commonest class, which is twice as common or more, by more than the root of that factor,
+    with a correlation of .9 (of logarithms).
 
-    Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice loss beside,
-    samplers that balance the batches; the next word, letter or item, where five classes or more are the rows of an embedding
-    that the network reads with: they are as common as they are.
+    Not an alarm: `weight=`, `pos_weight=` (unless they are all alike), other losses such as focal loss, a Dice or rank loss of
+    the same logits beside, samplers that balance the batches; the next word, letter or item, where five classes or more are the
+    rows of an embedding that the network reads with: they are as common as they are.
 
     What to do: weights, a balancing sampler; judge by balanced accuracy, F1, or the area under the curve.
     """
@@ -69,7 +71,7 @@ def class_imbalance(evidence: Evidence) -> Iterator[Finding]:
         advice = "Take the inverse: pos_weight = negatives / positives."
         yield Finding("class_imbalance", "error", "", evidence.step, message.format(*light), advice)
         return
-    if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence):
+    if targets is None or len(targets) < ENOUGH or classes < 2 or _is_weighted(evidence) or _is_helped(evidence):
         return
     values, counts = evidence.samples.counts
     counts = counts[values >= 0] if evidence.samples.labels else counts
@@ -150,6 +152,28 @@ def _background(evidence: Evidence) -> float:
 def _is_weighted(evidence: Evidence) -> bool:
     """Tell whether a loss got weights that differ; a weighting after an unreduced loss counts too."""
     return any(call.weighted or call.value is None for call in evidence.losses if _is_classification(call))
+
+
+def _is_helped(evidence: Evidence) -> bool:
+    """Tell whether the loss also compares the logits with the targets in another way, as a rank loss or an overlap does."""
+    graph = evidence.graph
+    before = set().union(*(graph.ancestors(loss) for loss in evidence.differentiated))
+    for call in evidence.losses:
+        logits = producer(graph, logits_of(graph, call) or graph.nodes[call.prediction]).index
+        given = {i for i in graph.ancestors(call.target) if graph.nodes[i].name == "batch"} - graph.ancestors(logits)
+        own = graph.ancestors(call.node) | _made_of(graph, call.node)
+        if (_made_of(graph, logits) & before - own).intersection(*(_made_of(graph, i) for i in given)) and given:
+            return True
+    return False
+
+
+def _made_of(graph: Graph, index: int) -> set[int]:
+    """Return the nodes that were computed from a node, itself included."""
+    made = {index}
+    for node in graph.nodes[max(index, 0) + 1 :]:
+        if not made.isdisjoint(node.parents):
+            made.add(node.index)
+    return made
 
 
 def _is_classification(call: LossCall) -> bool:

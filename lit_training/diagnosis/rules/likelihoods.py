@@ -5,7 +5,7 @@ from lit_training.diagnosis.reading import producer, summands
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import from_loader
 
-__all__ = ["raw_probability", "rectified_log_rate", "softmax_of_several", "sunk_likelihood"]
+__all__ = ["raw_probability", "rectified_log_rate", "softmax_of_several", "sunk_likelihood", "widened_errors"]
 
 TINY = 1e-2
 OUTSIDE = 0.05
@@ -81,6 +81,37 @@ def sunk_likelihood(evidence: Evidence) -> str | None:
             return None
         found = _chosen_from(graph, parts[0][0]).op
     return found or None
+
+
+def widened_errors(evidence: Evidence) -> Node | None:
+    """Return the `exp(u)` by which squared errors are multiplied beside `+ u`, so that both fall with u, however large they are.
+
+    A Gaussian's likelihood holds `u + error * exp(-u)` of its log variance u, or `error * exp(u) - u` of its log precision.
+    """
+    graph = evidence.graph
+    for loss in evidence.differentiated:
+        found = list(summands(graph, loss))
+        straight = {node.index: factor for node, factor in found}
+        for node, factor in found:
+            if node.op not in ("mul", "div") or len(node.parents) != 2:
+                continue
+            a, b = (producer(graph, graph.nodes[p]) for p in node.parents)
+            bent, errors = (a, b) if a.op == "exp" and node.op == "mul" else (b, a)
+            if bent.op != "exp" or errors.op not in _SIZES or not any(from_loader(graph, p) for p in _compared(graph, errors)):
+                continue
+            inner, sign = producer(graph, graph.nodes[bent.parents[0]]), -1.0 if node.op == "div" else 1.0
+            while inner.op == "neg" or (inner.op in ("mul", "div") and inner.scalars):
+                flips = inner.op == "neg" or inner.scalars[0] < 0
+                inner, sign = producer(graph, graph.nodes[inner.parents[0]]), -sign if flips else sign
+            if factor > 0 and straight.get(inner.index, 0.0) * sign > 0:
+                return bent
+    return None
+
+
+def _compared(graph: Graph, errors: Node) -> list[Node]:
+    """Return what a square or size is the difference of."""
+    difference = producer(graph, graph.nodes[errors.parents[0]])
+    return [graph.nodes[p] for p in difference.parents] if difference.op in ("sub", "rsub") else []
 
 
 def _is_log_probability(graph: Graph, node: Node) -> bool:

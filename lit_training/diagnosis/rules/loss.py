@@ -10,7 +10,7 @@ from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.class_numbers import each_the_class_number, the_class_number
 from lit_training.diagnosis.rules.cosines import bounded_cosines
 from lit_training.diagnosis.rules.guessing import ROUNDING, flat_behind
-from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several
+from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several, widened_errors
 from lit_training.tracing.graph import Node
 from lit_training.tracing.probe import Layer
 
@@ -83,6 +83,7 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
     absolute error of one output and labels that the loader gives as integers, 0 to 3 or more, each of which is about as common:
     their entropy is within 3 % (and what chance takes) of the largest.
     `kl_div` of probabilities: its first argument is the output of a softmax or sigmoid instead of log-probabilities.
+    A Gaussian likelihood whose log variance is added and widens the errors, too, instead of narrowing them.
     Cross-entropy of cosines (products of vectors that were divided by their norms) times a known s, over C classes: it cannot
     fall below log(1 + (C - 1) exp(-2 s)); an alarm if that is more than .9 of log C, what guessing costs.
 
@@ -101,6 +102,7 @@ def wrong_loss(evidence: Evidence) -> Iterator[Finding]:
         _several_labels,
         _kl_of_probabilities,
         _means_compared,
+        _widened,
         _scaled_down,
         _unheard,
         _flat,
@@ -179,11 +181,22 @@ def _means_compared(evidence: Evidence) -> _Verdict:
             averaged
             and _gives_one_gradient(evidence, maker)
             and evidence.batch_size > 1
-            and any(graph.nodes[i].name == "batch" for i in graph.ancestors(call.target))
+            and any(
+                graph.nodes[i].name == "batch" and graph.nodes[i].shape[:1] == (evidence.batch_size,)
+                for i in graph.ancestors(call.target)
+            )
         ):
             message = f"{call.op} compares the batch's {maker.op}, of shape {list(maker.shape)}: all samples get one gradient."
             return maker.scope, message, "Compare sample by sample, and average the loss: loss_fn(output, target)."
     return None
+
+
+def _widened(evidence: Evidence) -> _Verdict:
+    found = widened_errors(evidence)
+    if found is None:
+        return None
+    message = "Squared errors are multiplied by exp(u), and u is added: both fall with u, whatever the errors are."
+    return found.scope, message, "u + error * exp(-u) for a log variance u: torch.nn.functional.gaussian_nll_loss."
 
 
 def _gives_one_gradient(evidence: Evidence, averaged: Node) -> bool:

@@ -16,6 +16,7 @@ from lit_training.diagnosis.rules.directions import (
     heavy_divergence,
     is_even,
     is_open,
+    is_turned,
     lowers_errors,
 )
 from lit_training.diagnosis.rules.guessing import guesses
@@ -42,16 +43,16 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
     How it is measured: the cosine between minus the gradient at the output of the network and the way to the targets, both
     centred over the batch (`direction.agreement`). Cross-entropy's gradient is p - y, that of a squared error y_hat - y, and
     for every usual loss the cosine is near 1 at the start. The targets are the only tensor of the batch that the network
-    does not read; where there is none, an autoencoder's input that is compared with the output as it is, or scaled. Besides: the
-    loss is minus the value of the only one of torch's losses that the step called, one that is never negative; the gradient at
-    `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
-    other part of the loss draws to targets); what `gather` picks by the target, or an overlap of probabilities and target (Dice),
-    is taken the other way than is meant: scores and similarities down, distances up; in a contrastive loss, each row of the similarities between samples has a positive
-    gradient at one partner and negative ones elsewhere that add up to zero, the opposite of p - y; all of the loss is a cosine to
-    vectors that no layer made; the loss holds `u - exp(u)` or
-    `log(v) - v` of what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`; all that the loss adds
-    up, sizes of what layers give apart, are logarithms of probabilities (`logsigmoid`, `log_softmax`, the log of a sigmoid or
-    softmax) with a factor above zero: a likelihood, 0 at best, that falls without bound (ranking, negative sampling, policies).
+    does not read; where there is none, an autoencoder's input that is compared with the output as it is, or scaled. Besides:
+    the loss is minus the value of the only one of torch's losses that the step called, one that is never negative; the gradient
+    at `output - target`, where a step writes that out, has the other sign than the difference itself (99 % of 8 or more, and no
+    other part of the loss draws to targets); what `gather` picks by the target, or an overlap of probabilities and target
+    (Dice), is taken the other way than is meant: scores and similarities down, distances up; in a contrastive loss, each row of
+    the similarities between samples has a positive gradient at one partner and negative ones elsewhere that add up to zero, the
+    opposite of p - y; all of the loss is a cosine to vectors that no layer made; the loss holds `u - exp(u)` or `log(v) - v` of
+    what layers made, where Gaussian divergences and Poisson likelihoods hold `exp(u) - u`; all that the loss adds up, sizes of
+    what layers give apart, are logarithms of probabilities (`logsigmoid`, `log_softmax`, the log of a sigmoid or softmax) with
+    a factor above zero: a likelihood, 0 at best, that falls without bound (ranking, negative sampling, policies).
 
     At the end of a run (`LossMonitor`): the loss falls below zero faster and faster, as no likelihood does; or a logged reward
     or return falls all through the run.
@@ -61,11 +62,12 @@ def loss_sign(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: losses that are negative by nature (Gaussian and Poisson likelihoods, minus a similarity); outputs that fall
     where targets rise, below an error that falls (a decay rate, a disparity, the score of the other class), as the rate of
-    an exponential likelihood, or where only the order of the targets is read; errors that are the same for outputs of the other
-    sign, as scale-invariant ones of speech (Le Roux et al. 2019), which go where they are nearer; gradient reversal in the network;
-    a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs,
-    as with rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise
-    `exp(u)` of a critic, or lower log(1 - D) of a discriminator that is frozen, in another optimiser, or has a loss of its own;
+    an exponential likelihood, or where only the order of the targets is read, or if they are turned round on every way to the
+    targets (`margin - distance`, `1 / depth`, `log_softmax(-energy)`); errors that are the same for outputs of the other
+    sign, as scale-invariant ones of speech (Le Roux et al. 2019), which go where they are nearer; gradient reversal in the
+    network; a loss that is not finite, whose gradient says nothing; batches with several tensors beside the inputs, as with
+    rewards, weights or noise; adversaries whose error is raised while another loss falls; generators that raise `exp(u)` of a
+    critic, or lower log(1 - D) of a discriminator that is frozen, in another optimiser, or has a loss of its own;
     log-probabilities beside other parts, or times an advantage.
 
     What to do: drop the minus, or add one; `maximize=False`.
@@ -91,7 +93,7 @@ def _of_outputs(evidence: Evidence) -> _Verdict:
         for layer in evidence.layers
         if layer.agreement is not None
         and layer.output.rows >= 8
-        and not (layer.node and (is_open(evidence, layer.node) or is_even(evidence, layer.node)))
+        and not (layer.node and any(free(evidence, layer.node) for free in (is_open, is_even, is_turned)))
     ]
     # of a mean and its log variance the mean tells: what the other does follows the errors' squares
     layer, towards = max(compared, key=lambda pair: abs(pair[1]), default=(None, 0.0))
@@ -144,13 +146,13 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     low.
 
     How it is measured: the traced loss is followed back to the operations that reduced it. A sum over the samples that nothing
-    divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A mean that
-    is divided by exactly the batch size (4 or more) is one under SGD; where the loop adds up the gradients of k batches for each of
-    its first four updates, one that is divided by exactly k times the batch size; so is a sum that is divided by four times what
-    it adds up, or more, if all updates of a run of 100 or more would lower it by less than itself. A Gaussian's divergence that is
-    summed over the samples and not divided, beside an error that is averaged, is one under any optimiser if it outweighs the
-    error: the posterior then collapses, and every sample is rebuilt alike. So is one of torch's losses that is summed over the
-    samples and 100 times as large as those of torch's that are averaged and added to it.
+    divides is an alarm if some weight is held by SGD and its first updates add up to more than half the weight itself. A mean
+    that is divided by exactly the batch size (4 or more) is one under SGD; where the loop adds up the gradients of k batches
+    for each of its first four updates, one that is divided by exactly k times the batch size; so is a sum that is divided by
+    four times what it adds up, or more, if all updates of a run of 100 or more would lower it by less than itself. A Gaussian's
+    divergence that is summed over the samples and not divided, beside an error that is averaged, is one under any optimiser if
+    it outweighs the error: the posterior then collapses, and every sample is rebuilt alike. So is one of torch's losses that is
+    summed over the samples and 100 times as large as those of torch's that are averaged and added to it.
 
     Threshold: momentum m adds up 1 / (1 - m) such updates; together they are longer than half of a weight. Healthy sums, whose
     rate was lowered to match, stay below .12. For the divergence, a code of k numbers costs k times its weight, more than 1.5
@@ -158,9 +160,9 @@ def loss_reduction(evidence: Evidence) -> Iterator[Finding]:
     times where the divergence is averaged over the batch, and the error over the elements of a sample, too (healthy ones: 1.7).
 
     Not an alarm: a sum with a rate that was lowered to match; an error summed over features and averaged over samples; a sum
-    under Adam and others that divide by the gradient's size; a large step of a weight of one number beside others; a gradient that
-    is clipped to a smaller step; a mean divided by as many batches as make an update, or by as many terms as are added up, though a
-    batch has that many samples too; a sum over the few samples that have a label, divided by their number.
+    under Adam and others that divide by the gradient's size; a large step of a weight of one number beside others; a gradient
+    that is clipped to a smaller step; a mean divided by as many batches as make an update, or by as many terms as are added up,
+    though a batch has that many samples too; a sum over the few samples that have a label, divided by their number.
 
     What to do: `reduction="mean"`, or divide by `len(target)`, once.
     """

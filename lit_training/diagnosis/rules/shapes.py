@@ -19,14 +19,15 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
     crashes; torch warns for its own losses only.
 
     How it is measured: a difference, product or one of torch's losses of what layers computed and what they did not, whose two
-    operands have equally many elements but different shapes, and whose result has more. Or, of a loss other than cross-entropy that
-    gets N times as many outputs as targets for a batch of N samples, a sum or the like of (N,) and (N, 1) that layers computed.
+    operands have equally many elements but different shapes, and whose result has more. Or, of a loss other than cross-entropy
+    that gets N times as many outputs as targets for a batch of N samples, a sum or the like of (N,) and (N, 1) that layers
+    computed.
 
     Threshold: none.
 
     Not an alarm: pairwise distances between outputs, or between inputs; outer comparisons, where both operands were given a
-    dimension for it (`output[:, :, None] - target[:, None]`: Chamfer distances, kernels, quantiles against samples); masks and
-    weights with fewer elements.
+    dimension for it (`output[:, :, None] - target[:, None]`: Chamfer distances, kernels, quantiles against samples), or one was
+    transposed (`output - target.T`); masks and weights with fewer elements.
 
     What to do: `target.unsqueeze(1)` or `output.squeeze(1)`.
     """
@@ -42,7 +43,7 @@ def shape_broadcast(evidence: Evidence) -> Iterator[Finding]:
         if node.op in ("sub", "mul", "div") and len(node.parents) == 2:
             a, b = (_unexpanded(graph, graph.nodes[p]) for p in node.parents)
             apart = (a.index in made) != (b.index in made) and a.origin == b.origin == "data"
-            if apart and _broadcasts(graph, a, b, math.prod(node.shape)):
+            if apart and not _is_turned(a) and not _is_turned(b) and _broadcasts(graph, a, b, math.prod(node.shape)):
                 yield _broadcast(evidence, a, b)
                 return
     crossed = _crossed(evidence, made)
@@ -90,6 +91,11 @@ def _is_spread(graph: Graph, node: Node) -> bool:
     return (
         len(node.shape) > len(before) and math.prod(node.shape) == math.prod(before) and node.shape.count(1) > before.count(1)
     )
+
+
+def _is_turned(node: Node) -> bool:
+    """Tell whether a column was made a row on purpose, to meet another column."""
+    return node.op in ("t", "transpose", "permute") and node.shape[:1] == (1,)
 
 
 def _broadcast(evidence: Evidence, a: Node, b: Node) -> Finding:

@@ -95,3 +95,16 @@ def test_rare_positives_are_not_to_weigh_less(weight: float, said: bool) -> None
     loss = nn.BCEWithLogitsLoss(pos_weight=torch.tensor([weight]))
     told = [f for f in findings(mlp(16, 32, 1), (x, y), loss) if f.rule == "class_imbalance"]
     assert [f.severity for f in told] == (["error"] if said else [])
+
+
+@pytest.mark.parametrize(("weight", "said"), [(0.2, []), (0.0, ["class_imbalance"])])
+def test_a_rank_loss_of_the_same_logits_makes_up_for_imbalance(weight: float, said: list[str]) -> None:
+    torch.manual_seed(1)
+    y = (torch.rand(512) < 0.06).float()[:, None]
+
+    def loss(z: Tensor, y: Tensor) -> Tensor:
+        apart = z[y > 0.5][:, None] - z[y < 0.5][None]
+        other = nn.functional.softplus(-apart).mean() if weight and apart.numel() else z.square().mean()
+        return nn.functional.binary_cross_entropy_with_logits(z, y) + max(weight, 0.01) * other
+
+    assert found(torch.randn(512, 6) + y, y, loss=lambda z, y: loss(z[:, None], y), outputs=1) == said

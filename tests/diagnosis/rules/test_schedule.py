@@ -153,6 +153,8 @@ def test_one_cycle_that_will_raise_is_named_before_it_does(steps: int, rules: li
         ("min", "val_accuracy", ["lr_schedule"]),
         ("max", "reward", []),
         ("max", "closs", []),
+        ("min", "val_iou_loss", []),
+        ("max", "val_neg_mse", []),
     ],
 )
 def test_a_plateau_is_waited_for_in_the_metrics_direction(mode: str, monitor: str, rules: list[str]) -> None:
