@@ -44,9 +44,11 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
     network is cut off. Besides, a normal sample whose mean or spread layers gave and that other layers read: no gradient comes
     back through it, and what else teaches those layers is a penalty without data (`.sample()` in place of `.rsample()`). Entries
     of a table that layers chose by an argmin, and other layers read: the way back round the choice is missing. And a
-    layer whose gradient is exactly zero because its output is rounded. And a recurrence (a weight that is called step after step,
-    on the state of the step before and on another part of the batch) whose last call alone gets a gradient, because the state is
-    detached before each: nothing learns what to remember. Truncation (Williams and Peng 1990) goes back several steps.
+    layer whose gradient is exactly zero because its output is rounded. And one of torch's losses of a layer's output that is no
+    part of the loss, as where `.item()` is summed up, if that layer has no gradient in the first few steps. And a recurrence (a
+    weight that is called step after step, on the state of the step before and on another part of the batch) whose last call
+    alone gets a gradient, because the state is detached before each: nothing learns what to remember. Truncation (Williams and
+    Peng 1990) goes back several steps.
 
     Threshold: none; four steps for recurrences. What the first step cannot tell from a teacher or from a codebook that is moved by
     hand waits for the first few steps: it is told if it has neither moved nor got a gradient by then.
@@ -100,6 +102,13 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         advice = "Detach the state between batches, not between the steps of one forward."
         yield Finding("detached_subgraph", "error", name, evidence.step, message, advice, {"steps": cut_off.steps})
         return
+    unsummed = _unsummed(evidence, reached)
+    if unsummed is not None:
+        call, head = unsummed
+        message = f"The {call} of what {head} says is computed, but is no part of the loss: {head} learns nothing."
+        advice = "Add up the losses themselves, and take .item() or .detach() only of what is logged."
+        yield Finding("detached_subgraph", "error", head, evidence.step, message, advice)
+        return
     lost = _lost(evidence, used, reached)
     for part in lost:
         cut = cut_after(graph, part.node, used)
@@ -140,6 +149,29 @@ def _lost(evidence: Evidence, used: set[int], reached: set[int]) -> list[_Part]:
         if _lacks_gradient(evidence, node.name) and evidence.parameters[node.name].fresh and _stays(evidence, node.name)
     ]
     return layers + bare
+
+
+def _unsummed(evidence: Evidence, reached: set[int]) -> tuple[str, str] | None:
+    """Return a loss that compares a layer's output with targets and goes nowhere, and that layer, if nothing else teaches it."""
+    graph, later = evidence.graph, evidence.later
+    if later is None or later.steps == 0:
+        return None
+    idle = [
+        layer
+        for layer in evidence.layers
+        if layer.node is not None and not graph.reaches_layer(layer.node) and _is_idle(evidence.parameters.get(layer.weight))
+    ]
+    for call in evidence.losses:
+        before = graph.ancestors(call.prediction)
+        head = next((layer.name for layer in idle if layer.node in before and not later.gradients.get(layer.weight)), None)
+        if head and call.node not in reached and graph.nodes[call.node].grad_mode and graph.reads_batch(call.target):
+            return call.op, head
+    return None
+
+
+def _is_idle(facts: ParameterFacts | None) -> bool:
+    """Tell whether a weight that is to learn got no gradient, or one of zeros."""
+    return facts is not None and facts.requires_grad and facts.stepping and not facts.expected_frozen and not facts.gradient
 
 
 def _lacks_gradient(evidence: Evidence, name: str) -> bool:

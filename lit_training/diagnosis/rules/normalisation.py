@@ -23,7 +23,15 @@ SHIFTED = 0.5  # standard deviations
 
 
 @rule(
-    explains=["overfit_no_regularisation", "slow_convergence", "lr_too_low", "bn_stats", "train_val_gap", "exploding_gradient"]
+    explains=[
+        "overfit_no_regularisation",
+        "slow_convergence",
+        "lr_too_low",
+        "lr_too_high",
+        "bn_stats",
+        "train_val_gap",
+        "exploding_gradient",
+    ]
 )
 def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
     """Batch norm is in eval mode while the net trains, with running statistics that were never updated: it does nothing.
@@ -38,7 +46,9 @@ def bn_eval_in_train(evidence: Evidence) -> Iterator[Finding]:
 
     What to do: `model.train()` before `fit`, and after each `model.eval()`.
     """
-    taught = {node.scope for node in evidence.graph.nodes if node.op in NORMALISATIONS and node.requires_grad}
+    graph, made = evidence.graph, evidence.graph.made_by_layers()
+    norms = [node for node in graph.nodes if node.op in NORMALISATIONS]
+    taught = {node.scope for node in norms if node.requires_grad or (node.grad_mode and node.index not in made)}
     idle = [name for name in evidence.idle_norms if name in taught]
     if idle:
         message = f"{len(idle)} batch-norm layer(s) are in eval mode with statistics that were never updated."

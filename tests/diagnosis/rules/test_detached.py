@@ -281,3 +281,19 @@ def test_a_gate_teaches_what_chooses(gated: bool, said: bool) -> None:
         return F.cross_entropy(output[0], target) + 0.1 * output[1].mean(0).square().sum()
 
     assert ("detached_subgraph" in alarms(Routed(gated), loss=balanced)) == said  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("take", "said"), [(float, True), (lambda loss: loss, False)])
+def test_losses_that_are_added_up_as_numbers_are_found(take, said: bool) -> None:
+    class Heads(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.heads = mlp(16, 32, 32), nn.ModuleList(nn.Linear(32, 1) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([head(self.body(x).relu()) for head in self.heads], 1)
+
+    def total(z: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(z[:, :1], y) + take(F.mse_loss(z[:, 1:], y.square()))
+
+    assert ("detached_subgraph" in alarms(Heads(), numbers(), total)) == said
