@@ -1,0 +1,288 @@
+"""Programs of plain tensors, deep stacks, adapters, small clinics."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from tests.zoo.case import Case, faulty, healthy
+from tests.zoo.data import Split, attributes, blobs, digits, replace, rings, rng, split, standardise
+from tests.zoo.more_data import arcs, centred, shapes
+from tests.zoo.nets import BCE, CE, adam, adamw, init_weights, lecun, mlp, sgd
+
+
+# ------------------------------------------------------------------------------------------ NumPy's MLP
+class FromScratch(nn.Module):
+    """`relu(x @ w1 + b1) @ w2 + b2`, as in the course that forbids nn.Linear."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        pairs = list(zip(sizes[:-1], sizes[1:], strict=True))
+        self.w = nn.ParameterList(nn.Parameter(torch.randn(a, b) * (2 / a) ** 0.5) for a, b in pairs)
+        self.b = nn.ParameterList(nn.Parameter(torch.zeros(b)) for _, b in pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for w, b in zip(self.w[:-1], self.b[:-1], strict=True):
+            x = (x @ w + b).clamp_min(0)
+        return x @ self.w[-1] + self.b[-1]
+
+
+class AffineOnly(FromScratch):
+    def forward(self, x: Tensor) -> Tensor:
+        for w, b in zip(self.w, self.b, strict=True):
+            x = torch.addmm(b, x, w)
+        return x
+
+
+@healthy(source="an MLP of raw parameters with He's scale, SGD with momentum")
+def h_scratcher(seed: int) -> Case:
+    return Case(seed=seed, model=FromScratch(2, 48, 48, 3), data=rings(seed), optimizer=sgd(0.05), max_steps=250, **CE)
+
+
+@faulty("init_symmetry", twin="h_scratcher", source="np.zeros for all weights: nothing ever moves but the last bias")
+def f_scratcher_zeros(case: Case) -> None:
+    for w in case.model.w:  # type: ignore[union-attr]
+        nn.init.zeros_(w)  # type: ignore[arg-type]
+
+
+@faulty("init_symmetry", twin="h_scratcher", source="the same seed set before each layer and each neuron: equal columns")
+def f_scratcher_equal_columns(case: Case) -> None:
+    for w in list(case.model.w)[:-1]:  # type: ignore[arg-type, call-overload]
+        w.data = w.data[:, :1].expand_as(w).clone()
+    last = case.model.w[-1]  # type: ignore[index]
+    last.data = last.data[:1].expand_as(last).clone()
+
+
+@faulty("missing_activation", twin="h_scratcher", source="StackOverflow: a stack of affine maps is one")
+def f_scratcher_affine(case: Case) -> None:
+    case.model = AffineOnly(2, 48, 48, 3)
+
+
+@faulty("dead_relu", "bad_bias_init", twin="h_scratcher", source="hidden biases drawn from U(-6, -3), a sign slip")
+def f_scratcher_low_biases(case: Case) -> None:
+    for b in list(case.model.b)[:-1]:  # type: ignore[arg-type, call-overload]
+        nn.init.uniform_(b, -6, -3)
+
+
+# ------------------------------------------------------------------------------------------ deep stacks
+def tower(act: type[nn.Module], width: int = 40, depth: int = 9) -> nn.Sequential:
+    return mlp([8, *[width] * depth, 4], act)
+
+
+@healthy("init_vanishing", "saturation", source="nine tanh layers with LeCun's scale")
+def h_tower(seed: int) -> Case:
+    model = init_weights(tower(nn.Tanh), lecun)
+    return Case(seed=seed, model=model, data=blobs(seed), optimizer=sgd(0.03), max_steps=350, **CE)
+
+
+@faulty(
+    "saturation",
+    "bad_gain",
+    "init_exploding",
+    twin="h_tower",
+    source="xavier_uniform_ with gain=5 for calculate_gain('tanh') = 5 / 3",
+)
+def f_tower_gain_five(case: Case) -> None:
+    init_weights(case.model, lambda w: nn.init.xavier_uniform_(w, gain=5.0))
+
+
+@faulty("bad_gain", "init_vanishing", twin="h_tower", source="an orthogonal initialisation with gain 0.5 in each of ten layers")
+def f_tower_half_gain(case: Case) -> None:
+    init_weights(case.model, lambda w: nn.init.orthogonal_(w, gain=0.5))
+
+
+@faulty(
+    "wrong_hidden_activation",
+    "saturation",
+    "bad_gain",
+    twin="h_tower",
+    source="softmax between hidden layers, as the last one has it",
+)
+def f_tower_softmax(case: Case) -> None:
+    for i, layer in enumerate(case.model):  # type: ignore[arg-type, var-annotated]
+        if isinstance(layer, nn.Tanh) and i > 8:
+            case.model[i] = nn.Softmax(1)  # type: ignore[operator, index]
+
+
+# ------------------------------------------------------------------------------------------ adapters
+class Adapted(nn.Module):
+    """A frozen linear layer and a low-rank update that starts at zero."""
+
+    def __init__(self, base: nn.Linear, rank: int = 6) -> None:
+        super().__init__()
+        self.base = base.requires_grad_(False)
+        self.down = nn.Parameter(torch.randn(rank, base.in_features) / base.in_features**0.5)
+        self.up = nn.Parameter(torch.zeros(base.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base(x) + 2 * x @ self.down.T @ self.up.T
+
+
+def pretrained(seed: int) -> nn.Sequential:
+    """A net that reads transposed digits."""
+    x, y = digits(seed + 50, flat=False)[0].tensors
+    x, net = x.transpose(2, 3).flatten(1), mlp([64, 48, 48, 10])
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    for i in range(150):
+        rows = slice(i % 10 * 90, i % 10 * 90 + 90)
+        optimizer.zero_grad()
+        F.cross_entropy(net(x[rows]), y[rows]).backward()
+        optimizer.step()
+    return net
+
+
+@healthy("frozen_by_accident", "init_symmetry", source="Hu et al. 2021: LoRA on all layers of a frozen net")
+def h_adapter(seed: int) -> Case:
+    net = pretrained(seed)
+    layers = [Adapted(layer) if isinstance(layer, nn.Linear) else layer for layer in net]
+    frozen = [f"model.{i}.base.{what}" for i in (0, 2, 4) for what in ("weight", "bias")]
+    return Case(
+        seed=seed, model=nn.Sequential(*layers), data=digits(seed), frozen=frozen, max_steps=250, **CE,
+        optimizer=lambda model: torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3),
+    )  # fmt: skip
+
+
+@faulty(
+    "init_symmetry", "init_vanishing", "no_update", twin="h_adapter", source="both factors of a low-rank update start at zero"
+)
+def f_adapter_both_zero(case: Case) -> None:
+    for layer in case.model:  # type: ignore[attr-defined]
+        if isinstance(layer, Adapted):
+            nn.init.zeros_(layer.down)
+
+
+# ------------------------------------------------------------------------------------------ several labels
+@healthy("wrong_loss", source="multi-label tagging with one logit per tag")
+def h_tagger(seed: int) -> Case:
+    model = nn.Sequential(nn.Linear(10, 64), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 6))
+    return Case(seed=seed, model=model, data=attributes(seed), optimizer=adamw(5e-3), max_steps=250, **BCE)
+
+
+@faulty("wrong_loss", twin="h_tagger", source="softmax cross-entropy for labels that do not exclude each other")
+def f_tagger_cross_entropy(case: Case) -> None:
+    case.loss = F.cross_entropy
+
+
+@faulty(
+    "bn_stats", "batch_mixing", twin="h_tagger", source="a batch size of 2 for want of memory, batch norm kept", margin=0.08
+)
+def f_tagger_two_rows(case: Case) -> None:
+    case.batch_size = 2
+
+
+@faulty(
+    "labels_broken",
+    twin="h_tagger",
+    source="MultiLabelBinarizer fitted anew on training and validation: columns in another order",
+)
+def f_tagger_columns(case: Case) -> None:
+    case.data = replace(case.data, 1, lambda y: y.roll(1, 1), val=False)
+
+
+# ------------------------------------------------------------------------------------------ a small clinic
+def clinic(seed: int, train: int = 90) -> Split:
+    """Few patients, many blood values, a noisy diagnosis."""
+    g = rng(951, seed)
+    x = torch.randn(train + 600, 40, generator=g)
+    score = x[:, :8] @ torch.ones(8) / 8**0.5
+    noisy = (torch.rand(len(x), generator=g) < 0.18) & (torch.arange(len(x)) < train)
+    return split(x, ((score > 0) ^ noisy).long(), val=600 / len(x))
+
+
+@healthy(
+    "weight_decay_too_strong", "dropout_too_high", source="few rows, many columns: strong decay, half of the inputs dropped"
+)
+def h_clinic(seed: int) -> Case:
+    model = nn.Sequential(nn.Dropout(0.4), nn.Linear(40, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+    return Case(seed=seed, model=model, data=clinic(seed), optimizer=adamw(2e-3, weight_decay=0.5), max_steps=100, **CE)
+
+
+@faulty(
+    "overfit_no_regularisation",
+    twin="h_clinic",
+    source="Kaggle: 256 units for 90 rows, no decay, no dropout, many epochs",
+    margin=0.06,
+)
+def f_clinic_wide(case: Case) -> None:
+    case.model, case.optimizer, case.max_steps = mlp([40, 256, 256, 2]), adam(2e-3), 400
+
+
+# ------------------------------------------------------------------------------------------ a patch encoder
+class Patches(nn.Module):
+    """4 x 4 patches, mixed by two MLPs."""
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 4, stride=4)
+        self.tokens, self.channels = mlp([16, 32, 16], nn.GELU), mlp([width, 48, width], nn.GELU)
+        self.norm1, self.norm2, self.head = nn.LayerNorm(width), nn.LayerNorm(width), nn.Linear(width, 4)
+
+    def flat(self, x: Tensor) -> Tensor:
+        return self.patch(x).flatten(2).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.flat(x)
+        x = x + self.tokens(self.norm1(x).transpose(1, 2)).transpose(1, 2)
+        return self.head((x + self.channels(self.norm2(x))).mean(1))
+
+
+@healthy(source="a small MLP-mixer on coloured shapes, AdamW and cosine")
+def h_mixer_tiles(seed: int) -> Case:
+    return Case(
+        seed=seed, model=Patches(), data=centred(shapes(seed, n=960)), optimizer=adamw(5e-3), max_steps=300,
+        scheduler=lambda o: {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(o, 300), "interval": "step"}, **CE,
+    )  # fmt: skip
+
+
+class BatchPatches(Patches):
+    """`reshape(tokens, batch, channels)` mean over what it takes for tokens."""
+
+    def flat(self, x: Tensor) -> Tensor:
+        x = self.patch(x)
+        return x.permute(2, 3, 0, 1).reshape(len(x), -1, x.shape[1])
+
+
+@faulty(
+    "batch_mixing",
+    twin="h_mixer_tiles",
+    source="permute and reshape with the axes in another order: rows of several pictures",
+    margin=0.1,
+)
+def f_mixer_tiles_reshaped(case: Case) -> None:
+    case.model = BatchPatches()
+
+
+@faulty("weight_decay_too_strong", twin="h_mixer_tiles", source="weight_decay=30, a percentage for AdamW", margin=0.1)
+def f_mixer_tiles_decay(case: Case) -> None:
+    case.optimizer = adamw(5e-3, weight_decay=30.0)
+
+
+# ------------------------------------------------------------------------------------------ missing values
+def measured(seed: int) -> Split:
+    """Arcs with two dead sensors: zero everywhere."""
+    return replace(arcs(seed), 0, lambda x: torch.cat([x, torch.zeros(len(x), 2)], 1))
+
+
+@healthy("bad_data", source="columns that are constant, standardised with a floor for the deviation")
+def h_sensors(seed: int) -> Case:
+    return Case(seed=seed, model=mlp([7, 40, 40, 3], nn.ELU), data=measured(seed), optimizer=adam(4e-3), max_steps=200, **CE)
+
+
+@faulty("nan_loss", "bad_data", twin="h_sensors", source="(x - mean) / std over columns of which some are constant: 0 / 0")
+def f_sensors_standardised(case: Case) -> None:
+    case.data = replace(case.data, 0, lambda x: (x - x.mean(0)) / x.std(0))
+
+
+def holes(x: Tensor) -> Tensor:
+    return x.masked_fill(torch.rand_like(x) < 0.002, float("nan"))
+
+
+@faulty("bad_data", "nan_loss", twin="h_sensors", source="pandas: empty cells arrive as NaN")
+def f_sensors_empty_cells(case: Case) -> None:
+    case.data = replace(case.data, 0, holes, val=False)
+
+
+def standard_part(part: Any) -> TensorDataset:
+    return TensorDataset(standardise(part.tensors[0]), *part.tensors[1:])
