@@ -114,15 +114,6 @@ def f_scorecard_alpha(case: Case) -> None:
     case.optimizer = adam(0.01, weight_decay=0.3)
 
 
-def biased(model: Any, value: float) -> None:
-    nn.init.constant_(model.top[-1].bias, value)
-
-
-@faulty("bad_bias_init", twin="h_churner", source="focal loss paper's prior pi = 1e-6 typed for a balanced table", margin=0.05)
-def f_churner_prior(case: Case) -> None:
-    biased(case.model, -13.8)
-
-
 # ------------------------------------------------------------------------------------------ prices
 class Valuer(nn.Module):
     def __init__(self, drop: float = 0.1) -> None:
@@ -132,11 +123,6 @@ class Valuer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.out(self.body(x))
-
-
-class SqueezedValuer(Valuer):
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x)[:, 0]
 
 
 class SigmoidValuer(Valuer):
@@ -167,11 +153,6 @@ def f_valuer_keep_prob(case: Case) -> None:
 @faulty("unnormalised_target", twin="h_valuer", source="house prices in currency units, Adam at its usual rate")
 def f_valuer_currency(case: Case) -> None:
     case.data = houses(case.seed)
-
-
-@faulty("shape_broadcast", twin="h_valuer", source="StackOverflow: [N] predictions against [N, 1] targets")
-def f_valuer_squeezed(case: Case) -> None:
-    case.model = SqueezedValuer()
 
 
 @faulty("wrong_last_activation", twin="h_valuer", source="a classifier's sigmoid kept for a standardised target", margin=0.15)
