@@ -96,9 +96,9 @@ def f_postbox_nll_of_scores(case: Case) -> None:
     case.loss = F.nll_loss
 
 
-@faulty("labels_broken", twin="h_postbox", source="np.random.shuffle on images and on labels, one after the other")
-def f_postbox_two_shuffles(case: Case) -> None:
-    case.data = replace(case.data, 1, lambda y: y[torch.randperm(len(y))], val=False)
+@faulty("labels_broken", "wrong_loss", twin="h_postbox", source="labels from MATLAB: 1 to 10 for cross_entropy")
+def f_postbox_from_one(case: Case) -> None:
+    case.data = replace(case.data, 1, lambda y: y + 1)
 
 
 @faulty("unnormalised_input", "lr_too_low", twin="h_postbox", source="ToTensor, and a division by 255 once more; no Normalize")
@@ -119,14 +119,6 @@ class Folder(Dataset[Any]):
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
         return (self.pictures[i].float() / self.scale - 0.35) / 0.25, self.labels[i]
-
-
-class Cropped(Folder):
-    """Slicing with the wrong axis order cuts most of the picture away."""
-
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x, y = super().__getitem__(i)
-        return torch.cat([x[:, :, :3], torch.zeros_like(x[:, :, 3:])], 2), y
 
 
 class ShapeNet(nn.Module):
@@ -190,15 +182,6 @@ def f_poster_frozen_norms(case: Case) -> None:
 @faulty("bias_before_bn", twin="h_poster", source="conv blocks with the default bias before batch norm", note=True)
 def f_poster_biased(case: Case) -> None:
     case.model = ShapeNet(bias=True)
-
-
-@faulty("bad_data", twin="h_poster", source="img[:, y0:y1, x0:x1] with the corners of another resolution: black right parts")
-def f_poster_cropped(case: Case) -> None:
-    case.data = tuple(Cropped(part_of(part)) for part in case.data)  # type: ignore[assignment]
-
-
-def part_of(folder: Any) -> Any:
-    return torch.utils.data.TensorDataset(folder.pictures.float() / 255, folder.labels)
 
 
 # ------------------------------------------------------------------------------------------ segmentation

@@ -160,6 +160,13 @@ def f_valuer_sigmoid_end(case: Case) -> None:
     case.model = SigmoidValuer()
 
 
+@faulty(
+    "bad_bias_init", twin="h_valuer", source="the last bias set to the mean of the raw prices, the target standardised later"
+)
+def f_valuer_mean_price(case: Case) -> None:
+    nn.init.constant_(case.model.out.bias, 250.0)  # type: ignore[union-attr, arg-type]
+
+
 @faulty("detached_subgraph", "not_in_optimizer", twin="h_valuer", source="torch.tensor(list) in the middle of forward")
 def f_valuer_through_list(case: Case) -> None:
     case.model = DetachedValuer()
@@ -258,6 +265,16 @@ class Clipped(ByHand):
     def manual_backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().manual_backward(loss, *args, **kwargs)
         nn.utils.clip_grad_norm_(self.parameters(), 1e-3)
+
+
+@faulty(
+    "detached_subgraph",
+    "no_update",
+    twin="h_byhander",
+    source="StackOverflow: requires_grad=True against 'does not require grad'",
+)
+def f_byhander_new_leaf(case: Case) -> None:
+    case.loss = lambda out, y: torch.tensor(F.mse_loss(out, y).item(), requires_grad=True)
 
 
 # ------------------------------------------------------------------------------------------ fraud

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
-from tests.zoo.case import Case, Supervised, faulty, healthy
+from tests.zoo.case import Case, faulty, healthy
 from tests.zoo.data import mirrored, reorder, walks, words
 from tests.zoo.more_data import openings, pulses, reviews
 from tests.zoo.nets import CE, adam, adamw, sgd
@@ -60,8 +60,8 @@ def h_elman(seed: int) -> Case:
 
 
 @faulty(
-    "init_exploding",
     "saturation",
+    "init_exploding",
     "bad_gain",
     twin="h_elman",
     source="torch.randn for the recurrent matrix, unscaled",
@@ -244,28 +244,11 @@ def pulse_net() -> nn.Sequential:
     return nn.Sequential(*block(2, 16), *block(16, 24), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(24, 3))
 
 
-class HalfTrained(Supervised):
-    def configure_optimizers(self) -> Any:
-        return torch.optim.Adam(list(self.model.parameters())[-2:], 3e-3)
-
-
 @healthy(source="1-D convolutions with group norm on accelerometer pulses")
 def h_pulser(seed: int) -> Case:
     return Case(seed=seed, model=pulse_net(), data=pulses(seed), optimizer=adam(3e-3), max_steps=150, **CE)
 
 
-@faulty(
-    "not_in_optimizer",
-    "frozen_by_accident",
-    twin="h_pulser",
-    source="the optimiser of the linear probe kept for the full training",
-)
-def f_pulser_probe(case: Case) -> None:
-    case.module = HalfTrained
-
-
-@faulty("dropout_too_high", twin="h_pulser", source="dropout of 0.9 in every block", margin=0.1)
-def f_pulser_dropped(case: Case) -> None:
-    for module in case.model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.9
+@faulty("frozen_by_accident", "not_in_optimizer", twin="h_pulser", source="the freezing loop runs after the new head is put on")
+def f_pulser_all_frozen(case: Case) -> None:
+    case.model.requires_grad_(False)

@@ -39,12 +39,6 @@ def h_scratcher(seed: int) -> Case:
     return Case(seed=seed, model=FromScratch(2, 48, 48, 3), data=rings(seed), optimizer=sgd(0.05), max_steps=250, **CE)
 
 
-@faulty("init_symmetry", twin="h_scratcher", source="np.zeros for all weights: nothing ever moves but the last bias")
-def f_scratcher_zeros(case: Case) -> None:
-    for w in case.model.w:  # type: ignore[union-attr]
-        nn.init.zeros_(w)  # type: ignore[arg-type]
-
-
 @faulty("init_symmetry", twin="h_scratcher", source="the same seed set before each layer and each neuron: equal columns")
 def f_scratcher_equal_columns(case: Case) -> None:
     for w in list(case.model.w)[:-1]:  # type: ignore[arg-type, call-overload]
@@ -158,9 +152,9 @@ def h_taggist(seed: int) -> Case:
     return Case(seed=seed, model=model, data=attributes(seed), optimizer=adamw(5e-3), max_steps=250, **BCE)
 
 
-@faulty("wrong_loss", twin="h_taggist", source="softmax cross-entropy for labels that do not exclude each other", margin=0.07)
-def f_taggist_cross_entropy(case: Case) -> None:
-    case.loss = F.cross_entropy
+@faulty("wrong_loss", "wrong_last_activation", twin="h_taggist", source="BCELoss on raw scores: 'should be between 0 and 1'")
+def f_taggist_raw_scores(case: Case) -> None:
+    case.loss = F.binary_cross_entropy
 
 
 @faulty(
@@ -168,15 +162,6 @@ def f_taggist_cross_entropy(case: Case) -> None:
 )
 def f_taggist_two_rows(case: Case) -> None:
     case.batch_size = 2
-
-
-@faulty(
-    "bad_bias_init",
-    twin="h_taggist",
-    source="RetinaNet's prior, with a probability of 1e-6, for tags that half of the rows have",
-)
-def f_taggist_prior(case: Case) -> None:
-    nn.init.constant_(case.model[-1].bias, -13.8)  # type: ignore[index, union-attr, arg-type]
 
 
 @faulty(
