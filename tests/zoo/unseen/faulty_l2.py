@@ -161,6 +161,15 @@ def f_valuer_sigmoid_end(case: Case) -> None:
 
 
 @faulty(
+    "init_exploding", "bad_gain", twin="h_valuer", source="nn.init.normal_(m.weight) for all layers: its default deviation is 1"
+)
+def f_valuer_normal_default(case: Case) -> None:
+    for module in case.model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight)
+
+
+@faulty(
     "bad_bias_init", twin="h_valuer", source="the last bias set to the mean of the raw prices, the target standardised later"
 )
 def f_valuer_mean_price(case: Case) -> None:

@@ -224,8 +224,8 @@ class Patches(nn.Module):
 @healthy(source="a small MLP-mixer on coloured shapes, AdamW and cosine")
 def h_mixer_tiles(seed: int) -> Case:
     return Case(
-        seed=seed, model=Patches(), data=centred(shapes(seed, n=960)), optimizer=adamw(5e-3), max_steps=300,
-        scheduler=lambda o: {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(o, 300), "interval": "step"}, **CE,
+        seed=seed, model=Patches(), data=centred(shapes(seed, n=2400)), optimizer=adamw(5e-3), max_steps=400,
+        scheduler=lambda o: {"scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(o, 400), "interval": "step"}, **CE,
     )  # fmt: skip
 
 
