@@ -67,7 +67,7 @@ def f_postbox_relu_everywhere(case: Case) -> None:
     case.model = PostboxReluEverywhere()
 
 
-@faulty("wrong_hidden_activation", "saturation", twin="h_postbox", source="lecture exercise: LeNet of 1989 with sigmoids")
+@faulty("wrong_hidden_activation", "init_vanishing", twin="h_postbox", source="lecture exercise: LeNet of 1989 with sigmoids")
 def f_postbox_sigmoid(case: Case) -> None:
     case.model = PostboxSigmoid()
 
@@ -96,12 +96,12 @@ def f_postbox_nll_of_scores(case: Case) -> None:
     case.loss = F.nll_loss
 
 
-@faulty("labels_broken", "wrong_loss", twin="h_postbox", source="labels from MATLAB: 1 to 10 for cross_entropy")
-def f_postbox_from_one(case: Case) -> None:
-    case.data = replace(case.data, 1, lambda y: y + 1)
+@faulty("labels_broken", twin="h_postbox", source="np.random.shuffle on images and on labels, one after the other")
+def f_postbox_two_shuffles(case: Case) -> None:
+    case.data = replace(case.data, 1, lambda y: y[torch.randperm(len(y))], val=False)
 
 
-@faulty("unnormalised_input", "lr_too_low", twin="h_postbox", source="ToTensor, and a division by 255 once more; no Normalize")
+@faulty("unnormalised_input", twin="h_postbox", source="ToTensor, and a division by 255 once more; no Normalize")
 def f_postbox_divided_twice(case: Case) -> None:
     case.data = replace(case.data, 0, lambda x: (6 * x + 4.9) / 16 / 255)
 

@@ -87,7 +87,7 @@ def f_tower_half_gain(case: Case) -> None:
 
 @faulty(
     "wrong_hidden_activation",
-    "saturation",
+    "init_vanishing",
     "bad_gain",
     twin="h_tower",
     source="softmax between hidden layers, as the last one has it",
@@ -152,13 +152,19 @@ def h_taggist(seed: int) -> Case:
     return Case(seed=seed, model=model, data=attributes(seed), optimizer=adamw(5e-3), max_steps=250, **BCE)
 
 
-@faulty("wrong_loss", "wrong_last_activation", twin="h_taggist", source="BCELoss on raw scores: 'should be between 0 and 1'")
-def f_taggist_raw_scores(case: Case) -> None:
-    case.loss = F.binary_cross_entropy
+@faulty(
+    "wrong_last_activation",
+    "wrong_loss",
+    twin="h_taggist",
+    source="scores clamped to quieten BCELoss's 'between 0 and 1'",
+    margin=0.06,
+)
+def f_taggist_clamped(case: Case) -> None:
+    case.loss, case.metric = (lambda out, y: F.binary_cross_entropy(out.clamp(0, 1), y)), "probability_accuracy"
 
 
 @faulty(
-    "bn_stats", "batch_mixing", twin="h_taggist", source="a batch size of 2 for want of memory, batch norm kept", margin=0.08
+    "bn_stats", "batch_mixing", twin="h_taggist", source="a batch size of 2 for want of memory, batch norm kept", margin=0.06
 )
 def f_taggist_two_rows(case: Case) -> None:
     case.batch_size = 2
@@ -190,7 +196,7 @@ def h_clinic(seed: int) -> Case:
         seed=seed,
         model=model,
         data=clinic(seed),
-        optimizer=adam(5e-3, weight_decay=0.08),
+        optimizer=adam(5e-3, weight_decay=0.2),
         val_batch_size=600,
         max_steps=500,
         **MSE,

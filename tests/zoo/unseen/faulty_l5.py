@@ -54,7 +54,8 @@ class FarTriplets(Triplets):
 @healthy("wrong_loss", "dead_relu", source="metric learning: a hinge on cosine similarities of a shared encoder")
 def h_triplets_hinge(seed: int) -> Case:
     return Case(
-        seed=seed, model=mlp([6, 48, 48, 8]), data=judgements(seed), loss=F.cross_entropy, metric="accuracy", optimizer=adam(3e-3),
+        seed=seed, model=mlp([6, 48, 48, 8]), data=judgements(seed), loss=F.cross_entropy, metric="accuracy",
+        optimizer=adam(3e-3),
         module=Triplets, max_steps=250,
     )  # fmt: skip
 
