@@ -1,0 +1,284 @@
+"""Tables with embeddings, recommenders, forecasts, sounds, and what goes wrong in them."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tests.zoo.case import Case, faulty, healthy
+from tests.zoo.data import counts, houses, marked_sum, reorder, replace, rng, surface
+from tests.zoo.more_data import customers, pulses, ratings, swings, tidy
+from tests.zoo.nets import BCE, CE, MSE, adam, adamw, init_weights, mlp, normal
+
+
+class Shop(nn.Module):
+    """One embedding per code, joined with the numbers."""
+
+    def __init__(self, registered: bool = True) -> None:
+        super().__init__()
+        tables = [nn.Embedding(k, 4) for k in (12, 7, 5)]
+        self.tables = nn.ModuleList(tables) if registered else tables
+        self.top = mlp([16, 48, 48, 1])
+
+    def forward(self, codes: Tensor, numbers: Tensor) -> Tensor:
+        embedded = [table(code) for table, code in zip(self.tables, codes.T, strict=True)]
+        return self.top(torch.cat([*embedded, numbers], 1))
+
+
+@healthy(source="tabular model: entity embeddings and standardised numbers")
+def h_shop_entities(seed: int) -> Case:
+    return Case(seed=seed, model=Shop(), data=tidy(customers(seed, n=3000)), optimizer=adamw(5e-3), max_steps=250, **BCE)
+
+
+@faulty("unnormalised_input", twin="h_shop_entities", source="income in euros next to embeddings of unit size")
+def f_shop_euros(case: Case) -> None:
+    case.data = customers(case.seed, n=3000)
+
+
+@faulty("not_in_optimizer", twin="h_shop_entities", source="embeddings in a plain list, unknown to parameters()", margin=0.02)
+def f_shop_plain_list(case: Case) -> None:
+    case.model = Shop(registered=False)
+    for table in case.model.tables:
+        nn.init.normal_(table.weight, std=0.05)
+
+
+@faulty("train_val_mismatch", twin="h_shop_entities", source="category codes fitted anew on the validation table")
+def f_shop_refitted_codes(case: Case) -> None:
+    turn = torch.tensor([5, 3, 2]), torch.tensor([12, 7, 5])
+    case.data = replace(case.data, 0, lambda codes: (codes + turn[0]) % turn[1], train=False)  # type: ignore[arg-type]
+
+
+@faulty("wrong_loss", twin="h_shop_entities", source="hinge loss given labels 0 / 1 where it wants -1 / 1")
+def f_shop_hinge_of_zero_one(case: Case) -> None:
+    case.loss = lambda output, target: F.relu(1 - target * output).mean()
+
+
+@faulty(
+    "bad_bias_init", "lr_too_low", twin="h_shop_entities", source="prior of the focal loss set with the wrong sign and scale"
+)
+def f_shop_prior_bias(case: Case) -> None:
+    nn.init.constant_(case.model.top[-1].bias, 60.0)
+
+
+# ------------------------------------------------------------------------------------------ ratings
+class Factors(nn.Module):
+    """The product of a user's and an item's factors, and their biases."""
+
+    def __init__(self, rank: int = 4, std: float = 0.3) -> None:
+        super().__init__()
+        self.user, self.item = nn.Embedding(50, rank), nn.Embedding(40, rank)
+        self.user_bias, self.item_bias, self.mean = nn.Embedding(50, 1), nn.Embedding(40, 1), nn.Parameter(torch.tensor([3.0]))
+        for table in (self.user, self.item):
+            nn.init.normal_(table.weight, std=std)
+        for table in (self.user_bias, self.item_bias):
+            nn.init.zeros_(table.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        user, item = x.T
+        product = (self.user(user) * self.item(item)).sum(1, keepdim=True)
+        return self.mean + product + self.user_bias(user) + self.item_bias(item)
+
+
+@healthy("bad_bias_init", "init_symmetry", source="biased matrix factorisation, the mean rating as offset")
+def h_film_factors(seed: int) -> Case:
+    return Case(seed=seed, model=Factors(), data=ratings(seed), optimizer=adam(2e-2), max_steps=300, batch_size=64, **MSE)
+
+
+@faulty(
+    "init_symmetry", "init_vanishing", twin="h_film_factors", source="both factor tables start at zero: no gradient for either"
+)
+def f_film_zero_tables(case: Case) -> None:
+    case.model = Factors(std=0.0)
+
+
+class Flat(Factors):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).squeeze(1)
+
+
+@faulty("shape_broadcast", twin="h_film_factors", source="forum: MSE of [n] and [n, 1] broadcasts to [n, n]")
+def f_film_flat_prediction(case: Case) -> None:
+    case.model = Flat()
+
+
+@faulty("weight_decay_too_strong", twin="h_film_factors", source="L2 penalty on embeddings added as a sum over the tables")
+def f_film_summed_penalty(case: Case) -> None:
+    def loss(output: Tensor, target: Tensor, model: Any = case.model) -> Tensor:
+        return F.mse_loss(output, target) + 0.1 * sum(p.square().sum() for p in model.parameters())
+
+    case.loss = loss
+
+
+@faulty("wrong_last_activation", "unnormalised_target", twin="h_film_factors", source="sigmoid on a prediction of 1 to 5 stars")
+def f_film_sigmoid_stars(case: Case) -> None:
+    case.model = nn.Sequential(case.model, nn.Sigmoid())
+
+
+# ------------------------------------------------------------------------------------------ houses
+@healthy(
+    source="house prices, standardised, MLP with layer norm",
+)
+def h_price_model(seed: int) -> Case:
+    return Case(
+        seed=seed, model=mlp([8, 64, 64, 1], norm=nn.LayerNorm), data=surface(seed), optimizer=adam(3e-3), max_steps=250, **MSE
+    )
+
+
+@faulty("unnormalised_target", twin="h_price_model", source="prices in currency units with an ordinary rate")
+def f_price_in_units(case: Case) -> None:
+    case.data = houses(case.seed)
+
+
+@faulty("data_not_shuffled", twin="h_price_model", source="table sorted by price, read in order")
+def f_price_sorted_table(case: Case) -> None:
+    case.data, case.shuffle = reorder(case.data, lambda y: y), False  # type: ignore[arg-type]
+
+
+@faulty("bad_data", "unnormalised_target", twin="h_price_model", source="missing prices coded as -9999")
+def f_price_missing_code(case: Case) -> None:
+    def code(y: Tensor) -> Tensor:
+        return torch.where(torch.rand(y.shape, generator=rng(903, case.seed)) < 0.03, -9999.0, y)
+
+    case.data = replace(case.data, -1, code, val=False)  # type: ignore[arg-type]
+
+
+@faulty("nan_loss", twin="h_price_model", source="RMSLE of standardised values: logarithm of negative numbers")
+def f_price_log_of_negative(case: Case) -> None:
+    case.loss = lambda output, target: F.mse_loss(output.log1p(), target.log1p()).sqrt()
+
+
+@faulty(
+    "wrong_hidden_activation", "init_symmetry", twin="h_price_model", source="DeepCrime: hidden activation replaced by softmax"
+)
+def f_price_softmax_hidden(case: Case) -> None:
+    case.model = mlp([8, 64, 64, 1], act=lambda: nn.Softmax(1))
+
+
+@faulty("wrong_loss", twin="h_price_model", source="classification loss copied to a regression")
+def f_price_bce(case: Case) -> None:
+    case.loss = F.binary_cross_entropy_with_logits
+
+
+# ------------------------------------------------------------------------------------------ counts
+@healthy("nan_loss", source="claims per policy, Poisson regression with log link")
+def h_claim_counts(seed: int) -> Case:
+    return Case(
+        seed=seed, model=mlp([6, 48, 48, 1]), data=counts(seed), loss=F.poisson_nll_loss, metric="log_r2",
+        optimizer=adam(3e-3), max_steps=250,
+    )  # fmt: skip
+
+
+@faulty(
+    "wrong_loss",
+    "wrong_last_activation",
+    twin="h_claim_counts",
+    source="log_input left at True while the network ends in softplus",
+)
+def f_claim_double_link(case: Case) -> None:
+    case.model = nn.Sequential(case.model, nn.Softplus(), nn.Softplus(beta=0.3))
+
+
+@faulty("dead_relu", "bad_bias_init", twin="h_claim_counts", source="hidden biases initialised far below zero")
+def f_claim_negative_biases(case: Case) -> None:
+    for layer in case.model[:-1]:
+        if isinstance(layer, nn.Linear):
+            nn.init.constant_(layer.bias, -8.0)
+
+
+# ------------------------------------------------------------------------------------------ forecasts
+class Forecaster(nn.Module):
+    def __init__(self, hidden: int = 24) -> None:
+        super().__init__()
+        self.rnn = nn.GRU(1, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x[..., None])[1][0])
+
+
+@healthy(source="two-step forecast with a GRU, clipping at 1")
+def h_swing_forecast(seed: int) -> Case:
+    return Case(
+        seed=seed, model=Forecaster(), data=swings(seed), optimizer=adam(1e-2), max_steps=200,
+        trainer={"gradient_clip_val": 1.0}, **MSE,
+    )  # fmt: skip
+
+
+@faulty("lr_schedule", "lr_too_low", twin="h_swing_forecast", source="decay per epoch applied per step")
+def f_swing_decay_per_step(case: Case) -> None:
+    case.scheduler = lambda o: {"scheduler": torch.optim.lr_scheduler.ExponentialLR(o, 0.7), "interval": "step"}
+
+
+@faulty("train_val_mismatch", twin="h_swing_forecast", source="scaler fitted on the test windows' own minimum and maximum")
+def f_swing_own_scaler(case: Case) -> None:
+    case.data = replace(case.data, 0, lambda x: (x - x.min()) / (x.max() - x.min()), train=False)  # type: ignore[arg-type]
+
+
+class Teacher(Forecaster):
+    """The recurrence is detached at every step, a truncation of length one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = None
+        for t in range(x.shape[1]):
+            state = self.rnn(x[:, t : t + 1, None], None if state is None else state.detach())[1]
+        return self.out(state[0])
+
+
+@faulty("detached_subgraph", twin="h_swing_forecast", source="truncated BPTT: the state is detached each step", margin=0.05)
+def f_swing_truncated(case: Case) -> None:
+    case.model = Teacher()
+
+
+# ------------------------------------------------------------------------------------------ long memory
+class Adder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = nn.LSTM(2, 24, batch_first=True)
+        self.out = nn.Linear(24, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.rnn(x)[0][:, -1])
+
+
+@healthy(source="the adding problem with an LSTM")
+def h_ledger_sum(seed: int) -> Case:
+    return Case(seed=seed, model=Adder(), data=marked_sum(seed), optimizer=adam(2e-2), max_steps=400, **MSE)
+
+
+@faulty("bad_bias_init", "saturation", twin="h_ledger_sum", source="forget gate bias with the wrong sign: -5 in place of 1")
+def f_ledger_forgetful(case: Case) -> None:
+    with torch.no_grad():
+        case.model.rnn.bias_hh_l0[24:48].fill_(-8.0)
+
+
+# ------------------------------------------------------------------------------------------ sounds
+def sound_net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(2, 12, 5, padding=2), nn.Tanh(), nn.MaxPool1d(2), nn.Conv1d(12, 24, 5, padding=2), nn.Tanh(), nn.MaxPool1d(2),
+        nn.Conv1d(24, 24, 5, padding=2), nn.Tanh(), nn.AdaptiveMaxPool1d(1), nn.Flatten(), nn.Linear(24, 3),
+    )  # fmt: skip
+
+
+@healthy(source="sound events from two microphones, 1-D CNN with tanh")
+def h_click_detector(seed: int) -> Case:
+    return Case(seed=seed, model=sound_net(), data=pulses(seed), optimizer=adam(3e-3), max_steps=250, **CE)
+
+
+@faulty("saturation", "bad_gain", "init_exploding", twin="h_click_detector", source="tanh network initialised with N(0, 2)")
+def f_click_saturated(case: Case) -> None:
+    init_weights(case.model, normal(2.0))
+
+
+@faulty("labels_broken", twin="h_click_detector", source="annotators disagree: more than half of the labels are random")
+def f_click_noisy_labels(case: Case) -> None:
+    def noisy(y: Tensor) -> Tensor:
+        g = rng(904, case.seed)
+        return torch.where(torch.rand(len(y), generator=g) < 0.8, torch.randint(3, (len(y),), generator=g), y)
+
+    case.data = replace(case.data, -1, noisy, val=False)  # type: ignore[arg-type]
+
+
+@faulty("unnormalised_input", "saturation", twin="h_click_detector", source="16-bit samples fed as they are")
+def f_click_sixteen_bit(case: Case) -> None:
+    case.data = replace(case.data, 0, lambda x: (x * 6000).round())  # type: ignore[arg-type]
