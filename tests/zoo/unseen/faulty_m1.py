@@ -43,30 +43,6 @@ def f_icons_constant_kernels(case: Case) -> None:
             nn.init.constant_(p, 0.02)
 
 
-@faulty("labels_broken", twin="h_icon_recogniser", source="images and label file listed in different orders")
-def f_icons_listed_otherwise(case: Case) -> None:
-    order = torch.randperm(len(case.data[0]), generator=rng(900, case.seed))  # type: ignore[arg-type]
-    case.data = replace(case.data, -1, lambda y: y[order], val=False)  # type: ignore[arg-type]
-
-
-@faulty("train_val_mismatch", twin="h_icon_recogniser", source="forum: the validation transform lacks Normalize")
-def f_icons_raw_in_validation(case: Case) -> None:
-    case.data = case.data[0], shapes(case.seed)[1]
-
-
-class Regrouped(Icons):
-    """Flattens feature maps for the head after a permutation meant for another layout."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.features(x)
-        return self.classifier(maps.permute(1, 2, 3, 0).reshape(len(x), -1))
-
-
-@faulty("batch_mixing", twin="h_icon_recogniser", source="Karpathy: view and permute mixed up, samples mix")
-def f_icons_permuted_flatten(case: Case) -> None:
-    case.model = Regrouped()
-
-
 @faulty(
     "dropout_active_in_eval", "dropout_too_high", twin="h_icon_recogniser", source="F.dropout without training=self.training"
 )
@@ -125,24 +101,9 @@ def f_lesion_dice_itself(case: Case) -> None:
     case.loss = soft_dice
 
 
-@faulty("wrong_last_activation", "wrong_loss", twin="h_lesion_unet", source="ReLU left on the last 1 x 1 convolution")
-def f_lesion_rectified_logits(case: Case) -> None:
-    case.model.out.append(nn.ReLU())
-
-
-@faulty("loss_reduction", "lr_too_high", twin="h_lesion_unet", source="reduction='sum' over batch and pixels, rate kept")
-def f_lesion_summed_pixels(case: Case) -> None:
-    case.loss = lambda output, target: F.binary_cross_entropy_with_logits(output, target, reduction="sum")
-
-
 @faulty("labels_broken", twin="h_lesion_unet", source="augmentation flips the picture and not its mask")
 def f_lesion_flipped_alone(case: Case) -> None:
     case.data = replace(case.data, 0, lambda x: x.flip(-1), val=False)  # type: ignore[arg-type]
-
-
-@faulty("weight_decay_too_strong", twin="h_lesion_unet", source="weight decay of 5e-1 typed for 5e-4")
-def f_lesion_heavy_decay(case: Case) -> None:
-    case.optimizer = sgd(0.2, weight_decay=0.5)
 
 
 # ------------------------------------------------------------------------------------------ textures, deep plain stacks
@@ -169,11 +130,6 @@ def f_fabric_faint_kernels(case: Case) -> None:
     for p in case.model.parameters():
         if p.ndim > 1:
             nn.init.normal_(p, std=0.01)
-
-
-@faulty("no_update", "lr_too_low", twin="h_fabric_stack", source="rate computed by integer division is 0")
-def f_fabric_integer_rate(case: Case) -> None:
-    case.optimizer = sgd(case.batch_size // 256 * 0.1)
 
 
 @faulty("clip_too_small", "lr_too_low", twin="h_fabric_stack", source="gradient_clip_val copied from an RL project")
@@ -217,10 +173,3 @@ def f_defect_all_linear(case: Case) -> None:
     case.model = nn.Sequential(
         nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)
     )
-
-
-@faulty("data_not_shuffled", twin="h_defect_inspection", source="ImageFolder read class by class, shuffle=False")
-def f_defect_folder_order(case: Case) -> None:
-    x, y = case.data[0].tensors  # type: ignore[attr-defined]
-    order = y.argsort(stable=True)
-    case.data, case.shuffle = (TensorDataset(x[order], y[order]), case.data[1]), False

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tests.zoo.case import Case, faulty, healthy
-from tests.zoo.data import Split, houses, marked_sum, reorder, replace, rng, surface
+from tests.zoo.data import Split, marked_sum, reorder, replace, rng, split, surface
 from tests.zoo.more_data import customers, pulses, ratings, swings, tidy
 from tests.zoo.nets import BCE, CE, MSE, adam, adamw, init_weights, mlp, normal
 
@@ -34,11 +34,6 @@ def h_shop_entities(seed: int) -> Case:
 @faulty("unnormalised_input", twin="h_shop_entities", source="income in euros next to embeddings of unit size")
 def f_shop_euros(case: Case) -> None:
     case.data = customers(case.seed, n=3000)
-
-
-@faulty("not_in_optimizer", twin="h_shop_entities", source="embeddings in a plain list, unknown to parameters()", margin=0.02)
-def f_shop_plain_list(case: Case) -> None:
-    case.model = Shop(registered=False)
 
 
 @faulty("train_val_mismatch", twin="h_shop_entities", source="category codes fitted anew on the validation table")
@@ -108,11 +103,6 @@ def f_film_summed_penalty(case: Case) -> None:
     case.loss = loss
 
 
-@faulty("wrong_last_activation", "unnormalised_target", twin="h_film_factors", source="sigmoid on a prediction of 1 to 5 stars")
-def f_film_sigmoid_stars(case: Case) -> None:
-    case.model = nn.Sequential(case.model, nn.Sigmoid())
-
-
 # ------------------------------------------------------------------------------------------ houses
 @healthy(
     source="house prices, standardised, MLP with layer norm",
@@ -121,11 +111,6 @@ def h_price_model(seed: int) -> Case:
     return Case(
         seed=seed, model=mlp([8, 64, 64, 1], norm=nn.LayerNorm), data=surface(seed), optimizer=adam(3e-3), max_steps=250, **MSE
     )
-
-
-@faulty("unnormalised_target", twin="h_price_model", source="prices in currency units with an ordinary rate")
-def f_price_in_units(case: Case) -> None:
-    case.data = houses(case.seed)
 
 
 @faulty("data_not_shuffled", twin="h_price_model", source="table sorted by price, read in order")
@@ -155,10 +140,10 @@ def f_price_softmax_hidden(case: Case) -> None:
 
 # ------------------------------------------------------------------------------------------ counts
 def claims(seed: int, n: int = 1800) -> Split:
-    """Counts of about ten whose log rate is smooth in the inputs."""
+    """Counts of about twenty whose log rate is smooth in the inputs."""
     g = rng(905, seed)
     x = torch.randn(n, 6, generator=g)
-    log_rate = 2 + 0.5 * x[:, 0].tanh() + 0.5 * (1.5 * x[:, 1]).sin() + 0.3 * x[:, 2].tanh() * x[:, 3].tanh()
+    log_rate = 3 + 0.5 * x[:, 0].tanh() + 0.5 * (1.5 * x[:, 1]).sin() + 0.3 * x[:, 2].tanh() * x[:, 3].tanh()
     return split(x, torch.poisson(log_rate.exp(), generator=g)[:, None])
 
 
@@ -173,13 +158,6 @@ def h_claim_counts(seed: int) -> Case:
 @faulty("wrong_loss", "nan_loss", twin="h_claim_counts", source="log_input=False although the network predicts the log rate")
 def f_claim_rate_not_log(case: Case) -> None:
     case.loss = lambda output, target: F.poisson_nll_loss(output, target, log_input=False)
-
-
-@faulty("dead_relu", "bad_bias_init", twin="h_claim_counts", source="hidden biases initialised far below zero")
-def f_claim_negative_biases(case: Case) -> None:
-    for layer in case.model[:-1]:
-        if isinstance(layer, nn.Linear):
-            nn.init.constant_(layer.bias, -8.0)
 
 
 # ------------------------------------------------------------------------------------------ forecasts
@@ -234,7 +212,7 @@ class Adder(nn.Module):
 
 @healthy(source="the adding problem with an LSTM")
 def h_ledger_sum(seed: int) -> Case:
-    return Case(seed=seed, model=Adder(), data=marked_sum(seed), optimizer=adam(2e-2), max_steps=400, **MSE)
+    return Case(seed=seed, model=Adder(), data=marked_sum(seed), optimizer=adam(5e-3), max_steps=500, **MSE)
 
 
 @faulty("bad_bias_init", "saturation", twin="h_ledger_sum", source="forget gate bias with the wrong sign: -10 in place of 1")

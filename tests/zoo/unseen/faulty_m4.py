@@ -46,16 +46,6 @@ def f_citation_filled_labels(case: Case) -> None:
     case.data = replace(case.data, -1, fill, val=False)  # type: ignore[arg-type]
 
 
-class OverNodes(Citations):
-    def forward(self, x: Tensor, adjacency: Tensor) -> Tensor:
-        return super().forward(x, adjacency).softmax(2)
-
-
-@faulty("wrong_last_activation", twin="h_citation_gcn", source="softmax over the nodes instead of the classes", margin=0.08)
-def f_citation_softmax_over_nodes(case: Case) -> None:
-    case.model = OverNodes()
-
-
 @faulty("bad_data", "labels_broken", twin="h_citation_gcn", source="feature rows in file order, adjacency in order of node ids")
 def f_citation_row_order(case: Case) -> None:
     case.data = replace(case.data, 0, lambda x: x.flip(1))  # type: ignore[arg-type]
@@ -93,11 +83,6 @@ def f_lidar_points_first(case: Case) -> None:
     case.model = FirstAxis()
 
 
-@faulty("wrong_hidden_activation", "saturation", "init_vanishing", twin="h_lidar_sets", source="deep network with sigmoids")
-def f_lidar_deep_sigmoid(case: Case) -> None:
-    case.model = Sets(nn.Sigmoid, 6)
-
-
 # ------------------------------------------------------------------------------------------ metric learning
 class Judge(nn.Module):
     """Distances of an anchor to two candidates in a learnt space, negated, as logits."""
@@ -125,17 +110,6 @@ def h_portrait_triplets(seed: int) -> Case:
     return Case(
         seed=seed, model=Judge(), data=judgements(seed), loss=triplet, metric="accuracy", optimizer=adam(3e-3), max_steps=250
     )
-
-
-@faulty(
-    "loss_sign",
-    "wrong_loss",
-    "labels_broken",
-    twin="h_portrait_triplets",
-    source="positive and negative swapped in the triplet loss",
-)
-def f_portrait_swapped(case: Case) -> None:
-    case.loss = lambda output, target: triplet(output, 1 - target)
 
 
 class Stale(Judge):

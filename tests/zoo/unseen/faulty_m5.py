@@ -103,6 +103,11 @@ def f_plant_minus_task(case: Case) -> None:
     case.loss = lambda o, t: ((o - t).square().mean(0) * torch.tensor([1.0, -1.0, 1.0])).sum()
 
 
+@faulty("init_exploding", "bad_gain", twin="h_plant_heads", source="torch.randn for weights, no scaling by fan-in")
+def f_plant_unscaled_normal(case: Case) -> None:
+    init_weights(case.model, normal(1.0))
+
+
 # ------------------------------------------------------------------------------------------ labels, many at once
 @healthy(source="multi-label tagging, a logit per label")
 def h_tag_many(seed: int) -> Case:
@@ -157,16 +162,6 @@ def h_advert_bandit(seed: int) -> Case:
         module=Bandit,
         **CE,
     )
-
-
-class Costly(Bandit):
-    def objective(self, log_prob: Tensor, advantage: Tensor) -> Tensor:
-        return (log_prob * advantage).mean()
-
-
-@faulty("loss_sign", twin="h_advert_bandit", source="policy gradient descended instead of ascended")
-def f_advert_descends(case: Case) -> None:
-    case.module = Costly
 
 
 class Broadcast(Bandit):
@@ -278,20 +273,20 @@ def f_own_loop_erases(case: Case) -> None:
 
 
 # ------------------------------------------------------------------------------------------ small cohorts
-def cohort(seed: int, n: int = 240, val: int = 600, dim: int = 40) -> Split:
+def cohort(seed: int, n: int = 400, val: int = 600, dim: int = 40) -> Split:
     """Few patients, many markers of which some count, some diagnoses wrong in training."""
     g = rng(912, seed)
     x = torch.randn(n + val, dim, generator=g)
     score = x[:, :8].sum(1)
     y = (score > 0).long()
-    y[:n] = torch.where(torch.rand(n, generator=g) < 0.1, 1 - y[:n], y[:n])
+    y[:n] = torch.where(torch.rand(n, generator=g) < 0.2, 1 - y[:n], y[:n])
     return TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:])
 
 
 @healthy("weight_decay_too_strong", source="a small cohort: logistic regression with decay")
 def h_cohort_small(seed: int) -> Case:
     return Case(
-        seed=seed, model=nn.Linear(40, 2), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=200, **CE
+        seed=seed, model=nn.Linear(40, 2), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=300, **CE
     )
 
 
@@ -305,22 +300,6 @@ def f_cohort_memorised(case: Case) -> None:
     case.model, case.optimizer = mlp([40, 256, 256, 2]), adam(3e-3)
 
 
-class HeldBack(ByHand):
-    """Accumulates four batches, but counts them with a remainder that never comes."""
-
-    def update(self, optimizer: Any, loss: Tensor) -> None:
-        self.manual_backward(loss / 4)
-        self.seen = (getattr(self, "seen", 0) + 4) % 4
-        if self.seen == 3:
-            optimizer.step()
-            optimizer.zero_grad()
-
-
-@faulty("no_update", "gradients_not_zeroed", twin="h_own_loop", source="accumulation whose condition is never met")
-def f_own_loop_held_back(case: Case) -> None:
-    case.module = HeldBack
-
-
-@faulty("init_exploding", "bad_gain", "saturation", twin="h_own_loop", source="torch.randn for weights, no scaling by fan-in")
-def f_own_loop_unscaled_normal(case: Case) -> None:
-    init_weights(case.model, normal(3.0))
+@faulty("bad_gain", "init_vanishing", twin="h_own_loop", source="PPO's gain of 0.01 for the policy head given to every layer")
+def f_own_loop_head_gain(case: Case) -> None:
+    init_weights(case.model, lambda weight: nn.init.orthogonal_(weight, gain=0.01))
