@@ -166,10 +166,3 @@ def f_defect_mostly_good(case: Case) -> None:
 def f_defect_blank_files(case: Case) -> None:
     blank = torch.rand(len(case.data[0]), 1, 1, 1, generator=rng(902, case.seed)) < 0.95  # type: ignore[arg-type]
     case.data = replace(case.data, 0, lambda x: x.masked_fill(blank, 0.0), val=False)  # type: ignore[arg-type]
-
-
-@faulty("missing_activation", twin="h_defect_inspection", source="DeepCrime: activation functions removed")
-def f_defect_all_linear(case: Case) -> None:
-    case.model = nn.Sequential(
-        nn.Conv2d(1, 12, 3, padding=1), nn.Conv2d(12, 12, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 4)
-    )

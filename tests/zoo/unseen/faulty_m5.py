@@ -9,7 +9,7 @@ from torch.utils.data import TensorDataset
 
 from tests.zoo.case import Case, Supervised, faulty, healthy
 from tests.zoo.data import Split, attributes, blobs, digits, replace, rng, several, split
-from tests.zoo.nets import CE, adam, adamw, init_weights, mlp, normal, sgd, trainable
+from tests.zoo.nets import CE, MSE, adam, adamw, init_weights, mlp, normal, sgd, trainable
 
 
 def pretrained(seed: int) -> nn.Sequential:
@@ -272,34 +272,32 @@ def f_own_loop_erases(case: Case) -> None:
     case.module = Eraser
 
 
-# ------------------------------------------------------------------------------------------ small cohorts
-def cohort(seed: int, n: int = 400, val: int = 600, dim: int = 40) -> Split:
-    """Few patients, many markers of which some count, some diagnoses wrong in training."""
-    g = rng(912, seed)
-    x = torch.randn(n + val, dim, generator=g)
-    score = x[:, :8].sum(1)
-    y = (score > 0).long()
-    y[:n] = torch.where(torch.rand(n, generator=g) < 0.2, 1 - y[:n], y[:n])
-    return TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:])
-
-
-@healthy("weight_decay_too_strong", source="a small cohort: logistic regression with decay")
-def h_cohort_small(seed: int) -> Case:
-    return Case(
-        seed=seed, model=nn.Linear(40, 2), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=300, **CE
-    )
-
-
-@faulty(
-    "overfit_no_regularisation",
-    twin="h_cohort_small",
-    margin=0.05,
-    source="a large MLP, no dropout, no decay, trained on and on",
-)
-def f_cohort_memorised(case: Case) -> None:
-    case.model, case.optimizer = mlp([40, 256, 256, 2]), adam(3e-3)
-
-
 @faulty("bad_gain", "init_vanishing", twin="h_own_loop", source="PPO's gain of 0.01 for the policy head given to every layer")
 def f_own_loop_head_gain(case: Case) -> None:
     init_weights(case.model, lambda weight: nn.init.orthogonal_(weight, gain=0.01))
+
+
+@faulty("missing_activation", twin="h_own_loop", source="DeepCrime: activation functions removed")
+def f_own_loop_all_linear(case: Case) -> None:
+    case.model = mlp([8, 64, 64, 4], act=None)
+
+
+# ------------------------------------------------------------------------------------------ small cohorts
+def cohort(seed: int, n: int = 300, val: int = 600, dim: int = 40) -> Split:
+    """Few patients, many markers, of which some make the noisy score, `[n, 1]`."""
+    g = rng(912, seed)
+    x = torch.randn(n + val, dim, generator=g)
+    y = (x[:, :8].sum(1, keepdim=True) + 1.5 * torch.randn(n + val, 1, generator=g)) / 3.2
+    return TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:])
+
+
+@healthy("overfit_no_regularisation", source="a small cohort: linear regression with decay")
+def h_cohort_small(seed: int) -> Case:
+    return Case(
+        seed=seed, model=nn.Linear(40, 1), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=300, **MSE
+    )  # fmt: skip
+
+
+@faulty("overfit_no_regularisation", twin="h_cohort_small", source="a large MLP, no dropout, no decay, trained on and on")
+def f_cohort_memorised(case: Case) -> None:
+    case.model, case.optimizer = mlp([40, 256, 256, 1]), adam(3e-3)
