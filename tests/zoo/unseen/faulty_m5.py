@@ -283,7 +283,7 @@ def f_own_loop_all_linear(case: Case) -> None:
 
 
 # ------------------------------------------------------------------------------------------ small cohorts
-def cohort(seed: int, n: int = 300, val: int = 600, dim: int = 40) -> Split:
+def cohort(seed: int, n: int = 220, val: int = 600, dim: int = 40) -> Split:
     """Few patients, many markers, of which some make the noisy score, `[n, 1]`."""
     g = rng(912, seed)
     x = torch.randn(n + val, dim, generator=g)
