@@ -283,21 +283,21 @@ def f_own_loop_all_linear(case: Case) -> None:
 
 
 # ------------------------------------------------------------------------------------------ small cohorts
-def cohort(seed: int, n: int = 220, val: int = 600, dim: int = 40) -> Split:
+def cohort(seed: int, n: int = 160, val: int = 600, dim: int = 12) -> Split:
     """Few patients, many markers, of which some make the noisy score, `[n, 1]`."""
     g = rng(912, seed)
     x = torch.randn(n + val, dim, generator=g)
-    y = (x[:, :8].sum(1, keepdim=True) + 1.5 * torch.randn(n + val, 1, generator=g)) / 3.2
+    y = (x[:, :8].sum(1, keepdim=True) + 2.0 * torch.randn(n + val, 1, generator=g)) / 3.5
     return TensorDataset(x[:n], y[:n]), TensorDataset(x[n:], y[n:])
 
 
 @healthy("overfit_no_regularisation", source="a small cohort: linear regression with decay")
 def h_cohort_small(seed: int) -> Case:
     return Case(
-        seed=seed, model=nn.Linear(40, 1), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=300, **MSE
+        seed=seed, model=nn.Linear(12, 1), data=cohort(seed), optimizer=adamw(1e-2, weight_decay=0.1), max_steps=400, **MSE
     )  # fmt: skip
 
 
 @faulty("overfit_no_regularisation", twin="h_cohort_small", source="a large MLP, no dropout, no decay, trained on and on")
 def f_cohort_memorised(case: Case) -> None:
-    case.model, case.optimizer = mlp([40, 256, 256, 1]), adam(3e-3)
+    case.model, case.optimizer = mlp([12, 256, 256, 1]), adam(3e-3)
