@@ -137,7 +137,8 @@ def f_portrait_stale_copy(case: Case) -> None:
 @healthy(source="autoencoder of handwritten digits")
 def h_numeral_autoencoder(seed: int) -> Case:
     data = tuple(type(part)(part.tensors[0], part.tensors[0]) for part in digits(seed))
-    return Case(seed=seed, model=mlp([64, 96, 24, 96, 64]), data=data, optimizer=adam(3e-3), max_steps=400, **MSE)  # type: ignore[arg-type]
+    model = mlp([64, 96, 24, 96, 64])
+    return Case(seed=seed, model=model, data=data, optimizer=adam(3e-3), max_steps=400, **MSE)  # type: ignore[arg-type]
 
 
 @faulty(
