@@ -8,15 +8,12 @@ from lit_training.diagnosis.finding import Finding
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn, regression, times_guessing
-from lit_training.diagnosis.rules.units import ALONE, is_dead, is_saturated, makes_gates, one_sided
-from lit_training.tracing.graph import NORMALISATIONS
-from lit_training.tracing.probe import Layer
+from lit_training.diagnosis.rules.units import ALONE, culprit, is_saturated
 from lit_training.tracing.tensor_stats import TensorStats
 
 __all__ = ["bad_bias_init"]
 
 CLOSED = -1.5
-SHUT = 8.0
 OVERCONFIDENT = 5.0
 OFF_TARGET = 30.0
 LARGE, FAR_OUT = 8.0, 20.0
@@ -25,7 +22,6 @@ LARGE_ON_AVERAGE, EVENLY = 3.0, 0.95
 
 @rule(
     explains=[
-        "dead_relu",
         "saturation",
         "init_vanishing",
         "init_exploding",
@@ -40,14 +36,13 @@ LARGE_ON_AVERAGE, EVENLY = 3.0, 0.95
 def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     """Biases are so large that they decide alone, whatever the sample.
 
-    What it means: a rectifier behind a bias far below zero never fires and gets no gradient; a gate is shut or open for good; a
-    head is certain of one class before it has seen any. Typical causes: a bias drawn with a weight's initialiser, a typo in a
+    What it means: a gate is shut or open for good; a head is certain of one class before it has seen any. Typical causes: a bias drawn with a weight's initialiser, a typo in a
     prior, `bias_ih` and `bias_hh` of an LSTM filled for another order of its gates.
 
     How it is measured:
-    hidden layers: at least 90 % of the units of a rectifier are silent, or half of a sigmoid's or tanh's values lie within 1 %
-    of their bounds, and every bias of the layer (or of the batch norm behind it) lies on one side of zero, further than 3
-    times the std that its samples give it (2 times for batch norm, whose std is 1);
+    hidden layers: half of a sigmoid's or tanh's values lie within 1 % of their bounds, and every bias of the layer (or of the
+    batch norm behind it) lies on one side of zero, further than 3 times the std that its samples give it (2 times for batch
+    norm, whose std is 1); of rectifiers dead_relu names such a bias;
     heads: the first cross-entropy is above 5 times that of guessing, or a regression's loss above 30 times that of the targets'
     mean, and a bias is larger than 3 times the outputs' std over samples (and twice the largest target); under any loss a bias
     above 8 and above 20 times that std, where the gradient at the outputs has one sign in all samples, or above 3 where it pulls
@@ -64,12 +59,11 @@ def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     What to do: start biases at 0, a head's at the log of the class frequencies, an LSTM's forget gate at 1.
     """
     for layer in hidden(evidence):
-        bias = _culprit(evidence, layer) if is_dead(evidence, layer) or is_saturated(layer) else None
+        bias = culprit(evidence, layer) if is_saturated(layer) else None
         if bias is not None:
             value = bias.high if bias.high < 0 else bias.low
-            what = "silent" if is_dead(evidence, layer) else "saturated"
             message = (
-                f"All biases of {bias.name} lie beyond {value:.3g}, so the {layer.nonlinearity} behind {layer.name} is {what}."
+                f"All biases of {bias.name} lie beyond {value:.3g}, so {layer.nonlinearity} behind {layer.name} is saturated."
             )
             yield _finding(evidence, bias.name, message, "Start biases at zero: torch.nn.init.zeros_(layer.bias).", value)
             return
@@ -134,21 +128,6 @@ def _points_back(bias: ParameterFacts, gradient: TensorStats) -> bool:
     """Tell whether a bias of one sign is pulled to zero by nearly the same gradient everywhere."""
     sign = 1 if bias.low > 0 else -1 if bias.high < 0 else 0
     return sign * gradient.mean > EVENLY * gradient.rms
-
-
-def _culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:
-    """Return the bias that silences a layer: its own, or that of the normalisation behind it."""
-    graph = evidence.graph
-    own = evidence.parameters.get(f"{layer.name}.bias")
-    if own is not None and one_sided(own, max(ALONE * layer.output.signal, SHUT if makes_gates(graph, layer) else 0.0)):
-        return own
-    for node in graph.nodes:
-        if node.op in NORMALISATIONS and layer.node in node.parents:
-            for parent in (graph.nodes[p] for p in node.parents):
-                facts = evidence.parameters.get(parent.name)
-                if facts is not None and parent.name.endswith("bias") and one_sided(facts, 2.0):
-                    return facts
-    return None
 
 
 def _finding(evidence: Evidence, where: str, message: str, advice: str, value: float) -> Finding:

@@ -9,17 +9,17 @@ from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import hidden, is_drawn
-from lit_training.tracing.graph import Graph
+from lit_training.tracing.graph import NORMALISATIONS, Graph
 from lit_training.tracing.probe import Layer
 
-__all__ = ["ALONE", "LEAST_UNITS", "dead_relu", "is_dead", "is_saturated", "makes_gates", "one_sided", "saturation"]
+__all__ = ["ALONE", "LEAST_UNITS", "culprit", "dead_relu", "is_dead", "is_saturated", "makes_gates", "one_sided", "saturation"]
 
 DEAD = 0.9
 SATURATED = 0.5
 STUCK = 0.2
 LEAST_UNITS = 8
 LEAST_ROWS = 4
-ALONE = 3.0
+ALONE, SHUT = 3.0, 8.0
 
 
 @rule(
@@ -41,7 +41,8 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
     activation, a learning rate that threw the units over.
 
     How it is measured: the share of units (channels) of a ReLU's or ReLU6's output that are zero at every sample and position
-    of the first batch.
+    of the first batch; whether every bias of the layer, or of the batch norm behind it, lies below zero, further than 3 times the
+    std that its samples give it (2 times for batch norm), which is then the cause.
 
     Threshold: 90 % of at least 8 units, over 4 samples or more. Over healthy set-ups the share stays below 40 %, in squeeze
     layers of a few units 75 %; by chance a unit is silent on n samples with probability 2^-n.
@@ -59,6 +60,10 @@ def dead_relu(evidence: Evidence) -> Iterator[Finding]:
                 f"{share:.0%} of the {units} units behind {layer.name} are zero for every sample; healthy nets stay below 40%."
             )
             advice = "Draw the weights with kaiming_normal_ and zero biases; check the sign and scale of what arrives."
+            bias = culprit(evidence, layer)
+            if bias is not None:
+                message = f"{message} All biases of {bias.name} lie below {bias.high:.3g}."
+                advice = "Start biases at zero: torch.nn.init.zeros_(layer.bias)."
             yield Finding("dead_relu", "error", layer.name, evidence.step, message, advice, {"silent": share})
             return
 
@@ -140,6 +145,21 @@ def _decided(evidence: Evidence) -> Iterator[Finding]:
 def _stuck(evidence: Evidence, layer: Layer) -> float:
     """Return the share of gates that are stuck, of the level of a recurrent layer that has most, if it is as it was drawn."""
     return float(layer.gates.columns.mean.max()) if layer.gates is not None and is_drawn(evidence, layer) else 0.0
+
+
+def culprit(evidence: Evidence, layer: Layer) -> ParameterFacts | None:
+    """Return the bias that silences or saturates a layer: its own, or that of the normalisation behind it."""
+    graph = evidence.graph
+    own = evidence.parameters.get(f"{layer.name}.bias")
+    if own is not None and one_sided(own, max(ALONE * layer.output.signal, SHUT if makes_gates(graph, layer) else 0.0)):
+        return own
+    for node in graph.nodes:
+        if node.op in NORMALISATIONS and layer.node in node.parents:
+            for parent in (graph.nodes[p] for p in node.parents):
+                facts = evidence.parameters.get(parent.name)
+                if facts is not None and parent.name.endswith("bias") and one_sided(facts, 2.0):
+                    return facts
+    return None
 
 
 def is_dead(evidence: Evidence, layer: Layer) -> bool:

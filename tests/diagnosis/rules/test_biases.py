@@ -11,19 +11,29 @@ from torch import Tensor, nn
 from tests.diagnosis.rules.looking import adam, alarms, findings, mlp, vectors
 
 
-def test_biases_that_silence_a_layer_are_the_cause() -> None:
+def test_biases_that_silence_a_layer_are_named() -> None:
     model = mlp(16, 64, 64, 4)
     nn.init.constant_(model[0].bias, -5.0)
     found = findings(model)
+    assert (found[0].rule, found[0].where) == ("dead_relu", "0")
+    assert "0.bias" in found[0].message
+    assert "bad_bias_init" not in {f.rule for f in found}
+
+
+def test_biases_that_saturate_a_layer_are_the_cause() -> None:
+    model = mlp(16, 64, 64, 4, act=nn.Tanh)
+    nn.init.constant_(model[0].bias, -8.0)
+    found = findings(model)
     assert (found[0].rule, found[0].where) == ("bad_bias_init", "0.bias")
-    assert {f.rule for f in found if f.caused_by is found[0]} >= {"dead_relu"}
+    assert {f.rule for f in found if f.caused_by is found[0]} >= {"saturation"}
 
 
-def test_a_shifted_batch_norm_is_the_cause() -> None:
+def test_a_shifted_batch_norm_is_named() -> None:
     model = nn.Sequential(nn.Linear(16, 64, bias=False), nn.BatchNorm1d(64), nn.ReLU(), nn.Linear(64, 4))
     nn.init.constant_(model[1].bias, -6.0)
     found = findings(model)
-    assert (found[0].rule, found[0].where) == ("bad_bias_init", "1.bias")
+    assert (found[0].rule, found[0].where) == ("dead_relu", "0")
+    assert "1.bias" in found[0].message
 
 
 @pytest.mark.parametrize("loss", [F.cross_entropy, lambda z, y: F.binary_cross_entropy_with_logits(z, F.one_hot(y, 4).float())])

@@ -83,7 +83,7 @@ def f_icons_idle_bias(case: Case) -> None:
 
 # ------------------------------------------------------------------------------------------ segmentation
 @healthy(source="lesion segmentation in miniature: U-Net, BCE per pixel, SGD with momentum")
-def h_lesion_unet(seed: int) -> Case:
+def h_lesion_unet_m(seed: int) -> Case:
     return Case(
         seed=seed, model=UNet(), data=masks(seed), loss=F.binary_cross_entropy_with_logits, metric="jaccard",
         optimizer=sgd(0.2), max_steps=180,
@@ -96,12 +96,12 @@ def soft_dice(output: Tensor, target: Tensor) -> Tensor:
     return (2 * (p * t).sum(1) / (p.sum(1) + t.sum(1) + 1)).mean()
 
 
-@faulty("loss_sign", "wrong_loss", twin="h_lesion_unet", source="the Dice coefficient is minimised, not 1 - Dice")
-def f_lesion_dice_itself(case: Case) -> None:
+@faulty("loss_sign", "wrong_loss", twin="h_lesion_unet_m", source="the Dice coefficient is minimised, not 1 - Dice")
+def f_lesion_dice_itself_m(case: Case) -> None:
     case.loss = soft_dice
 
 
-@faulty("labels_broken", twin="h_lesion_unet", source="augmentation flips the picture and not its mask")
+@faulty("labels_broken", twin="h_lesion_unet_m", source="augmentation flips the picture and not its mask")
 def f_lesion_flipped_alone(case: Case) -> None:
     case.data = replace(case.data, 0, lambda x: x.flip(-1), val=False)  # type: ignore[arg-type]
 
