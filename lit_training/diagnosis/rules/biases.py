@@ -36,8 +36,9 @@ LARGE_ON_AVERAGE, EVENLY = 3.0, 0.95
 def bad_bias_init(evidence: Evidence) -> Iterator[Finding]:
     """Biases are so large that they decide alone, whatever the sample.
 
-    What it means: a gate is shut or open for good; a head is certain of one class before it has seen any. Typical causes: a bias drawn with a weight's initialiser, a typo in a
-    prior, `bias_ih` and `bias_hh` of an LSTM filled for another order of its gates.
+    What it means: a gate is shut or open for good; a head is certain of one class before it has seen any. Typical causes: a
+    bias drawn with a weight's initialiser, a typo in a prior, `bias_ih` and `bias_hh` of an LSTM filled for another order of
+    its gates.
 
     How it is measured:
     hidden layers: half of a sigmoid's or tanh's values lie within 1 % of their bounds, and every bias of the layer (or of the
