@@ -23,6 +23,7 @@ from lit_training.diagnosis.mirrors import MappedSamples, mapped_samples
 from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
+from lit_training.diagnosis.states import own_states
 from lit_training.selection import clean_names
 from lit_training.tracing.ctc import lengths_at_hand
 from lit_training.tracing.device_asserts import Refusing
@@ -77,7 +78,7 @@ class HandedOut:
 
     def at_first_step(self, trainer: Trainer, probe: Probe, calls: Calls) -> Samples:
         """Return what is known at the first step."""
-        train = summary(probe.batch)
+        train, target = summary(probe.batch), target_place(probe)
         return Samples(
             in_order=in_order(trainer.train_dataloader),
             streamed=isinstance(getattr(trainer.train_dataloader, "dataset", None), IterableDataset),
@@ -85,7 +86,8 @@ class HandedOut:
             train=train,
             val=self._val,
             val_modes=self._val_modes or (),
-            target=target_place(probe),
+            target=target,
+            states=own_states(probe.batch, train, target),
             fed_train=fed(calls.seen, list(zip(leaves_of(probe.batch), train, strict=True))),
             fed_val=self._fed_val,
         )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_training.columns import leaves_of
 from lit_training.diagnosis.parts import BEYOND, Fed, Part, marks, summary
+from lit_training.diagnosis.states import own_states
 from lit_training.tracing.probe import Probe
 
 __all__ = ["Columns", "FirstBatches", "Samples", "in_order", "of_one_batch", "target_place"]
@@ -35,6 +36,7 @@ class Samples:
         val: of the first validation batch, likewise; empty if there was none before training.
         val_modes: dropout and batch-norm layers that were in train mode after it.
         target: which of them the loss takes as its target.
+        states: those whose empty or coded samples have targets of their own.
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
         fed_val: of the first one in validation.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
@@ -55,6 +57,7 @@ class Samples:
     val: tuple[Part | None, ...] = ()
     val_modes: tuple[str, ...] = ()
     target: int | None = None
+    states: frozenset[int] = frozenset()
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
     broken: tuple[int, ...] = ()
@@ -202,7 +205,8 @@ def of_one_batch(probe: Probe) -> Samples:
     """Return what one batch alone tells."""
     batches, place = FirstBatches(), target_place(probe)
     batches.note(probe.batch)
-    return Samples(train=summary(probe.batch), target=place).with_targets(batches)
+    train = summary(probe.batch)
+    return Samples(train=train, target=place, states=own_states(probe.batch, train, place)).with_targets(batches)
 
 
 def in_order(loader: Any) -> bool | None:
