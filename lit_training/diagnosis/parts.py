@@ -50,6 +50,8 @@ class Part:
     uneven: float = 0.0
     code: float = 0.0
     gap: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def ordered(self) -> bool:
@@ -84,14 +86,15 @@ def _part(leaf: Any) -> Part | None:
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     each = marks(values)
     distinct = len(torch.unique(each))
-    mean, std, core, blank, busy, drift, between, uneven = _on_host(
-        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(each), *_apart(rows)]
+    mean, std, core, blank, busy, drift, between, uneven, low, high = _on_host(
+        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(each), *_apart(rows), *values.aminmax()]
     )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
     gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS and rows.shape[1] <= MOST_COLUMNS else 0.0
     shape = tuple(leaf.shape[1:])
-    return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code, gap)
+    scatter = (mean, std, core, blank, busy, drift, combinations, between, uneven)
+    return Part(shape, len(leaf), distinct, *scatter, code, gap, low, high)
 
 
 def marks(values: Tensor) -> Tensor:

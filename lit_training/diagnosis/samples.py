@@ -38,7 +38,9 @@ class Samples:
         target: which of them the loss takes as its target.
         states: those whose empty or coded samples have targets of their own.
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
-        fed_val: of the first one in validation.
+        fed_val: of the first one in validation; nothing where it is called there several times as often, as a sampler does.
+        told_val: of what the first validation batch's tensors met there.
+        section: whether the targets of the first validation batch are of few kinds, as in a folder of one class.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
         numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
@@ -60,6 +62,8 @@ class Samples:
     states: frozenset[int] = frozenset()
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
+    told_val: tuple[Part | None, ...] = ()
+    section: bool = False
     broken: tuple[int, ...] = ()
     numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
