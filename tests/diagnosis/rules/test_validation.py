@@ -8,6 +8,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
+from lit_training.diagnosis.course import Course
+from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.rules.validation import holds_anyway
 from tests.diagnosis.rules.fitting import RULES, found
 
 
@@ -185,3 +188,32 @@ def test_crops_are_no_sample_of_whole_pictures(data, crop: int, cause: list[str]
     pictures = 0.3 * torch.randn(512, 1, 16, 16) - 1
     inside = 1 + 0.3 * torch.randn(512, 1, crop, crop)
     assert said(LitModule(Pooled(), metrics=[]), (inside, data[1]), (pictures[:64], data[1][:64])) == cause
+
+
+@pytest.mark.parametrize(("last", "holds"), [(0.05, True), (0.5, False)])
+def test_what_is_learned_and_holds_in_validation_makes_a_note_of_it(last: float, holds: bool) -> None:
+    assert Course((1.0, 0.01), (0.9, last), 200, guess=1.0, guess_apart=1.0, samples_apart=128).holds == holds
+
+
+@pytest.mark.parametrize(("wider", "severity"), [(0.6, "note"), (60.0, "error")])
+def test_no_section_of_the_data_is_wider_than_they_are(wider: float, severity: str) -> None:
+    apart = Finding("train_val_mismatch", "error", message="Another mean.", evidence={"shift": 1.2, "wider": wider})
+    assert {(f.rule, f.severity) for f in holds_anyway([Finding("bad_data", "error"), apart])} == {
+        ("bad_data", "error"), ("train_val_mismatch", severity)
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("wrong", "severity"), [(0.0, "note"), (3.0, "error")])
+def test_winter_first_is_a_note_where_validation_ends_well(wrong: float, severity: str) -> None:
+    season = 1.5 * torch.linspace(0, 40, 512).sin()[:, None] + 0.2 * torch.randn(512, 6)
+    x = season[torch.randperm(512)]
+    y = x.mean(1, keepdim=True)
+    cold = x[(y < -0.8).squeeze(1)]
+    val = torch.cat([cold[:32], x]), torch.cat([cold[:32], x]).mean(1, keepdim=True)
+    module = LitModule(nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.Linear(16, 1)), loss="mse", lr=0.01, metrics=[])
+    watch = Diagnostics(verbose=False, select=RULES)
+    trainer = pl.Trainer(max_epochs=8, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    loaders = DataLoader(TensorDataset(x, y), 32, shuffle=True), DataLoader(TensorDataset(val[0] - wrong, val[1]), 32)
+    trainer.fit(module, *loaders)
+    assert next(f.severity for f in watch.findings if f.rule == "train_val_mismatch") == severity
