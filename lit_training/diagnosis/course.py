@@ -157,7 +157,7 @@ class Course:
     @property
     def holds(self) -> bool:
         """Whether validation ended at a tenth of what a guess costs on its data, or below: what was learned holds there."""
-        return self.known and 0 <= self.shares[-1] < HOLDS
+        return self.known and bool(self.guess_apart or self.guess) and 0 <= self.shares[-1] < HOLDS
 
     @property
     def end(self) -> float:

@@ -31,17 +31,21 @@ def _is_small(leaf: Any) -> bool:
 def holds_few_kinds(ours: Sequence[Tensor | None], theirs: Sequence[Tensor | None], place: int | None) -> bool:
     """Tell whether targets of a batch are of fewer kinds than a draw leaves to chance, given how often each comes in training.
 
+    Numbers that hardly repeat have no kinds, but one for all samples.
+
     >>> labels, folder = torch.arange(32) % 4, torch.zeros(32, dtype=torch.long)
     >>> holds_few_kinds([labels], [folder], 0), holds_few_kinds([labels], [labels], 0), holds_few_kinds([folder], [folder], 0)
     (True, False, False)
+    >>> holds_few_kinds([labels], [torch.arange(32) / 3], 0)
+    False
     """
     if place is None or len(ours) != len(theirs):
         return False
     drawn, held = ours[place], theirs[place]
     if drawn is None or held is None:
         return False
-    there, alone = held.unique(), len(held.unique()) == 1
-    if len(drawn.unique()) == 1 or (not alone and len(drawn.unique()) > REPEATED * len(drawn)):
+    there, known = held.unique(), len(drawn.unique())
+    if len(there) >= known or (len(there) > 1 and known > REPEATED * len(drawn)):
         return False
     share = (float(torch.isin(drawn, there).sum()) + 1) / (len(drawn) + 1)
     return len(held) * math.log(share) < math.log(RARE)

@@ -46,11 +46,11 @@ def train_val_mismatch(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: other augmentation, other sizes of pictures; other shares of 0 and 1, as where a rare class is sampled more
     often in training, or negatives are drawn; time stamps; training samples that follow each other in time; means that a few
     large values make (a std of 2.5 times half the width of the middle 68 %); a validation loss by another formula or in other
-    units; targets of which training draws other shares, as rare amounts more often: both have half of their range in common;
-    targets in units that validation converts outputs to: the first thing that meets them there is unlike what training's loss
-    gets, and nearer to them than to training's; what a network is given that validation calls three times as often as training,
-    as a sampler that begins with noise does. A run whose validation loss ends at a tenth of what a guess costs on its data, or
-    below, turns the alarm into a note, unless the validation batch is wider by a factor of 3 or ten stds away.
+    units; targets of which training draws rare ones more often: both have half of their range in common, and training's are
+    wider; targets in units that validation converts outputs to: the first thing that meets them there is unlike what training's
+    loss gets, and nearer to them than to training's; what a network is given that validation calls three times as often as
+    training, as a sampler that begins with noise does. A run whose validation loss ends at a tenth of what a guess costs on its
+    data, or below, turns the alarm into a note, unless the validation batch is wider by a factor of 3 or ten stds away.
 
     What to do: normalise both with the training data's statistics.
     """
@@ -109,7 +109,7 @@ def _apart(
             or theirs is None
             or len(ours.shape) != len(theirs.shape)
             or min(ours.samples, theirs.samples) < SAMPLES
-            or (place == target and _has_range_of(ours, theirs))
+            or (place == target and _is_drawn_evenly(ours, theirs))
         ):
             continue
         cropped = math.prod(theirs.shape) >= CROPPED * math.prod(ours.shape)
@@ -120,10 +120,10 @@ def _apart(
     return None
 
 
-def _has_range_of(ours: Part, theirs: Part) -> bool:
-    """Tell whether two tensors lie in the same range, of which they may hold other shares."""
+def _is_drawn_evenly(ours: Part, theirs: Part) -> bool:
+    """Tell whether training holds other shares of the same range, and is wider, as where it draws rare values more often."""
     common = min(ours.high, theirs.high) - max(ours.low, theirs.low)
-    return common >= SAME_RANGE * (max(ours.high, theirs.high) - min(ours.low, theirs.low))
+    return ours.std > theirs.std and common >= SAME_RANGE * (max(ours.high, theirs.high) - min(ours.low, theirs.low))
 
 
 def _is_converted(evidence: Evidence, ours: Part, theirs: Part) -> bool:

@@ -193,6 +193,7 @@ def test_crops_are_no_sample_of_whole_pictures(data, crop: int, cause: list[str]
 @pytest.mark.parametrize(("last", "holds"), [(0.05, True), (0.5, False)])
 def test_what_is_learned_and_holds_in_validation_makes_a_note_of_it(last: float, holds: bool) -> None:
     assert Course((1.0, 0.01), (0.9, last), 200, guess=1.0, guess_apart=1.0, samples_apart=128).holds == holds
+    assert not Course((1.0, 0.01), (0.9, last), 200).holds
 
 
 @pytest.mark.parametrize(("wider", "severity"), [(0.6, "note"), (60.0, "error")])
