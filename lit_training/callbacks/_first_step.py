@@ -23,9 +23,12 @@ from lit_training.diagnosis.mirrors import MappedSamples, mapped_samples
 from lit_training.diagnosis.modules import in_train_mode, tracked
 from lit_training.diagnosis.parts import Fed, Part, summary
 from lit_training.diagnosis.samples import FirstBatches, Samples, in_order, target_place
+from lit_training.diagnosis.sections import holds_few_kinds, kinds
+from lit_training.diagnosis.states import own_states
 from lit_training.selection import clean_names
 from lit_training.tracing.ctc import lengths_at_hand
 from lit_training.tracing.device_asserts import Refusing
+from lit_training.tracing.meeting import Meetings
 from lit_training.tracing.probe import Probe
 
 __all__ = ["FirstStep", "HandedOut", "LeftOut"]
@@ -45,6 +48,10 @@ class HandedOut:
         self._val_calls: Calls | None = None
         self._fed_val: Fed = ("", ())
         self._val: tuple[Part | None, ...] = ()
+        self._val_kinds: tuple[Tensor | None, ...] = ()
+        self._met: Meetings | None = None
+        self._told: tuple[Part | None, ...] = ()
+        self._val_passes = 0
         self._val_modes: tuple[str, ...] | None = None
 
     @harmless
@@ -53,7 +60,7 @@ class HandedOut:
         self._batches.note(batch, seen_before=epoch > 0)
 
     @harmless
-    def before_validation(self, module: LightningModule) -> None:
+    def before_validation(self, module: LightningModule, batch: Any) -> None:
         """Watch what the first validation batch is made into before the network gets it."""
         if self._val_modes is None:
             self._watching.enter_context(eager())
@@ -61,23 +68,27 @@ class HandedOut:
                 self._watching.enter_context(lengths_at_hand())
                 self._watching.enter_context(Refusing())
             self._val_calls = self._watching.enter_context(Calls(module, training=False))
+            self._met = self._watching.enter_context(Meetings(batch))
 
     @harmless
     def note_validation(self, module: nn.Module, batch: Any) -> None:
         """Keep the scale of the first validation batch and of what was made of it, and which layers were in train mode after it."""
         if self._val_modes is None:
+            partners = {} if self._met is None else dict(self._met.partners)
+            self._told = summary([partners.get(place, 0) for place, _ in enumerate(leaves_of(batch))])
             self._val, self._fed_val = summary(batch), fed(self._val_calls.seen if self._val_calls is not None else ())
-            averaged = self._val_calls is not None and self._val_calls.most >= SEVERAL
-            self._val_modes = in_train_mode(clean_names(module), dropout=not averaged)
+            self._val_kinds = kinds(batch)
+            self._val_passes = self._val_calls.most if self._val_calls is not None else 0
+            self._val_modes = in_train_mode(clean_names(module), dropout=self._val_passes < SEVERAL)
 
     def release(self) -> None:
         """Leave nothing attached to the module."""
         self._watching.close()
-        self._val_calls = None
+        self._val_calls = self._met = None
 
     def at_first_step(self, trainer: Trainer, probe: Probe, calls: Calls) -> Samples:
         """Return what is known at the first step."""
-        train = summary(probe.batch)
+        train, target = summary(probe.batch), target_place(probe)
         return Samples(
             in_order=in_order(trainer.train_dataloader),
             streamed=isinstance(getattr(trainer.train_dataloader, "dataset", None), IterableDataset),
@@ -85,9 +96,12 @@ class HandedOut:
             train=train,
             val=self._val,
             val_modes=self._val_modes or (),
-            target=target_place(probe),
+            target=target,
+            states=own_states(probe.batch, train, target),
             fed_train=fed(calls.seen, list(zip(leaves_of(probe.batch), train, strict=True))),
-            fed_val=self._fed_val,
+            fed_val=self._fed_val if self._val_passes < SEVERAL * max(calls.most, 1) else ("", ()),
+            told_val=self._told,
+            section=holds_few_kinds(kinds(probe.batch), self._val_kinds, target),
         )
 
     @harmless

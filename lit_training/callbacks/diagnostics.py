@@ -16,6 +16,7 @@ from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.rule import Check, in_causal_order
 from lit_training.diagnosis.rules import MONITORED
 from lit_training.diagnosis.rules.imbalance import learned_anyway
+from lit_training.diagnosis.rules.validation import holds_anyway
 from lit_training.showing.console import show, verdict_view
 
 __all__ = ["Diagnostics", "diagnostics"]
@@ -126,6 +127,7 @@ class Diagnostics(Callback):
     def findings(self) -> list[Finding]:
         """What all parts found, in causal order."""
         audited = learned_anyway(self.auditor.findings) if self.losses.learned else self.auditor.findings
+        audited = holds_anyway(audited) if self.losses.holds else audited
         found = in_causal_order([*audited, *self._monitored], (*self.auditor.rules, *MONITORED))
         cause = next(filter(is_alarm, found), None)
         course = [finding for finding in self.losses.compared if self.auditor.wanted.wants(finding)]

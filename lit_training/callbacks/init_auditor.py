@@ -134,7 +134,7 @@ class InitAuditor(Callback):
     ) -> None:
         """Watch the first validation batch of the sanity check."""
         if trainer.sanity_checking and dataloader_idx == 0:
-            self._handed_out.before_validation(pl_module)
+            self._handed_out.before_validation(pl_module, batch)
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0

@@ -27,6 +27,8 @@ from lit_training.tracing.trace import unseen
 
 __all__ = ["LossMonitor"]
 
+_Judged = tuple[list[Finding], list[Finding], bool, bool]
+
 
 class LossMonitor(Callback):
     """Follow the loss that is minimised and the validation loss that the module logs; judge both when training ends.
@@ -44,6 +46,7 @@ class LossMonitor(Callback):
             the training loss tells beside the validation loss (`loss_curve.validation_loss`) and beside a guess's
             (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
         learned: whether training and validation loss ended far below a guess's.
+        holds: whether the validation loss ended at a tenth of a guess's, or below.
         findings: both.
         mapped: some samples whose targets are maps; set by `Diagnostics`, `None` if there are none.
         guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
@@ -59,7 +62,7 @@ class LossMonitor(Callback):
     def __init__(self) -> None:
         self.diverged: list[Finding] = []
         self.compared: list[Finding] = []
-        self.learned = False
+        self.learned = self.holds = False
         self.guess: Guess | None = None
         self.mapped: MappedSamples | None = None
         self._reset()
@@ -84,7 +87,8 @@ class LossMonitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin anew, also when the same trainer fits twice."""
-        self.diverged, self.compared, self.learned, self.guess, self.mapped = [], [], False, None, None
+        self.diverged, self.compared, self.guess, self.mapped = [], [], None, None
+        self.learned = self.holds = False
         self._reset()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -128,11 +132,12 @@ class LossMonitor(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge on rank 0, and tell all ranks."""
-        self.diverged, self.compared, self.learned = trainer.strategy.broadcast(self._judge(trainer) or ([], [], False))
+        judged = trainer.strategy.broadcast(self._judge(trainer) or ([], [], False, False))
+        self.diverged, self.compared, self.learned, self.holds = judged
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Judge what there is, on this rank."""
-        self.diverged, self.compared, self.learned = self._judge(trainer) or ([], [], False)
+        self.diverged, self.compared, self.learned, self.holds = self._judge(trainer) or ([], [], False, False)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go of samples."""
@@ -195,11 +200,11 @@ class LossMonitor(Callback):
             self._validation.append(float(trainer.callback_metrics[name]))
 
     @harmless
-    def _judge(self, trainer: Trainer) -> tuple[list[Finding], list[Finding], bool]:
+    def _judge(self, trainer: Trainer) -> _Judged:
         course = self._course(trainer)
         fell = reward_fell(self._rewards.means(), trainer.global_step)
         compared = self._idle(trainer) or fell or self._mirrored(trainer) or forgot(course) or judge_course(course)
-        return diverged(course), compared, course.learned
+        return diverged(course), compared, course.learned, course.holds
 
     @harmless
     def _idle(self, trainer: Trainer) -> list[Finding]:

@@ -9,7 +9,7 @@ __all__ = ["Course"]
 
 ALIKE = 1.7
 OTHER, UNITS, LEARNS = 3.0, 1.5, 0.5
-MASTERED = 0.6
+MASTERED, HOLDS = 0.6, 0.1
 UNSEEN = 0.98
 UNMOVED, OFFSET = 0.955, 5.0
 BY_CHANCE = 4.0
@@ -153,6 +153,11 @@ class Course:
     def learned(self) -> bool:
         """Whether training and validation ended far below what naming uneven labels by their frequency costs."""
         return self.known and self.uneven and self.end < MASTERED * (self.guess or 0.0) and self.shares[-1] < MASTERED
+
+    @property
+    def holds(self) -> bool:
+        """Whether validation ended at a tenth of what a guess costs on its data, or below: what was learned holds there."""
+        return self.known and bool(self.guess_apart or self.guess) and 0 <= self.shares[-1] < HOLDS
 
     @property
     def end(self) -> float:

@@ -34,6 +34,7 @@ NOTICED = 0.05
 _SAME = 1e-3  # relative
 _HALF = frozenset([torch.float16, torch.bfloat16])
 _MANY = 0.5  # of an activation's values at its bounds
+_LARGE = 2.0  # beyond what standardised inputs have
 
 
 @dataclass(frozen=True)
@@ -197,6 +198,7 @@ def collect(
                 ),
                 *(weight for weights, _ in one_hot for weight in weights),
                 *_growing(layers),
+                *(layer.weight for layer in layers if layer.source is not None and layer.source.rms > _LARGE),
             },
         ),
         one_hot=one_hot,

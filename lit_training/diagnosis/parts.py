@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_training.columns import leaves_of, some_elements
 
-__all__ = ["BEYOND", "Fed", "Part", "marks", "summary"]
+__all__ = ["BEYOND", "Fed", "Part", "marks", "singled_out", "summary"]
 
 ORDERED, SIGNIFICANT = 0.5, 4.0
 FEW = 0.2
@@ -26,7 +26,8 @@ class Part:
     `core` is half the width of the middle 68 % of the elements, which is the std but for outliers; `blank` the share of samples
     that are one and the same number everywhere, `busy` the share of other elements in the rest. `drift` is the correlation of a sum
     over each sample with that over the next one, which is far from 0 where samples come in an order. `combinations` tells how many
-    samples could differ, given how many values each column takes: its logarithm, infinity unless few samples differ. `between` is
+    samples could differ, given how many values each column takes, neighbouring columns that exclude each other (one-hot) together:
+    its logarithm, infinity unless few samples differ. `between` is
     the std over samples of their means, `uneven` that of their mean squared deviations over the mean of those: the elements of a
     sample have much in common, so that a batch tells its mean and std as well as so many samples can. `code` is the number that
     stands where something is missing, 0 if there is none: it comes three times or more, in columns that otherwise vary, and
@@ -49,6 +50,8 @@ class Part:
     uneven: float = 0.0
     code: float = 0.0
     gap: float = 0.0
+    low: float = -math.inf
+    high: float = math.inf
 
     @property
     def ordered(self) -> bool:
@@ -83,24 +86,27 @@ def _part(leaf: Any) -> Part | None:
     rows = values.flatten(1) if values.ndim > 1 else values[:, None]
     each = marks(values)
     distinct = len(torch.unique(each))
-    mean, std, core, blank, busy, drift, between, uneven = _on_host(
-        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(each), *_apart(rows)]
+    mean, std, core, blank, busy, drift, between, uneven, low, high = _on_host(
+        [values.mean(), values.std(), _core(values), *_blank(rows), _drift(each), *_apart(rows), *values.aminmax()]
     )
     combinations = _combinations(rows) if distinct < FEW * len(leaf) else math.inf
     code = _code(rows) if std > WIDE * core else 0.0
     gap = _gap(rows) if values.ndim == 2 and len(rows) >= LEAST_ROWS and rows.shape[1] <= MOST_COLUMNS else 0.0
     shape = tuple(leaf.shape[1:])
-    return Part(shape, len(leaf), distinct, mean, std, core, blank, busy, drift, combinations, between, uneven, code, gap)
+    scatter = (mean, std, core, blank, busy, drift, combinations, between, uneven)
+    return Part(shape, len(leaf), distinct, *scatter, code, gap, low, high)
 
 
 def marks(values: Tensor) -> Tensor:
-    """Return a number for each sample that tells those apart that differ.
+    """Return a number for each sample that tells those apart that differ: columns count differently, and not in even steps.
 
     >>> marks(torch.tensor([[1.0, 2.0], [2.0, 1.0], [1.0, 2.0]])).unique().shape
     torch.Size([2])
+    >>> marks(torch.eye(6)[torch.combinations(torch.arange(6))].sum(1)).unique().shape
+    torch.Size([15])
     """
     rows = values.float().reshape(len(values), -1)
-    return rows @ torch.linspace(0.5, 1.5, rows.shape[1], device=values.device)
+    return rows @ torch.linspace(0.25, 2.25, rows.shape[1], device=values.device).sqrt()
 
 
 def _apart(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -117,9 +123,30 @@ def _drift(marks: Tensor) -> Tensor:
 
 
 def _combinations(rows: Tensor) -> float:
-    """Return the logarithm of the product of how many values each column takes."""
+    """Return the logarithm of the product of how many values each column takes, or each run of columns that exclude each other."""
     values = rows.sort(0).values
-    return float((1 + (values[1:] != values[:-1]).sum(0)).double().log().sum())
+    taken = 1 + (values[1:] != values[:-1]).sum(0)
+    yes_or_no = (taken == 2) & (values[0] == 0)
+    if not yes_or_no.any() or rows.shape[1] > MOST_COLUMNS:
+        return float(taken.double().log().sum())
+    others = float(taken[~yes_or_no].double().log().sum())
+    return others + sum(math.log(len(run) + bool((run.sum(0) == 0).any())) for run in _excluding((rows[:, yes_or_no] != 0).T))
+
+
+def _excluding(columns: Tensor) -> list[Tensor]:
+    """Split columns of yes and no, `[columns, rows]`, into runs of which no row has two.
+
+    >>> [run.tolist() for run in _excluding(torch.tensor([[True, False], [False, True], [True, True]]))]
+    [[[True, False], [False, True]], [[True, True]]]
+    """
+    runs: list[list[Tensor]] = []
+    held = torch.zeros(0, dtype=torch.bool)
+    for column in columns.cpu():
+        if not runs or bool((held & column).any()):
+            runs, held = [*runs, []], torch.zeros_like(column)
+        runs[-1].append(column)
+        held = held | column
+    return [torch.stack(run) for run in runs]
 
 
 def _code(rows: Tensor) -> float:
@@ -134,22 +161,34 @@ def _code(rows: Tensor) -> float:
 
 def _gap(rows: Tensor) -> float:
     """Return how far the most outlying of repeated smallest or largest numbers is from its column's rest, over what that spans."""
+    return _coded_rows(rows)[0]
+
+
+def _coded_rows(rows: Tensor) -> tuple[float, Tensor]:
+    """Return the widest gap, and which rows lie beyond it."""
     low, high = rows.aminmax(dim=0)
-    return max(_gap_below(rows, low, high), _gap_below(-rows, -high, -low))
+    return max(_gap_below(rows, low, high), _gap_below(-rows, -high, -low), key=lambda found: found[0])
 
 
-def _gap_below(rows: Tensor, low: Tensor, high: Tensor) -> float:
+def _gap_below(rows: Tensor, low: Tensor, high: Tensor) -> tuple[float, Tensor]:
     same = rows == low
     if int(same.sum()) < rows.shape[1] + REPEATED - 1:
-        return 0.0
+        return 0.0, same[:, 0]
     times = same.sum(0)
     repeated = (times >= REPEATED) & (2 * times < len(rows))
     second = rows.masked_fill(same, math.inf).amin(0)
     gaps = (second - low) / (high - second)
     apart = repeated & (second < high) & (gaps > APART)
     steps = [len(column.unique()) - 2 for column in rows[:, apart].T]
-    told = [gap for gap, n in zip(gaps[apart].tolist(), steps, strict=True) if gap * n > BYTE]  # a byte has no room for both
-    return max(told, default=0.0)
+    there = zip(gaps[apart].tolist(), steps, same[:, apart].T, strict=True)
+    told = [(gap, rows_there) for gap, n, rows_there in there if gap * n > BYTE]  # a byte has no room for both
+    return max(told, key=lambda found: found[0], default=(0.0, same[:, 0]))
+
+
+def singled_out(leaf: Tensor, part: Part) -> Tensor:
+    """Return which samples are one number everywhere, or hold the number that is far from the rest of its column."""
+    rows = leaf.detach().float().reshape(len(leaf), -1)
+    return rows.amax(1) == rows.amin(1) if part.blank else _coded_rows(rows)[1]
 
 
 def _core(values: Tensor) -> Tensor:

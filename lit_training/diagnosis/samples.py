@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_training.columns import leaves_of
 from lit_training.diagnosis.parts import BEYOND, Fed, Part, marks, summary
+from lit_training.diagnosis.states import own_states
 from lit_training.tracing.probe import Probe
 
 __all__ = ["Columns", "FirstBatches", "Samples", "in_order", "of_one_batch", "target_place"]
@@ -35,8 +36,11 @@ class Samples:
         val: of the first validation batch, likewise; empty if there was none before training.
         val_modes: dropout and batch-norm layers that were in train mode after it.
         target: which of them the loss takes as its target.
+        states: those whose empty or coded samples have targets of their own.
         fed_train: of the first call of a network in the first training step, its name and its arguments likewise.
-        fed_val: of the first one in validation.
+        fed_val: of the first one in validation; nothing where it is called there several times as often, as a sampler does.
+        told_val: of what the first validation batch's tensors met there.
+        section: whether the targets of the first validation batch are of few kinds, as in a folder of one class.
         broken: which of the first batches, counted from 0, hold NaN or infinite values.
         numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
@@ -55,8 +59,11 @@ class Samples:
     val: tuple[Part | None, ...] = ()
     val_modes: tuple[str, ...] = ()
     target: int | None = None
+    states: frozenset[int] = frozenset()
     fed_train: Fed = ("", ())
     fed_val: Fed = ("", ())
+    told_val: tuple[Part | None, ...] = ()
+    section: bool = False
     broken: tuple[int, ...] = ()
     numbers: tuple[Tensor, ...] = ()
     wild: tuple[tuple[int, float, float], ...] = ()
@@ -202,7 +209,8 @@ def of_one_batch(probe: Probe) -> Samples:
     """Return what one batch alone tells."""
     batches, place = FirstBatches(), target_place(probe)
     batches.note(probe.batch)
-    return Samples(train=summary(probe.batch), target=place).with_targets(batches)
+    train = summary(probe.batch)
+    return Samples(train=train, target=place, states=own_states(probe.batch, train, place)).with_targets(batches)
 
 
 def in_order(loader: Any) -> bool | None:

@@ -57,7 +57,10 @@ def bad_data(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: such a number in a table that the network compares with something, as one that masks does; missing targets
     that are masked out of the loss, and masks of minus infinity, which leave the loss finite; sparse features; a few columns of
-    a few values each, half of whose combinations occur; one of several inputs that is missing.
+    a few values each, half of whose combinations occur (one-hot columns exclude each other, so that few do); one of several inputs
+    that is missing; empty samples, or the far number, if they are a state of their own, as night, drought and standstill are: then
+    their targets are alike (a quarter of the others' variance at most, 2.5 standard errors from chance), as those of what failed
+    to load or went missing are not.
 
     What to do: find the sample (`torch.isfinite`), and drop or impute it.
     """
@@ -111,11 +114,11 @@ def _wild(evidence: Evidence) -> list[Finding]:
 
 def _coded(evidence: Evidence) -> list[Finding]:
     """Say so if a number stands for what is missing, as it is or standardised with the rest."""
-    inputs = [
-        part for place, part in enumerate(evidence.samples.train) if place != evidence.samples.target and part is not None
-    ]
+    samples = evidence.samples
+    inputs = {place: part for place, part in enumerate(samples.train) if place != samples.target and part is not None}
     advice = "Is it a code for what is missing? Impute it (0 once standardised, with a column that says so), do not feed it."
-    code, gap = next((part.code for part in inputs if part.code), 0.0), max((part.gap for part in inputs), default=0.0)
+    code = next((part.code for part in inputs.values() if part.code), 0.0)
+    gap = max((part.gap for place, part in inputs.items() if place not in samples.states), default=0.0)
     if code and any(is_off(evidence, layer) for layer in evidence.layers):
         message = f"{code:.4g} stands in several places, {BEYOND:g} times as far from zero as any other number of its tensor."
         return _finding(evidence, message, advice, value=code)
@@ -128,7 +131,8 @@ def _coded(evidence: Evidence) -> list[Finding]:
 def _alike(evidence: Evidence) -> list[Finding]:
     """Say so if most samples are one and the same, or many are empty."""
     samples = evidence.samples
-    inputs = [part for place, part in enumerate(samples.train) if place != samples.target]
+    places = [place for place in range(len(samples.train)) if place != samples.target]
+    inputs = [samples.train[place] for place in places]
     known = [part for part in inputs if part is not None and math.prod(part.shape) >= 2 and part.samples >= 16]
     if samples.target is None or not inputs or len(known) != len(inputs):
         return []
@@ -137,7 +141,8 @@ def _alike(evidence: Evidence) -> list[Finding]:
         message = f"Only {max(p.distinct for p in known)} of the {first.samples} samples of the first batch differ."
         advice = "Look at a few inputs: does the data set use the index, did the files load?"
         return _finding(evidence, message, advice, distinct=float(first.distinct))
-    if len(known) == 1 and math.prod(first.shape) >= 16 and first.blank >= EMPTY and first.busy >= BUSY:
+    own = places[0] in samples.states
+    if len(known) == 1 and not own and math.prod(first.shape) >= 16 and first.blank >= EMPTY and first.busy >= BUSY:
         message = f"{first.blank:.0%} of the {first.samples} samples of the first batch are one number everywhere."
         advice = "Look at a few of them: did the files load? Drop what could not be read."
         return _finding(evidence, message, advice, blank=first.blank)

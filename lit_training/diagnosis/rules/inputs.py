@@ -56,7 +56,9 @@ def unnormalised_input(evidence: Evidence) -> Iterator[Finding]:
     normalisation straight behind it, not in a residual stream, that takes the scale back (pixels up to 255 in front of layer or
     group norm cost a point at most); numbers that are told from numbers of their own size, by units without bounds under Adam and
     its like, where all grows with the input (super-resolution and an autoencoder reach the same R2, to .03, with pixels up to 255
-    as with a std of 1).
+    as with a std of 1); large numbers in front of weights that are made for them: ones that bring them below 20 and to less than a
+    quarter, as Caffe's networks do with pixels (torch draws weights that bring them to .6), or frequencies, which only sine and
+    cosine follow and which do not look drawn.
 
     What to do: standardise with the training data's mean and std.
     """
@@ -84,10 +86,25 @@ def is_off(evidence: Evidence, layer: Layer) -> bool:
     if stats is None or not stats.finite or not _reads_inputs(evidence, layer) or _is_behind_idle_norm(evidence, layer):
         return False
     offset = abs(stats.mean) / stats.std if stats.std > 0 else math.inf
-    far = offset > OFFSET and stats.rms > 2
-    large = stats.rms > LARGE and not _scales_along(evidence, layer, stats) and not _is_rescaled(evidence, layer, stats)
+    far = offset > OFFSET and stats.rms > 2 and not _makes_phases(evidence, layer)
+    large = stats.rms > LARGE and not (
+        _scales_along(evidence, layer, stats) or _is_rescaled(evidence, layer, stats) or _is_made_for_it(evidence, layer)
+    )
     flat = offset > OFFSET and 0 < stats.std < FLAT and layer.output.signal < DROWNED * layer.output.rms
     return large or ((far or flat) and not _is_centred(evidence, layer, stats)) or _is_tiny(evidence, layer, stats)
+
+
+def _is_made_for_it(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether a layer brings what it reads to an ordinary size, by weights far smaller than drawn ones, or to phases."""
+    read = 0.0 if layer.source is None else layer.source.rms
+    return (0 < layer.output.rms < min(LARGE, read / NEAR)) or _makes_phases(evidence, layer)
+
+
+def _makes_phases(evidence: Evidence, layer: Layer) -> bool:
+    """Tell whether only sine and cosine read a layer, whose weights do not look drawn: frequencies."""
+    facts = evidence.parameters.get(layer.weight)
+    acts = set() if layer.node is None else set(evidence.graph.follows(layer.node))
+    return facts is not None and not facts.fresh and bool(acts) and acts <= {"sin", "cos"}
 
 
 def _is_behind_idle_norm(evidence: Evidence, layer: Layer) -> bool:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.diagnosis.rules.fitting import found
-from tests.diagnosis.rules.looking import alarms, mlp, vectors
+from tests.diagnosis.rules.looking import adam, alarms, mlp, vectors
 
 
 @pytest.mark.parametrize(
@@ -78,3 +78,29 @@ def test_a_few_samples_that_come_again_and_again_are_found(kinds: int, val_kinds
 def test_a_small_training_set_that_is_passed_through_four_times_is_no_repetition() -> None:
     x, y = vectors(400)
     assert "bad_data" not in found(x[:16], y[:16], val=(x[100:], y[100:]), steps=12)
+
+
+@pytest.mark.parametrize(("own", "rules"), [(True, []), (False, ["bad_data"])])
+def test_empty_samples_with_targets_of_their_own_are_a_state(own: bool, rules: list[str]) -> None:
+    x, y = vectors(64)
+    empty = torch.arange(64) % 3 == 0
+    y = torch.where(empty, 0, 1 + y % 3) if own else y
+    assert alarms(mlp(16, 32, 4), (x.masked_fill(empty[:, None], 0), y)) == rules
+
+
+@pytest.mark.parametrize(("own", "rules"), [(True, []), (False, ["bad_data"])])
+def test_a_number_far_from_its_column_is_a_state_where_targets_are_of_their_own(own: bool, rules: list[str]) -> None:
+    x, y = vectors(64)
+    stands = torch.arange(64) % 4 == 0
+    y = torch.where(stands, 0, 1 + y % 3) if own else y
+    x[:, 0] = torch.where(stands, 0, 50 + 0.02 * x[:, 0])
+    assert alarms(mlp(16, 32, 4), ((x - x.mean(0)) / x.std(0), y)) == rules
+
+
+@pytest.mark.parametrize("one_hot", [True, False])
+def test_one_hot_columns_have_few_combinations(one_hot: bool) -> None:
+    months, days = torch.arange(256) % 12, torch.arange(256) // 12 % 3
+    x = torch.cat([nn.functional.one_hot(months, 12), nn.functional.one_hot(days, 3)], 1).float()
+    pattern = torch.rand(12, 15, generator=torch.Generator().manual_seed(1)).round()
+    said = alarms(mlp(15, 32, 4), (x if one_hot else pattern[months], (months + days) % 4), optimizer=adam)
+    assert ("bad_data" in said) != one_hot

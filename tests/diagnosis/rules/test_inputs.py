@@ -124,3 +124,32 @@ def test_small_inputs_are_seen_if_a_bias_drowns_them_before_a_normalisation(net:
     """Pixels that were divided by 255 twice."""
     x, y = vectors()
     assert alarms(net, (x.sigmoid() / 255, y), optimizer=adam) == rules
+
+
+@pytest.mark.parametrize(("made_for", "silent"), [(60.0, True), (1.0, False)])
+def test_a_first_layer_whose_weights_are_made_for_such_numbers_may_read_them(made_for: float, silent: bool) -> None:
+    x, y = vectors()
+    net = mlp(16, 32, 4)
+    with torch.no_grad():
+        net[0].weight.div_(made_for)
+    assert ("unnormalised_input" not in alarms(net, (60 * x, y), optimizer=adam)) == silent
+
+
+class Seasons(nn.Module):
+    """A linear layer of the time, and waves of it."""
+
+    def __init__(self, *, waves: bool) -> None:
+        super().__init__()
+        self.frequencies, self.head, self.waves = nn.Linear(1, 12), mlp(24, 32, 4), waves
+        with torch.no_grad():
+            self.frequencies.weight.copy_(6.28 / torch.linspace(6, 168, 12)[:, None])
+
+    def forward(self, x):
+        phase = self.frequencies(x)
+        return self.head(torch.cat([phase.sin(), phase.cos()] if self.waves else [phase, -phase], 1))
+
+
+@pytest.mark.parametrize("waves", [True, False])
+def test_frequencies_may_read_hours(waves: bool) -> None:
+    hours = 720 * torch.rand(32, 1, generator=torch.Generator().manual_seed(1))
+    assert ("unnormalised_input" not in alarms(Seasons(waves=waves), (hours, vectors()[1]), optimizer=adam)) == waves
