@@ -86,8 +86,9 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: variational networks that draw normal noise by design; Monte-Carlo dropout that averages several passes in
     eval mode, and so draws three times as many masks as in training or more, or calls the network so often for one validation
-    batch; uniform noise that is added or put in order (dequantisation, masked autoencoders). If it takes one pass on purpose:
-    ignore this rule.
+    batch; uniform noise that is added or put in order (dequantisation, masked autoencoders); masks that put something in place
+    of what they hide (masked modelling with a learnt token); coins whose probabilities differ (samples of a binary code). If it
+    takes one pass on purpose, as Tacotron's prenet does: ignore this rule.
 
     What to do: `F.dropout(x, p, training=self.training)`, or `nn.Dropout(p)` made in `__init__`.
     """

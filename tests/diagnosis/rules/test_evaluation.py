@@ -104,6 +104,44 @@ def test_attention_over_positions_is_silent(net: nn.Module) -> None:
     assert try_in_eval([Call("", net, (tokens()[0],), {})])[0].attending == ""
 
 
+# ------------------------------------------------------------------------------------------ chance in eval mode
+class Chance(nn.Module):
+    """Draws in eval mode as well, in one of several ways, and learns a token that begins at zero."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.way = nn.Parameter(torch.zeros(16)), way
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "code":
+            p = self.first(x).sigmoid()
+            return self.last(torch.bernoulli(p) + p - p)
+        if self.way == "compared":
+            return self.last((torch.rand(x.shape) < self.first(x).sigmoid()).float())
+        if self.way == "alike":
+            return self.last(2 * self.first(x) * torch.bernoulli(torch.full_like(x, 0.5)))
+        mask = torch.rand(x.shape) < 0.4
+        if self.way == "both":
+            weight = mask.float()
+            x = x * (1 - weight) + self.token * weight
+        elif self.way == "put":
+            x = x.clone()
+            x[mask] = 1.0
+        else:
+            x = torch.where(mask, self.token if self.way == "token" else torch.zeros_like(x), x)
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [("code", False), ("compared", False), ("both", False), ("put", False), ("token", False), ("zeros", True), ("alike", True)],
+)
+def test_masks_that_replace_and_samples_of_a_code_are_no_dropout(way: str, told: bool) -> None:
+    assert try_in_eval([Call("", Chance(way), (torch.randn(32, 16),), {})])[0].dropped == told
+
+
 # ------------------------------------------------------------------------------------------ dropout
 def stack(p: float, layers: int) -> nn.Sequential:
     torch.manual_seed(0)
