@@ -25,16 +25,17 @@ class Attending:
     """See which attention takes the samples for positions: it is called with them along the first dimension, without `batch_first`.
 
     Where the second dimension could hold them, as in `[time, batch]` or `[rows, batch * columns]`, it is given the benefit of the
-    doubt.
+    doubt. `as_set` tells that one is openly given all samples as the positions of a single sequence, `[1, samples, features]` with
+    `batch_first`, and `as_series` that a recurrent layer reads them as an unbatched sequence, `[samples, features]`.
     """
 
     def __init__(self, net: nn.Module, size: int) -> None:
-        self.found = ""
+        self.found, self.as_set, self.as_series = "", False, False
         self._net, self._size, self._hooks = net, size, ExitStack()
 
     def __enter__(self) -> "Attending":
         for name, part in self._net.named_modules():
-            if isinstance(part, nn.MultiheadAttention) and not part.batch_first and self._size > 1:
+            if isinstance(part, nn.MultiheadAttention | nn.RNNBase) and self._size > 1:
                 self._hooks.callback(part.register_forward_pre_hook(partial(self._look, name), with_kwargs=True).remove)
         return self
 
@@ -42,8 +43,12 @@ class Attending:
         self._hooks.close()
 
     def _look(self, name: str, part: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        shape = (args[0] if args else kwargs["query"]).shape
-        if not self.found and len(shape) == 3 and shape[0] == self._size and shape[1] % self._size:
+        shape = tuple(getattr(args[0] if args else kwargs.get("query", kwargs.get("input")), "shape", ()))
+        if isinstance(part, nn.RNNBase):
+            self.as_series |= len(shape) == 2 and shape[0] == self._size
+        elif part.batch_first:
+            self.as_set |= shape[:-1] == (1, self._size)
+        elif not self.found and len(shape) == 3 and shape[0] == self._size and shape[1] % self._size:
             self.found = name
 
 

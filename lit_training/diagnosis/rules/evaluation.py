@@ -48,8 +48,10 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: batch norm in training mode, batch norm built without running statistics, losses that compare samples
     (contrastive, mixup), networks that take means, deviations or extremes over the whole batch (a discriminator's minibatch
     standard deviation, ranges for quantisation), calls with another number of rows than the loader gives samples (a sentence,
-    the nodes of several graphs), outputs `[N, N]`, graphs (an input without the batch dimension), `[time, batch]` layouts whose
-    samples lie along the second dimension, samples drawn at random by design.
+    the nodes of several graphs), outputs `[N, N]`, graphs (an input without the batch dimension, or an adjacency `[N, N]` or edges
+    that the network keeps), `[time, batch]` layouts whose samples lie along the second dimension, samples drawn at random by
+    design, attention that is openly given the samples as one sequence (`[1, N, features]` with `batch_first`: SAINT), recurrent
+    layers that read an unbatched sequence `[N, features]` where the loader does not shuffle, so that a batch is a stretch of it.
 
     What to do: find the layer that reads along dimension 0; most often `batch_first=True` is missing.
     """
