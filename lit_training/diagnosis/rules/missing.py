@@ -82,7 +82,7 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
 def _dense_row(graph: Graph, layers: Sequence[Layer], readers: Sequence[Sequence[int]]) -> list[Layer]:
     """Return the longest row of dense layers, each called once, of which nothing else reads the inner ones."""
     once = (layer for layer in layers if layer.node is not None and layer.op in DENSE and layer.calls == 1)
-    dense = {layer.node: layer for layer in once if not _projects_attention(graph, layer.node or 0)}
+    dense = {layer.node or 0: layer for layer in once if not _projects_attention(graph, layer.node or 0)}
     longest: list[Layer] = []
     for layer in dense.values():
         row, after = [layer], _reader(graph, layer.node or 0, readers)
