@@ -214,7 +214,14 @@ def collect(
         maximizes=any(group.get("maximize") for o in optimizers or () for group in o.param_groups),
         in_eval=()
         if samples_apart(probe.graph, probe.batch_size)
-        else tuple(try_in_eval(calls, samples.per_batch if samples else None, ahead=any(call.open_way for call in losses))),
+        else tuple(
+            try_in_eval(
+                calls,
+                samples.per_batch if samples else None,
+                ahead=any(call.open_way for call in losses),
+                in_order=samples is not None and samples.in_order is True,
+            )
+        ),
         taken_in=tracked_before or {},
         took_in=tuple(n for n, count in tracked(parts).items() if tracked_before and count > tracked_before.get(n, count)),
         idle_norms=idle_norms(parts),

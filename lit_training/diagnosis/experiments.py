@@ -120,7 +120,9 @@ def fed(calls: Sequence[Call], known: Sequence[tuple[Any, Part | None]] = ()) ->
     return (calls[0].name, summary((calls[0].args, calls[0].kwargs), known)) if calls else ("", ())
 
 
-def try_in_eval(calls: Sequence[Call], samples: int | None = None, *, ahead: bool = False) -> list[InEval]:
+def try_in_eval(
+    calls: Sequence[Call], samples: int | None = None, *, ahead: bool = False, in_order: bool = False
+) -> list[InEval]:
     """Run a copy of each called network in eval mode, on a few samples as they are and with the first and last replaced.
 
     Where these passes differ it runs once more, to tell whether chance decides. The originals are not run, and random generators
@@ -130,24 +132,25 @@ def try_in_eval(calls: Sequence[Call], samples: int | None = None, *, ahead: boo
         calls: of networks.
         samples: how many the loader puts into a batch. Where a call has more rows, they are parts of samples, which may be mixed.
         ahead: whether to ask if it looks ahead, at one more pass.
+        in_order: whether the loader gives them in the order of its data set, so that they may be one stretch of a series.
     """
-    found = [(call, result) for call in calls if (result := _try(call, ahead)) is not None]
+    found = [(call, result) for call in calls if (result := _try(call, ahead, in_order)) is not None]
     parts = [samples is not None and _samples(_inputs(call)) > samples for call, _ in found]
     return [replace(r, mixed=None, attending="") if of_parts else r for (_, r), of_parts in zip(found, parts, strict=True)]
 
 
-def _try(call: Call, ahead: bool) -> InEval | None:
+def _try(call: Call, ahead: bool, in_order: bool) -> InEval | None:
     few = _few(call)
     with undisturbed(call.module), torch.no_grad():
         for attempt in (few,) if few is call else (few, call):
             try:  # FSDP2, cached tensors, anything that refuses to be copied; a batch size that is written into the network
-                return _look(copy.deepcopy(call.module).eval(), attempt, ahead)
+                return _look(copy.deepcopy(call.module).eval(), attempt, ahead, in_order)
             except Exception:
                 continue
     return None
 
 
-def _look(net: nn.Module, call: Call, ahead: bool) -> InEval:
+def _look(net: nn.Module, call: Call, ahead: bool, in_order: bool) -> InEval:
     size = _samples(_inputs(call))
     with Dropping() as dropping, Attending(net, size) as attending:
         first = _outputs(net(*call.args, **call.kwargs))
@@ -155,9 +158,9 @@ def _look(net: nn.Module, call: Call, ahead: bool) -> InEval:
         return InEval(call.name, None, dropped=dropping.masks < SEVERAL * max(_masks_in_training(net, call), 1))
     each = first and all(y.shape[:1] == (size,) for y in first)
     found = attending.found if each else ""
-    return InEval(
-        call.name, _mixing(net, call, first), dropped=False, attending=found, foresees=ahead and _foresees(net, call, first)
-    )
+    meant = attending.as_set or (in_order and attending.as_series) or _holds_graph(net, size)
+    mixed = None if meant else _mixing(net, call, first)
+    return InEval(call.name, mixed, dropped=False, attending=found, foresees=ahead and _foresees(net, call, first))
 
 
 def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
@@ -254,6 +257,15 @@ def _samples(inputs: Sequence[Tensor]) -> int:
 def _own_statistics(net: nn.Module) -> bool:
     """Tell whether batch norm is built to take its statistics from the batch in eval mode too."""
     return any(isinstance(m, nn.modules.batchnorm._BatchNorm) and m.running_mean is None for m in net.modules())
+
+
+def _holds_graph(net: nn.Module, size: int) -> bool:
+    """Tell whether a network keeps a graph whose nodes the samples are: an adjacency `[size, size]`, or edges `[2, any]`."""
+    kept = [
+        t for m in net.modules() for t in (*m._buffers.values(), *vars(m).values()) if isinstance(t, Tensor) and t.ndim == 2
+    ]
+    edges = (t for t in kept if t.shape[0] == 2 and t.dtype == torch.long and t.numel())
+    return any(t.shape == (size, size) for t in kept) or any(size / 2 < int(t.max()) < size for t in edges)
 
 
 def _outputs(output: Any) -> list[Tensor]:

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["can_tell", "fills_its_bounds", "looks_fresh"]
+__all__ = ["can_tell", "fills_its_bounds", "is_orthogonal", "looks_fresh"]
 
 _MOST = 256
 _ENDS = 10  # entries' distance in which the outermost one lies, all but once in exp(10) times
 _ENTRIES = 48
+_EQUAL = 1.001
 
 
 def can_tell(shape: Sequence[int]) -> bool:
@@ -40,6 +41,19 @@ def fills_its_bounds(shape: Sequence[int], low: float, high: float) -> bool:
 
 
 @torch.no_grad()
+def is_orthogonal(weight: Tensor) -> bool:
+    """Tell whether all singular values of a weight are equal; not told of large ones, as by `looks_fresh`.
+
+    >>> is_orthogonal(torch.linalg.qr(torch.randn(32, 10))[0]), is_orthogonal(torch.randn(32, 10))
+    (True, False)
+    """
+    if not looks_fresh(weight) or max(weight.flatten(1).shape) > _MOST:
+        return False
+    smallest, largest = _extreme_singular_values(weight.detach().flatten(1).double().cpu())
+    return largest < _EQUAL * smallest
+
+
+@torch.no_grad()
 def looks_fresh(weight: Tensor) -> bool:
     """Tell whether a weight is random and nothing else: independent entries of one distribution, or an orthogonal matrix.
 
@@ -65,7 +79,7 @@ def looks_fresh(weight: Tensor) -> bool:
         return False
     smallest, largest = _extreme_singular_values(matrix / scale)
     whole = matrix.numel() == weight.numel()
-    if whole and largest < 1.001 * smallest:
+    if whole and largest < _EQUAL * smallest:
         return True
     return _independent(squares / scale**2, largest)
 

@@ -10,7 +10,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from lit_training.diagnosis.figures import ROUNDING, figures
-from lit_training.diagnosis.freshness import looks_fresh
+from lit_training.diagnosis.freshness import is_orthogonal, looks_fresh
 from lit_training.selection import Kind, classify, match, names_of
 from lit_training.tracing.trace import Tracer
 
@@ -31,7 +31,7 @@ class ParameterFacts:
 
     `requires_grad` is as it was before the step, so that what a manual loop toggles does not count; `fresh` tells whether a
     weight that is frozen, in no optimiser, without gradient, at a far lower rate than others, or in doubt looks as it was drawn
-    (`freshness.looks_fresh`),
+    (`freshness.looks_fresh`), `orthogonal` whether it is frozen and `freshness.is_orthogonal`,
     `expected_frozen` whether the user declared it frozen, `optimized` whether an optimiser holds it (`None` where no optimiser
     is known), `stepping` whether the optimiser that is about to step does; `equal_units` whether all its units (slices along the
     first dimension, of an embedding columns) have the same weights, `equal_gradients` whether they have the same gradients, too;
@@ -69,6 +69,7 @@ class ParameterFacts:
     decay: float = 0.0
     decoupled: bool = False
     kept: float = 1.0
+    orthogonal: bool = False
 
     @property
     def first_change(self) -> float | None:
@@ -162,6 +163,7 @@ def parameter_facts(
             decay=float(group.get("weight_decay", 0.0)),
             decoupled=isinstance(optimizer, torch.optim.AdamW) or bool(group.get("decoupled_weight_decay")),
             kept=kept,
+            orthogonal=not requires_grad and info.kind == "weight" and is_orthogonal(p),
         )
     return facts
 

@@ -1,7 +1,7 @@
 """What the losses of a step compared: torch's own, and differences from the targets that a step writes out by hand."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ __all__ = [
 _SUM = 2.0
 _FEW_COLUMNS, _ENOUGH_ROWS = 8, 16
 _MOST_CLASSES = 1000
+_NEIGHBOURS = 3
+_BOUNDS = (-1.0, 0.0, 1.0, 6.0)
 _SPREAD_OF = {"mse_loss": 0, "l1_loss": 1, "huber_loss": 2, "smooth_l1_loss": 2}
 RESHAPED = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice expand _to_copy clone detach".split()
@@ -45,7 +47,8 @@ class LossCall:
     places ahead of the token that a language model gets the one lies that it is to predict there (`shift.places_ahead`), and
     `open_way` whether it is the next one and nothing that the trace knows keeps the network from seeing it;
     `blank` the number of CTC's blank where that is a label; `weighted` whether weights tell classes or elements apart;
-    `class_weights` those of `nll_loss`, for a thousand classes at most, or the one that BCE gives positives.
+    `class_weights` those of `nll_loss`, for a thousand classes at most, or the one that BCE gives positives; `outside` the mean
+    square of what targets lie below and above each of some bounds, those of activations; pixels are averaged with their neighbours.
     """
 
     op: str
@@ -66,6 +69,7 @@ class LossCall:
     blank: int | None = None
     weighted: bool = False
     class_weights: tuple[float, ...] = ()
+    outside: Mapping[float, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def constant(self) -> float | None:
@@ -89,6 +93,7 @@ def loss_call(node: Node, value: Tensor, prediction: Tensor, target: Tensor) -> 
         _off_simplex(target),
         _background(node.op, target),
         _unequal(target),
+        outside=_outside(target),
     )
 
 
@@ -149,6 +154,7 @@ def difference(graph: Graph, node: Node, operands: tuple[Tensor, Tensor]) -> Los
                 spread=spread(target),
                 off_simplex=_off_simplex(target),
                 unequal=_unequal(target),
+                outside=_outside(target),
             )
     return None
 
@@ -236,6 +242,16 @@ def _unequal(target: Tensor) -> float | None:
 
 def _range(values: Tensor) -> tuple[float, float]:
     return (float(values.amin()), float(values.amax())) if values.numel() else (0.0, 0.0)
+
+
+def _outside(target: Tensor) -> dict[float, tuple[float, float]]:
+    if not target.is_floating_point() or not target.numel():
+        return {}
+    values = target.detach().float()
+    if target.ndim == 4 and min(target.shape[2:]) >= _NEIGHBOURS:
+        values = torch.nn.functional.avg_pool2d(values, _NEIGHBOURS, 1)  # noise averages out
+    beyond = {bound: values - bound for bound in _BOUNDS}
+    return {b: (float(x.clamp(max=0).square().mean()), float(x.clamp(min=0).square().mean())) for b, x in beyond.items()}
 
 
 def spread(target: Tensor, node: Node | None = None) -> tuple[float, float, float] | None:

@@ -140,7 +140,9 @@ def held_back(course: Course) -> list[Finding]:
     """Say so if dropout leaves too little to learn with: `dropout_too_high`.
 
     Threshold: a layer drops more than half, training ends 10 % above validation, which runs without dropout, and 3 standard errors
-    of a loss of so many samples; and both above half of a guess's cost (healthy set-ups with dropout come to .2 and below).
+    of a loss of so many samples; and both above half of a guess's cost (healthy set-ups with dropout come to .2 and below, where
+    labels are not noisy). What is held back is slow: validation still gains 5 % in the second half of the run. If it stays where
+    it is, what is left is more likely noise in the targets, which dropout cannot help.
 
     >>> held_back(Course((1.4, 1.1), (1.3, 0.9), 200, guess=1.39, before=1.4, passes=6, dropout=0.8))[0].rule
     'dropout_too_high'
@@ -148,7 +150,9 @@ def held_back(course: Course) -> list[Finding]:
     slow = course.known and course.guess and course.one_formula and course.passes >= ENOUGH_PASSES
     if not slow or course.dropout <= USUAL_DROPOUT or min(course.validation) < HALF * (course.guess or 0.0):
         return []
-    last = course.validation[-1]
+    last, half = course.validation[-1], (len(course.validation) + 1) // 2
+    if min(course.validation[half:]) > GAIN * min(course.validation[:half]):
+        return []
     if course.end < max(HELD_BACK, 1 + SIGNIFICANT * course.spread) * last:
         return []
     message = f"The loss ends at {course.end:.3g} in training, with dropout {course.dropout:g}, at {last:.3g} without."

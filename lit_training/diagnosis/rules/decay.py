@@ -11,6 +11,7 @@ from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
 from lit_training.diagnosis.rules.guessing import guess, is_normalised
 from lit_training.diagnosis.updates import drawn_size, tables
+from lit_training.tracing.graph import Graph
 
 __all__ = ["weight_decay_too_strong"]
 
@@ -56,7 +57,8 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
     gradient and loss are small because there is little left to learn; a strong decay in a run too short for it to matter;
     weights that decay in front of a normalisation at usual strength; a penalty of usual strength over so many weights that it
     is most of the loss; a loss that is one of torch's and nothing else, whatever way its gradient points (in a linear model,
-    whose first weights are larger than those to be found, along them).
+    whose first weights are larger than those to be found, along them); a penalty that draws a weight's product with itself to a
+    constant (soft orthogonality, Bansal et al. 2018), which ends at a size and not at zero.
 
     What to do: 5e-4 for SGD, .01 to .1 for AdamW; a penalty should be a small part of the loss.
     """
@@ -92,7 +94,11 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             "weight_decay_too_strong", "error", where, evidence.step, message, advice, {"cost": cost, "shrink": shrink}
         )
-    elif not evidence.bare and (cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence))):
+    elif (
+        not evidence.bare
+        and not _is_orthogonality(evidence.graph)
+        and (cosine > ALONG or (cosine > PARTLY_ALONG and _outweighed(evidence)))
+    ):
         message = (
             f"The gradient points along the weights themselves (cosine {cosine:.2f}, not near 0): a penalty outweighs the data."
         )
@@ -102,6 +108,18 @@ def weight_decay_too_strong(evidence: Evidence) -> Iterator[Finding]:
         message = f"Most of the loss is an L2 penalty, which pulls {pull:.2g} times as hard as the rest of the loss."
         advice = "Lower the factor of the penalty in the loss, or use WeightDecay(...) with 5e-4."
         yield Finding("weight_decay_too_strong", "error", "", evidence.step, message, advice, {"pull": pull})
+
+
+def _is_orthogonality(graph: Graph) -> bool:
+    """Tell whether the product of a weight with itself is compared with a constant: it is drawn to a size, not to zero."""
+
+    def owner(index: int) -> set[str]:
+        return {graph.nodes[i].name for i in graph.ancestors(index) if graph.nodes[i].op == "parameter"}
+
+    grams = (n.index for n in graph.nodes if n.op in ("mm", "bmm") and n.origin == "parameter" and len(n.parents) == 2)
+    squares = {i for i in grams if len(owner(i)) == 1 and len({*map(frozenset, map(owner, graph.nodes[i].parents))}) == 1}
+    differences = (node for node in graph.nodes if node.op in ("sub", "rsub") and not squares.isdisjoint(node.parents))
+    return any(graph.nodes[p].origin == "constant" for node in differences for p in node.parents)
 
 
 def _is_good(evidence: Evidence) -> bool:

@@ -1,12 +1,12 @@
 """The rule about cuts: parts of a network that the loss uses and its gradient does not reach."""
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from lit_training.diagnosis.draws import untaught_choice, untaught_draw
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.finding import Finding
+from lit_training.diagnosis.finding import Finding, is_alarm
 from lit_training.diagnosis.flow import cut_after, reached_by_gradient, used_by
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
@@ -14,7 +14,7 @@ from lit_training.diagnosis.rules.guessing import ROUNDING, flat_behind
 from lit_training.diagnosis.unrolled import forgotten
 from lit_training.tracing.graph import Node
 
-__all__ = ["detached_subgraph"]
+__all__ = ["detached_subgraph", "joined_later"]
 
 COPIED = 1e-3
 TEACHERS = "target teacher momentum ema key slow old prior random fixed frozen anchor reference ghost shadow average".split()
@@ -52,6 +52,9 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
 
     Threshold: none; four steps for recurrences. What the first step cannot tell from a teacher or from a codebook that is moved by
     hand waits for the first few steps: it is told if it has neither moved nor got a gradient by then.
+
+    Where the optimiser is the only one, and the first of these layers gets a gradient at the end of an epoch, the cut was for a
+    while (a head that is warmed up first), and the alarm becomes a note.
 
     Not an alarm: layers whose outputs the loss does not use (stochastic depth, unused heads, experts without samples); teachers
     and target networks (a trained twin of the same names and shapes exists that is equal at the start, reads the same input,
@@ -118,6 +121,19 @@ def detached_subgraph(evidence: Evidence) -> Iterator[Finding]:
         advice = "Remove that cut, or freeze them openly: requires_grad_(False)."
         yield Finding("detached_subgraph", "error", part.name, evidence.step, message, advice, {"layers": len(lost)})
         return
+
+
+def joined_later(findings: Sequence[Finding], taught: Collection[str]) -> list[Finding]:
+    """Make notes of layers that were cut off at the first step, if the one that was named gets a gradient later.
+
+    >>> cut = Finding("detached_subgraph", "error", "body.0", message="Cut off.", evidence={"layers": 2})
+    >>> [f.severity for f in joined_later([cut], {"body.0.weight"})], [f.severity for f in joined_later([cut], ())]
+    (['note'], ['error'])
+    """
+    joined = [f for f in findings if f.rule == "detached_subgraph" and "layers" in f.evidence]
+    joined = [f for f in joined if not {f.where, f"{f.where}.weight"}.isdisjoint(taught)]
+    notes = [replace(f, severity="note", message=f"{f.message} They joined later.") for f in joined]
+    return sorted([*(f for f in findings if f not in joined), *notes], key=lambda f: not is_alarm(f))
 
 
 def _has_history(node: Node) -> bool:

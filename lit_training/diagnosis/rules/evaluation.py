@@ -48,8 +48,10 @@ def batch_mixing(evidence: Evidence) -> Iterator[Finding]:
     Not an alarm: batch norm in training mode, batch norm built without running statistics, losses that compare samples
     (contrastive, mixup), networks that take means, deviations or extremes over the whole batch (a discriminator's minibatch
     standard deviation, ranges for quantisation), calls with another number of rows than the loader gives samples (a sentence,
-    the nodes of several graphs), outputs `[N, N]`, graphs (an input without the batch dimension), `[time, batch]` layouts whose
-    samples lie along the second dimension, samples drawn at random by design.
+    the nodes of several graphs), outputs `[N, N]`, graphs (an input without the batch dimension, or an adjacency `[N, N]` or edges
+    that the network keeps), `[time, batch]` layouts whose samples lie along the second dimension, samples drawn at random by
+    design, attention that is openly given the samples as one sequence (`[1, N, features]` with `batch_first`: SAINT), recurrent
+    layers that read an unbatched sequence `[N, features]` where the loader does not shuffle, so that a batch is a stretch of it.
 
     What to do: find the layer that reads along dimension 0; most often `batch_first=True` is missing.
     """
@@ -86,8 +88,9 @@ def dropout_active_in_eval(evidence: Evidence) -> Iterator[Finding]:
 
     Not an alarm: variational networks that draw normal noise by design; Monte-Carlo dropout that averages several passes in
     eval mode, and so draws three times as many masks as in training or more, or calls the network so often for one validation
-    batch; uniform noise that is added or put in order (dequantisation, masked autoencoders). If it takes one pass on purpose:
-    ignore this rule.
+    batch; uniform noise that is added or put in order (dequantisation, masked autoencoders); masks that put something in place
+    of what they hide (masked modelling with a learnt token); coins whose probabilities differ (samples of a binary code). If it
+    takes one pass on purpose, as Tacotron's prenet does: ignore this rule.
 
     What to do: `F.dropout(x, p, training=self.training)`, or `nn.Dropout(p)` made in `__init__`.
     """

@@ -10,6 +10,7 @@ from lit_training.diagnosis.finding import Finding, Severity, is_alarm
 from lit_training.diagnosis.freshness import can_tell
 from lit_training.diagnosis.parameters import ParameterFacts
 from lit_training.diagnosis.rule import rule
+from lit_training.diagnosis.rules.fixed import is_corrected, is_fixed_classifier, is_fixed_factor, loses_nothing
 from lit_training.diagnosis.rules.flags import froze_in_vain, thawed_in_vain
 from lit_training.tracing.graph import LOSSES, NORMALISATIONS
 from lit_training.tracing.loss_calls import from_loader
@@ -105,13 +106,16 @@ def frozen_by_accident(evidence: Evidence) -> Iterator[Finding]:
     a learned mask or addition turns into another weight; what a batch norm reads that has taken in ten batches before;
     copies of a trained weight, as target networks are at the start; a layer that runs under `no_grad` next to frozen ones that
     do not look fresh, or to batch norms whose gains have moved, as those of a teacher that training has moved little; classes
-    that keep a flag of that name for themselves, and modules of several optimisers, which may take turns. If the module thaws
-    them later in a hook of its own, the alarm becomes a note.
+    that keep a flag of that name for themselves, and modules of several optimisers, which may take turns; a projection in front
+    that is as wide as what it reads, with nothing nonlinear behind (MoCo v3's patches); a factor of a correction whose other
+    one learns and starts at zero (LoRA-FA), and what it corrects, if most of that looks trained; an orthogonal last layer where
+    all else learns (a fixed classifier). If the module thaws them later in a hook of its own, the alarm becomes a note.
 
     What to do: thaw the layer, or declare it: `diagnostics(expect_frozen=["body"])`.
     """
     frozen = [f for f in evidence.parameters.values() if not f.requires_grad and f.fresh and not f.expected_frozen]
-    excuses = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _feeds_seasoned_norm)
+    of_others = (is_meant, _is_part, _is_copy, _is_taught, _is_target, _feeds_seasoned_norm)
+    excuses = (*of_others, loses_nothing, is_fixed_factor, is_corrected, is_fixed_classifier)
     frozen = [f for f in frozen if not any(excuse(evidence, f) for excuse in excuses)]
     shut = None if frozen else _shuts_off(evidence)
     if shut is not None:

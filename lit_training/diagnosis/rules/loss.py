@@ -11,12 +11,14 @@ from lit_training.diagnosis.rules.class_numbers import each_the_class_number, th
 from lit_training.diagnosis.rules.cosines import bounded_cosines
 from lit_training.diagnosis.rules.guessing import ROUNDING, flat_behind
 from lit_training.diagnosis.rules.likelihoods import raw_probability, rectified_log_rate, softmax_of_several, widened_errors
-from lit_training.tracing.graph import Node
+from lit_training.tracing.graph import Graph, Node
+from lit_training.tracing.loss_calls import LossCall
 from lit_training.tracing.probe import Layer
 
 __all__ = ["wrong_last_activation", "wrong_loss"]
 
 COUNTED = 2.0
+AT_FLOOR, OF_PIXELS = 0.125, 0.05  # of the variance; of standard normal targets ReLU cuts off .5, tanh .15
 SAME = 1e-4  # of gradients of one size
 CERTAIN = 12.0  # exp of which is what float32 hardly tells from certainty
 NARROW = 4.0  # the odds of two classes then stay below e^4 = 55
@@ -47,8 +49,10 @@ def wrong_last_activation(evidence: Evidence) -> Iterator[Finding]:
     them below 0 or above 1 by more than 0.05: a clamp hides the NaN, and where it holds there is no gradient.
 
     Not an alarm: log_softmax before cross-entropy, which changes nothing; a bounded output for targets within its range, or
-    beyond it where a mask or weights made of the batch may take such targets out of the loss; a
-    softmax against one-hot or soft labels under BCE; a log rate above 0 for counts that are all 1 or more.
+    beyond it where a mask or weights made of the batch may take such targets out of the loss, or where noise alone may
+    leave it: amounts below a floor of 0 that make less than an eighth of the variance (less their background), or pixels that
+    come back when averaged with their neighbours, but for a twentieth of the variance (Noise2Noise); a softmax
+    against one-hot or soft labels under BCE; a log rate above 0 for counts that are all 1 or more.
 
     What to do: remove the last activation, and apply it where predictions are read; a sigmoid for labels that may hold together.
     """
@@ -305,10 +309,18 @@ def _out_of_reach(evidence: Evidence) -> Finding | None:
         if call.op in ("", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss") and maker.op in _RANGES:
             (low, high), (lowest, highest) = _RANGES[maker.op], call.target_range
             margin = 0.1 * (highest - lowest)
-            if lowest < low - margin or highest > high + margin:
+            if (lowest < low - margin or highest > high + margin) and not _is_noise(evidence.graph, call, low, high):
                 message = f"targets go from {lowest:.3g} to {highest:.3g}, which {maker.op} at the end cannot reach"
                 return _last(evidence, maker, message, call.op or "the loss")
     return None
+
+
+def _is_noise(graph: Graph, call: LossCall, low: float, high: float) -> bool:
+    """Tell whether noise alone explains what leaves a range: a little below the floor of amounts, or pixels whose means stay."""
+    (below, _), (_, above) = call.outside.get(low, (0.0, 0.0)), call.outside.get(high, (0.0, 0.0))
+    pixels = len(graph.nodes[call.target].shape) == 4
+    most = AT_FLOOR if high == math.inf else OF_PIXELS if pixels else 0.0
+    return call.spread is not None and below + above < most * call.spread[0]
 
 
 def _unfit(evidence: Evidence) -> Finding | None:

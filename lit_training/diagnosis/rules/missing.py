@@ -34,7 +34,8 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
     rectifier or its like whose result nothing reads, as that of `F.relu(x)` without `x =` in front, is none; behind a layer that
     then goes on linearly to the next one it is told even if there are others.
 
-    Three dense layers or more in a row, of which nothing else reads the inner ones, are told whatever else the network holds.
+    Three dense layers or more in a row, of which nothing else reads the inner ones, are told whatever else the network holds; the
+    output projection of attention is none of them.
 
     Threshold: none.
 
@@ -80,7 +81,8 @@ def missing_activation(evidence: Evidence) -> Iterator[Finding]:
 
 def _dense_row(graph: Graph, layers: Sequence[Layer], readers: Sequence[Sequence[int]]) -> list[Layer]:
     """Return the longest row of dense layers, each called once, of which nothing else reads the inner ones."""
-    dense = {layer.node: layer for layer in layers if layer.node is not None and layer.op in DENSE and layer.calls == 1}
+    once = (layer for layer in layers if layer.node is not None and layer.op in DENSE and layer.calls == 1)
+    dense = {layer.node or 0: layer for layer in once if not _projects_attention(graph, layer.node or 0)}
     longest: list[Layer] = []
     for layer in dense.values():
         row, after = [layer], _reader(graph, layer.node or 0, readers)
@@ -89,6 +91,16 @@ def _dense_row(graph: Graph, layers: Sequence[Layer], readers: Sequence[Sequence
             after = _reader(graph, after, readers)
         longest = max(longest, row, key=len)
     return longest
+
+
+def _projects_attention(graph: Graph, index: int) -> bool:
+    """Tell whether a layer reads what attention made, which is a product of data, so that it belongs to that block."""
+    made, node = graph.made_by_layers(), graph.nodes[index]
+    while True:
+        data = [graph.nodes[p] for p in node.parents if p in made]
+        node = data[0] if len(data) == 1 else node
+        if len(data) != 1 or node.weight or node.op not in PASSING:
+            return not node.weight and (node.op in ("bmm", "baddbmm") or "attention" in node.op)
 
 
 def _reader(graph: Graph, index: int, readers: Sequence[Sequence[int]]) -> int | None:

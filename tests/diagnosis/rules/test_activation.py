@@ -7,6 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lit_training.diagnosis.evidence import collect
+from lit_training.diagnosis.plan import Plan
+from lit_training.diagnosis.rules.activation import wrong_hidden_activation
+from lit_training.tracing.probe import Probe
 from tests.diagnosis.rules.looking import adam, alarms, mlp, notes, numbers, vectors
 
 Act = Callable[[], nn.Module]
@@ -56,6 +60,26 @@ def test_one_layer_of_sigmoids_and_scaled_sigmoids_are_silent() -> None:
     for layer in (scaled[0], scaled[2]):
         nn.init.xavier_normal_(layer.weight, gain=4.0)
     assert alarms(scaled, optimizer=adam) == []
+
+
+@pytest.mark.parametrize(("layers", "said"), [(3, []), (5, ["wrong_hidden_activation"])])
+def test_adam_trains_three_layers_of_sigmoids_but_not_five(layers: int, said: list[str]) -> None:
+    assert alarms(mlp(16, *(64 for _ in range(layers)), 4, act=nn.Sigmoid), optimizer=adam)[:1] == said
+
+
+@pytest.mark.parametrize(("rate", "told"), [(1.0, False), (0.01, True)])
+def test_a_rate_may_make_up_for_two_layers_of_sigmoids(rate: float, told: bool) -> None:
+    x, y = vectors()
+    model = mlp(16, 30, 30, 4, act=nn.Sigmoid)
+    for layer in (model[0], model[2], model[4]):
+        nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+    held = torch.optim.SGD(model.parameters(), lr=rate)
+    with Probe(model, len(x), (x, y)) as probe:
+        value = F.cross_entropy(model(x), y)
+        probe.differentiate(value)
+        value.backward()
+    seen = collect(probe, optimizers=[held], loss=value, stepping=held, plan=Plan(600))
+    assert bool(list(wrong_hidden_activation(seen))) == told
 
 
 class Attention(nn.Module):

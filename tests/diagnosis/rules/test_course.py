@@ -170,9 +170,13 @@ def test_a_validation_loss_in_other_units_says_nothing_of_the_data() -> None:
     assert rules(**apart, before=1.5) == ["train_val_mismatch"]
 
 
+PLATEAU = (1.0, 0.95, 0.90, 0.90, 0.91, 0.90)  # what is left is noise
+
+
 def test_dropout_that_leaves_too_little_to_learn_with_is_named() -> None:
     held = {"training": (1.40, *[1.15] * 30), "validation": (1.2, 0.95)}
     assert rules(**held, dropout=0.8) == ["dropout_too_high"]
+    assert rules(**{**held, "validation": PLATEAU}, dropout=0.8) == []
     assert rules(**held, dropout=0.5) == []
     assert rules(training=(1.40, *[0.6] * 30), validation=(1.2, 0.4), dropout=0.8) == []
 

@@ -2,13 +2,17 @@
 
 import copy
 
+import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
+from torch.utils.data import DataLoader, TensorDataset
 
-from tests.diagnosis.rules.looking import alarms, findings, mlp, numbers
+from lit_training import LitModule
+from lit_training.callbacks import InitAuditor
+from tests.diagnosis.rules.looking import alarms, findings, mlp, numbers, vectors
 
 
 class Parts(nn.Module):
@@ -297,3 +301,26 @@ def test_losses_that_are_added_up_as_numbers_are_found(take, said: bool) -> None
         return F.mse_loss(z[:, :1], y) + take(F.mse_loss(z[:, 1:], y.square()))
 
     assert ("detached_subgraph" in alarms(Heads(), numbers(), total)) == said
+
+
+class HeadFirst(nn.Module):
+    """A body that is cut off from its head for so many calls."""
+
+    def __init__(self, calls: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.calls = mlp(16, 64, 64), nn.Linear(64, 4), calls
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls -= 1
+        h = self.body(x).relu()
+        return self.head(h.detach() if self.calls >= 0 else h)
+
+
+@pytest.mark.parametrize(("calls", "severity"), [(20, "note"), (1000, "error")])
+def test_a_body_that_joins_its_head_later_was_cut_off_on_purpose(calls: int, severity: str) -> None:
+    watch = InitAuditor()
+    trainer = pl.Trainer(max_epochs=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    trainer.fit(LitModule(HeadFirst(calls), metrics=[]), DataLoader(TensorDataset(*vectors(512)), 32))
+    assert [f.severity for f in watch.findings if f.rule == "detached_subgraph"] == [severity]

@@ -104,6 +104,104 @@ def test_attention_over_positions_is_silent(net: nn.Module) -> None:
     assert try_in_eval([Call("", net, (tokens()[0],), {})])[0].attending == ""
 
 
+class Series(nn.Module):
+    """A recurrent layer over `[time, features]`, or over `[samples, time, features]` as if time came first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.LSTM(3, 24), nn.Linear(24, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x)[0] if x.ndim == 2 else self.rnn(x)[0][:, -1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "in_order", "told"), [((32, 3), True, False), ((32, 3), False, True), ((32, 7, 3), True, True)]
+)
+def test_a_batch_may_be_a_stretch_of_a_series_only_in_its_order(shape: tuple[int, ...], in_order: bool, told: bool) -> None:
+    torch.manual_seed(0)
+    found = try_in_eval([Call("", Series(), (torch.randn(shape),), {})], in_order=in_order)[0].mixed
+    assert ((found or 0) > 1e-3) == told
+
+
+class Graph(nn.Module):
+    """A layer over the neighbours of each row, all rows being the nodes of one graph; or over a square that is none."""
+
+    def __init__(self, adjacency: Tensor, edges: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", adjacency.nonzero().T if edges else adjacency)
+        self.layer, self.edges = nn.Linear(3, 4), edges
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer(x)
+        if self.edges:
+            return torch.zeros_like(x).index_add(0, self.adjacency[0], x[self.adjacency[1]])
+        return x.softmax(0) if len(self.adjacency) < 32 else self.adjacency @ x
+
+
+@pytest.mark.parametrize(("nodes", "edges", "told"), [(32, False, False), (32, True, False), (8, False, True)])
+def test_rows_that_are_nodes_of_a_graph_of_the_network_may_meet(nodes: int, edges: bool, told: bool) -> None:
+    torch.manual_seed(0)
+    adjacency = (torch.rand(nodes, nodes) < 0.3).float() + torch.eye(nodes)
+    assert ((mixed(Graph(adjacency, edges), 32, 3) or 0) > 1e-3) == told
+
+
+class Between(nn.Module):
+    """Attention that reads `[1, samples, features]`, or `[samples, 1, features]` without being told what comes first."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.attention, self.batch_first = nn.MultiheadAttention(8, 2, batch_first=batch_first), batch_first
+
+    def forward(self, x: Tensor) -> Tensor:
+        row = x[None] if self.batch_first else x[:, None]
+        return self.attention(row, row, row)[0].view_as(x)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_samples_may_openly_be_the_positions_of_one_sequence(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    assert ((mixed(Between(batch_first), 32, 8) or 0) > 1e-3) != batch_first
+
+
+# ------------------------------------------------------------------------------------------ chance in eval mode
+class Chance(nn.Module):
+    """Draws in eval mode as well, in one of several ways, and learns a token that begins at zero."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.token, self.way = nn.Parameter(torch.zeros(16)), way
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.way == "code":
+            p = self.first(x).sigmoid()
+            return self.last(torch.bernoulli(p) + p - p)
+        if self.way == "compared":
+            return self.last((torch.rand(x.shape) < self.first(x).sigmoid()).float())
+        if self.way == "alike":
+            return self.last(2 * self.first(x) * torch.bernoulli(torch.full_like(x, 0.5)))
+        mask = torch.rand(x.shape) < 0.4
+        if self.way == "both":
+            weight = mask.float()
+            x = x * (1 - weight) + self.token * weight
+        elif self.way == "put":
+            x = x.clone()
+            x[mask] = 1.0
+        else:
+            x = torch.where(mask, self.token if self.way == "token" else torch.zeros_like(x), x)
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize(
+    ("way", "told"),
+    [("code", False), ("compared", False), ("both", False), ("put", False), ("token", False), ("zeros", True), ("alike", True)],
+)
+def test_masks_that_replace_and_samples_of_a_code_are_no_dropout(way: str, told: bool) -> None:
+    assert try_in_eval([Call("", Chance(way), (torch.randn(32, 16),), {})])[0].dropped == told
+
+
 # ------------------------------------------------------------------------------------------ dropout
 def stack(p: float, layers: int) -> nn.Sequential:
     torch.manual_seed(0)

@@ -188,3 +188,64 @@ def test_a_fresh_head_that_is_frozen_is_found_behind_a_body_that_was_trained() -
     trainer = pl.Trainer(callbacks=[watch], max_steps=4, barebones=True, accelerator="cpu")
     trainer.fit(LitModule(net, lr=0.01), DataLoader(TensorDataset(*vectors()), 8))
     assert ("frozen_by_accident", "network.3.weight") in [(f.rule, f.where) for f in watch.findings]
+
+
+class Projected(nn.Module):
+    """A frozen projection of patches in front of a normalised network, or of something else."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv1d(1, 16, 4, 1 if way == "overlapping" else 4)
+        if way == "narrow":
+            self.patches = nn.Conv1d(1, 8, 32, 32)
+        self.between = nn.ReLU() if way == "bent" else nn.Identity()
+        self.norm, self.net = nn.LayerNorm(self.patches.out_channels), mlp(self.patches.out_channels, 32, 4)
+        self.patches.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(self.norm(self.between(self.patches(x[:, None])).transpose(1, 2))).mean(1)
+
+
+@pytest.mark.parametrize(
+    ("way", "said"),
+    [("", []), *((way, ["frozen_by_accident"]) for way in ("narrow", "overlapping", "bent"))],
+)
+def test_a_projection_that_loses_nothing_may_stay_as_it_was_drawn(way: str, said: list[str]) -> None:
+    x, y = torch.randn(32, 256), torch.arange(32) % 4
+    assert alarms(Projected(way), (x, y), optimizer=adam)[:1] == said
+
+
+class Corrected(nn.Module):
+    """A trained layer and a product of two factors, the first one frozen; or the product alone."""
+
+    def __init__(self, *, zero: bool, alone: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.a, self.b, self.alone = mlp(16, 64, 64), nn.Linear(16, 8, bias=False), nn.Linear(8, 64), alone
+        self.head = nn.Linear(64, 4)
+        self.a.requires_grad_(False)
+        if zero:
+            nn.init.zeros_(self.b.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        correction = self.b(self.a(x))
+        return self.head((correction if self.alone else self.body(x) + correction).relu())
+
+
+@pytest.mark.parametrize(("zero", "alone", "told"), [(True, False, False), (False, False, True), (True, True, True)])
+def test_one_factor_of_a_correction_may_stay_as_it_was_drawn(zero: bool, alone: bool, told: bool) -> None:
+    assert ("frozen_by_accident" in alarms(Corrected(zero=zero, alone=alone), optimizer=adam)) == told
+
+
+@pytest.mark.parametrize(
+    ("orthogonal", "body", "said"),
+    [(True, False, []), (False, False, ["frozen_by_accident"]), (True, True, ["frozen_by_accident"])],
+)
+def test_a_fixed_classifier_is_orthogonal_and_all_else_learns(orthogonal: bool, body: bool, said: list[str]) -> None:
+    model = mlp(16, 64, 32, 4)
+    if orthogonal:
+        nn.init.orthogonal_(model[4].weight, 4.0)
+    model[4].requires_grad_(False)
+    model[2].requires_grad_(not body)
+    assert alarms(model, optimizer=adam) == said

@@ -85,6 +85,22 @@ def test_the_mean_of_a_likelihood_has_to_reach_the_targets() -> None:
     assert alarms(ends_in(nn.Tanh(), 2), (x, y.tanh()), gaussian, optimizer=adam) == []
 
 
+@pytest.mark.parametrize(("low", "high", "said"), [(0.2, 0.8, []), (-0.6, 0.8, ["wrong_last_activation"])])
+def test_noise_of_pixels_may_leave_the_range_but_not_what_is_beneath_it(low: float, high: float, said: list[str]) -> None:
+    g = torch.Generator().manual_seed(0)
+    clean = torch.where(torch.arange(12)[None, None, :, None] < torch.randint(13, (32, 1, 1, 1), generator=g), low, high)
+    first, second = (clean + 0.3 * torch.randn(32, 1, 12, 12, generator=g) for _ in range(2))
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 1, 3, padding=1), nn.Sigmoid())
+    assert alarms(model, (first, second), F.mse_loss, optimizer=adam) == said
+
+
+@pytest.mark.parametrize(("offset", "said"), [(1.0, []), (0.0, ["wrong_last_activation"])])
+def test_amounts_may_be_negative_by_noise(offset: float, said: list[str]) -> None:
+    x, y = numbers()
+    assert alarms(ends_in(nn.Softplus()), (x, y + offset), F.mse_loss, optimizer=adam) == said
+
+
 def test_the_bias_of_a_mean_that_leads_astray() -> None:
     model = mlp(16, 32, 2)
     nn.init.constant_(model[-1].bias, 12.0)  # type: ignore[arg-type]

@@ -38,6 +38,26 @@ def test_three_dense_layers_in_a_row_are_found_whatever_else_there_is(model: nn.
     assert alarms(model) == said
 
 
+class Pooled(nn.Module):
+    """Attention pools what a layer made; linear layers follow."""
+
+    def __init__(self, behind: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.query = nn.Linear(4, 32), nn.Parameter(torch.randn(1, 1, 32))
+        self.pool = nn.MultiheadAttention(32, 4, batch_first=True)
+        self.rest = nn.Sequential(*(nn.Linear(32, 32) for _ in range(behind - 1)), nn.Linear(32, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.view(-1, 4, 4)).relu()
+        return self.rest(self.pool(self.query.expand(len(x), -1, -1), x, x, need_weights=False)[0][:, 0])
+
+
+@pytest.mark.parametrize(("layers", "said"), [(2, []), (3, ["missing_activation"])])
+def test_the_output_projection_of_attention_is_none_of_the_layers_in_a_row(layers: int, said: list[str]) -> None:
+    assert alarms(Pooled(layers)) == said
+
+
 @pytest.mark.parametrize("model", [nn.Linear(16, 4), mlp(16, 2, 4, act=nn.Identity)])
 def test_one_layer_and_a_bottleneck_are_silent(model: nn.Module) -> None:
     assert alarms(model) == []

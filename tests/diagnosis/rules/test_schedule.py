@@ -289,3 +289,17 @@ def test_a_likelihood_that_is_zero_by_chance_is_not_held_against_decay(loss, sai
     torch.manual_seed(0)
     found = evidence(lambda p: torch.optim.Adam(p, lr=2e-3, weight_decay=3e-3), loss, net=mlp(16, 32, 32, 4), updates=2000)
     assert len(list(weight_decay_too_strong(found))) == said
+
+
+@pytest.mark.parametrize(("to", "told"), [(1.0, False), (0.0, True)])
+def test_a_penalty_that_draws_weights_to_a_size_is_no_decay(to: float, told: bool) -> None:
+    def penalised(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        grams = [(w.T @ w, w.shape[1]) for w in net.parameters() if w.ndim == 2]
+        apart = [gram - torch.eye(size) if to else gram for gram, size in grams]
+        return F.cross_entropy(net(x), y) + sum(each.square().sum() for each in apart)
+
+    model = mlp(16, 32, 32, 4)
+    for layer in (model[0], model[2], model[4]):
+        nn.init.kaiming_normal_(layer.weight)
+    seen = evidence(lambda p: torch.optim.SGD(p, lr=0.01), penalised, net=model)
+    assert bool(list(weight_decay_too_strong(seen))) == told
