@@ -14,8 +14,9 @@ from lit_training.diagnosis.rules.finite import nan_loss
 from lit_training.diagnosis.rules.gain import bad_gain
 from lit_training.diagnosis.rules.imbalance import class_imbalance
 from lit_training.diagnosis.rules.inputs import unnormalised_input
+from lit_training.diagnosis.rules.last_activation import wrong_last_activation
 from lit_training.diagnosis.rules.learning import frozen_by_accident, gradients_not_zeroed, no_update, not_in_optimizer
-from lit_training.diagnosis.rules.loss import wrong_last_activation, wrong_loss
+from lit_training.diagnosis.rules.loss import wrong_loss
 from lit_training.diagnosis.rules.loss_form import loss_reduction, loss_sign
 from lit_training.diagnosis.rules.missing import missing_activation
 from lit_training.diagnosis.rules.normalisation import bias_before_bn, bn_eval_in_train, bn_stats, small_batch_norm
