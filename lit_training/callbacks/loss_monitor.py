@@ -218,17 +218,18 @@ class LossMonitor(Callback):
 
     def _course(self, trainer: Trainer) -> Course:
         guess = self.guess
+        floor = 0.0 if guess is None else guess.floor
         place = None if guess is None else guess.place
         seen, apart = self._seen.at(place), self._seen_apart.at(place)
         return Course(
-            tuple(self._curve.means()),
-            tuple(self._validation),
+            tuple(loss - floor for loss in self._curve.means()),
+            tuple(loss - floor for loss in self._validation),
             trainer.global_step,
             self._curve.first_broken(),
             guess=None if guess is None else guess.on(seen) or guess.cost,
-            before=self._before,
-            first=self._curve.first(),
-            first_pass=self._first_pass,
+            before=_above(floor, self._before),
+            first=_above(floor, self._curve.first()),
+            first_pass=_above(floor, self._first_pass),
             passes=self._passes,
             moved=None if self._movement is None else self._movement.median(),
             kept=None if self._movement is None else self._movement.kept(),
@@ -245,3 +246,7 @@ class LossMonitor(Callback):
             stops_early=bool(trainer.early_stopping_callbacks),
             samples=self._seen.rows // max(self._passes, 1),
         )
+
+
+def _above(floor: float, loss: float | None) -> float | None:
+    return None if loss is None else loss - floor

@@ -19,7 +19,7 @@ STEPS_OF_NOISE = 0.954  # the median distance of two normal numbers of standard 
 
 @dataclass(frozen=True)
 class Course:
-    """How the losses of a run went.
+    """How the losses of a run went, above what certainty costs where labels are smoothed.
 
     Args:
         training: mean training loss of equal stretches of the run, in order.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from lit_training.tracing.graph import LINEAR, LOSSES, Graph, Node
 from lit_training.tracing.loss_calls import LossCall
 
-__all__ = ["Term", "gathering_head", "is_masked", "logits_of", "producer", "summands", "terms"]
+__all__ = ["Term", "gathering_head", "is_masked", "logits_of", "producer", "smoothing", "summands", "terms"]
 
 _SHAPING = frozenset(
     "view _unsafe_view reshape alias squeeze unsqueeze transpose permute t select slice _to_copy clone detach "
@@ -151,6 +151,29 @@ def summands(graph: Graph, loss: int) -> Iterator[tuple[Node, float]]:
             yield node, factor
         else:
             stack.extend((parent, factor * own) for parent, own in zip(node.parents, factors, strict=True))
+
+
+def smoothing(graph: Graph, call: LossCall, loss: int) -> float:
+    """Return the label smoothing of a cross-entropy that is all of a loss, 0 if there is none.
+
+    >>> import torch
+    >>> from lit_training.tracing.probe import Probe
+    >>> net, y = torch.nn.Linear(3, 4), torch.tensor([0, 1, 2, 3, 0])
+    >>> with Probe(net, batch_size=5) as probe:
+    ...     loss = torch.nn.functional.cross_entropy(net(torch.randn(5, 3)), y, label_smoothing=0.1)
+    >>> round(smoothing(probe.graph, probe.losses[0], probe.tracer.read(loss).index), 6)
+    0.1
+    """
+    total = producer(graph, graph.nodes[loss])
+    parts = [graph.nodes[p] for p in total.parents] if total.op == "add" else []
+    if len(parts) != 2 or any(part.op != "mul" or len(part.scalars) != 1 for part in parts) or "nll" not in call.op:
+        return 0.0
+    labels = [part for part in parts if part.parents == (call.node,)]
+    others = [part for part in parts if part not in labels and call.prediction in graph.ancestors(part.index)]
+    if not labels or not others:
+        return 0.0
+    share, each = 1 - labels[0].scalars[0], others[0].scalars[0]
+    return share if math.isclose(each * graph.nodes[call.prediction].shape[1], share, rel_tol=1e-6) else 0.0
 
 
 def is_masked(graph: Graph, call: LossCall) -> bool:

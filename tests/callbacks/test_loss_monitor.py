@@ -140,3 +140,23 @@ def test_what_a_guess_costs_is_told_from_all_targets_of_either_kind(binary: bool
     assert course.guess == pytest.approx(expected, rel=1e-3)
     assert course.guess_apart == pytest.approx(quarter if binary else 1.0, rel=1e-3)
     assert course.samples_apart == 128
+
+
+@pytest.mark.parametrize(("shuffled", "rules"), [(True, ["labels_broken"]), (False, [])])
+def test_labels_that_are_smoothed_are_judged_by_what_is_above_their_floor(shuffled: bool, rules: list[str]) -> None:
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(4, (1600,), generator=g)
+    x = torch.randn(1600, 8, generator=g) + 2 * torch.eye(4, 8)[y]
+    y = y[torch.randperm(1600, generator=g)] if shuffled else y
+    torch.manual_seed(0)
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1)
+    module = LitModule(nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4)), loss=loss, lr=0.01, metrics=[])
+    watch = Diagnostics(verbose=False)
+    trainer = pl.Trainer(max_epochs=6, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+                         enable_model_summary=False, callbacks=[watch])  # fmt: skip
+    train, val = (DataLoader(TensorDataset(x[part], y[part]), 50, shuffle=True) for part in (slice(1000), slice(1000, None)))
+    trainer.fit(module, train, val)
+    course = watch.losses._course(trainer)
+    assert [f.rule for f in watch.findings if f.severity != "note"] == rules
+    assert course.guess == pytest.approx(math.log(4) - watch.losses.guess.floor, rel=0.01)  # type: ignore[union-attr]
+    assert shuffled or course.end < 0.5 * course.guess  # type: ignore[operator]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lit_training.diagnosis.evidence import Evidence
-from lit_training.diagnosis.reading import logits_of, producer
+from lit_training.diagnosis.reading import logits_of, producer, smoothing
 from lit_training.diagnosis.updates import matrices
 from lit_training.tracing.graph import Node
 from lit_training.tracing.loss_calls import LossCall, from_loader, spread
@@ -157,7 +157,12 @@ def _bent(evidence: Evidence, call: LossCall) -> Node | None:
     return evidence.graph.nodes[call.node] if given else None
 
 
-def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor | None) -> float | None:
+def _entropy(shares: Tensor, smoothed: float = 0.0) -> float:
+    """Return the entropy of labels of some shares, when they are smoothed."""
+    return float(torch.special.entr((1 - smoothed) * shares.double() + smoothed / len(shares)).sum())
+
+
+def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor | None, smoothed: float = 0.0) -> float | None:
     """Return what the best guess costs on some targets: the entropy of labels, or the spread of numbers; `None` for too few."""
     if targets is None:
         return None
@@ -171,8 +176,8 @@ def _cost(call: LossCall, node: Node | None, classes: int, targets: Tensor | Non
         if classes == 2:
             return float(torch.special.entr(torch.stack([shares, 1 - shares])).sum(0).mean()) if targets.max() <= 1 else None
         return float(torch.special.entr(shares).sum()) if targets.ndim == 2 and shares.numel() == classes else None
-    shares = torch.unique(targets, return_counts=True)[1].double() / len(targets)
-    return float(torch.special.entr(shares).sum())
+    counts = torch.bincount(targets.long(), minlength=classes)
+    return _entropy(counts.double() / len(targets), smoothed) if len(counts) == classes else None
 
 
 def _costs_of_batches(evidence: Evidence) -> list[float]:
@@ -203,7 +208,8 @@ class Guess:
     """What it costs to say the same for every sample, under the loss of a run.
 
     `sampled` tells that it is the spread of some targets, known to a tenth or so, and not the entropy of labels; `uneven` that
-    it is little because some labels are far more common than others; `place` is where in a batch the targets are.
+    it is little because some labels are far more common than others; `place` is where in a batch the targets are; `smoothing` is
+    that of the labels, which leaves a `floor` that no loss can fall below: costs are what is above it.
     """
 
     cost: float
@@ -213,22 +219,39 @@ class Guess:
     call: LossCall | None = None
     node: Node | None = None
     classes: int = 0
+    smoothing: float = 0.0
+
+    @property
+    def floor(self) -> float:
+        """What certainty costs."""
+        return _entropy(torch.tensor([1.0] + [0.0] * (self.classes - 1)), self.smoothing) if self.smoothing else 0.0
 
     def on(self, targets: Tensor | None) -> float | None:
         """Return what it costs on other targets of the same kind, `None` where that cannot be told."""
-        cost = None if self.call is None else _cost(self.call, self.node, self.classes, targets)
-        return cost if cost is not None and math.isfinite(cost) and cost > 0 else None
+        cost = None if self.call is None else _cost(self.call, self.node, self.classes, targets, self.smoothing)
+        return cost - self.floor if cost is not None and math.isfinite(cost) and cost > self.floor else None
 
 
 def cost_of_guessing(evidence: Evidence) -> Guess | None:
     """Return what a guess costs, `None` where the loss has other parts than one of torch's losses of targets that are given."""
-    cost = guess(evidence) if evidence.bare else None
+    smoothed = _smoothing(evidence)
+    cost = guess(evidence) if evidence.bare or smoothed else None
     if cost is None:
         return None
     call = evidence.losses[0]
     classes = classes_of(evidence, call)
     uneven = classes > 1 and cost < UNEVEN * math.log(classes)
-    return Guess(cost, classes < 2, uneven, evidence.samples.target, call, _bent(evidence, call), classes)
+    found = Guess(cost, classes < 2, uneven, evidence.samples.target, call, _bent(evidence, call), classes, smoothed)
+    if not smoothed:
+        return found
+    above = found.on(evidence.samples.targets) or math.log(classes) - found.floor
+    return replace(found, cost=above, uneven=above < UNEVEN * (math.log(classes) - found.floor))
+
+
+def _smoothing(evidence: Evidence) -> float:
+    """Return the label smoothing of the only loss, 0 where there is none, or where weights tell classes apart."""
+    one = len(evidence.losses) == 1 and len(evidence.differentiated) == 1 and not evidence.losses[0].weighted
+    return smoothing(evidence.graph, evidence.losses[0], evidence.differentiated[0]) if one else 0.0
 
 
 def classes_of(evidence: Evidence, call: LossCall) -> int:
