@@ -1,10 +1,9 @@
 """Healthy: noise on purpose in eval mode, numbers that are amounts, nights without sun, machines that stand still, clicks."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tests.zoo import data, more_data
+from tests.zoo import data
 from tests.zoo.case import Case, healthy
 from tests.zoo.metrics import METRICS, Metric
 from tests.zoo.nets import CE, MSE, adam, adamw, mlp
@@ -22,24 +21,6 @@ METRICS.setdefault("auc", Metric(area, lambda target: 0.5))
 
 
 # ------------------------------------------------------------------------------------------ noise on purpose
-class Prenet(nn.Module):
-    """Tacotron 2: what was said so far passes two layers whose dropout stays on when speech is made, too."""
-
-    def __init__(self, frames: int = 20, width: int = 64) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(1, width), nn.Linear(width, width)])
-        self.decoder, self.frame = nn.LSTM(width, 48, batch_first=True), nn.Linear(48, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x[..., None]
-        for layer in self.layers:
-            x = F.dropout(F.relu(layer(x)), 0.5, training=True)
-        return self.frame(self.decoder(x)[0][:, -1])
-
-
-@healthy("dropout_active_in_eval", source="Tacotron 2 (NVIDIA, speechbrain): the prenet's dropout is always on, on purpose")
-def h_prenet_always_drops(seed: int) -> Case:
-    return Case(seed=seed, model=Prenet(), data=more_data.swings(seed), optimizer=adam(4e-3), max_steps=400, **MSE)
 
 
 class Binary(nn.Module):
@@ -60,49 +41,6 @@ def h_coins_for_a_code(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ amounts
-def discs(seed: int, n: int = 900, size: int = 16) -> data.Split:
-    """Pictures of 0 to 5 small discs, as often each, and how many there are, an integer."""
-    g = data.rng(4101, seed)
-    y, at = torch.randint(6, (n,), generator=g), torch.arange(size)
-    cells = torch.rand(n, 9, generator=g).argsort(1)
-    x = torch.zeros(n, size, size)
-    for k in range(5):
-        jitter = torch.rand(n, 2, generator=g)
-        row, column = 2.5 + 5 * (cells[:, k] // 3) + jitter[:, 0], 2.5 + 5 * (cells[:, k] % 3) + jitter[:, 1]
-        near = (at[None, :, None] - row[:, None, None]).square() + (at[None, None] - column[:, None, None]).square() < 2.5
-        x += near * (k < y)[:, None, None]
-    return data.split(data.standardise(x + 0.2 * torch.randn(x.shape, generator=g), None)[:, None], y)
-
-
-def how_many(output: Tensor, target: Tensor) -> Tensor:
-    return F.smooth_l1_loss(output[:, 0], target.float())
-
-
-@healthy("wrong_loss", source="counting things in pictures as a regression; generated pictures hold 0 to 5, equally often")
-def h_counted_discs(seed: int) -> Case:
-    model = nn.Sequential(
-        nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(),
-        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 1),
-    )  # fmt: skip
-    return Case(
-        seed=seed, model=model, data=discs(seed), optimizer=adam(5e-3), max_steps=300, loss=how_many, metric="integer_r2"
-    )
-
-
-def graded(output: Tensor, target: Tensor) -> Tensor:
-    return F.mse_loss(output.squeeze(1), target.float())
-
-
-@healthy("wrong_loss", source="APTOS 2019: severity 0 to 4 as a regression (for the kappa), on grades that were balanced")
-def h_balanced_severity(seed: int) -> Case:
-    g = data.rng(4102, seed)
-    x = torch.randn(1536, 8, generator=g)
-    severity = (1.5 * x[:, 0]).sin() + x[:, 1] * x[:, 2] + x[:, 3].abs() + 0.1 * torch.randn(1536, generator=g)
-    edges = severity.quantile(torch.tensor([0.2, 0.4, 0.6, 0.8]))
-    split = data.split(x, torch.bucketize(severity, edges))
-    return Case(
-        seed=seed, model=mlp([8, 64, 64, 1]), data=split, optimizer=adam(3e-3), max_steps=300, loss=graded, metric="integer_r2"
-    )
 
 
 # ------------------------------------------------------------------------------------------ nights, stand-still
@@ -148,16 +86,6 @@ def h_standing_generators(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ rare and told as a risk
-@healthy("class_imbalance", source="clicks: 4 % of impressions, plain BCE since bids need calibrated rates; judged by the AUC")
-def h_calibrated_clicks(seed: int) -> Case:
-    g = data.rng(4106, seed)
-    x = torch.randn(12_000, 10, generator=g)
-    score = 1.2 * x[:, 0] + x[:, 1] * x[:, 2] + 0.8 * (2 * x[:, 3]).sin()
-    y = (torch.rand(12_000, generator=g) < (score - 4.6).sigmoid()).float()[:, None]
-    return Case(
-        seed=seed, model=mlp([10, 64, 32, 1]), data=data.split(x, y), optimizer=adam(2e-3), batch_size=128, max_steps=400,
-        val_batch_size=4000, loss=F.binary_cross_entropy_with_logits, metric="auc",
-    )  # fmt: skip
 
 
 class NextItem(nn.Module):

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import TensorDataset
 
 from tests.zoo import data
@@ -78,24 +78,3 @@ def h_months_and_weekdays(seed: int) -> Case:
 
 
 # ------------------------------------------------------------------------------------------ random kernels
-class Rocket(nn.Module):
-    """Dempster et al. 2020: random kernels that stay; the largest value and the share above zero, a linear classifier."""
-
-    def __init__(self, kernels: int = 200, classes: int = 3) -> None:
-        super().__init__()
-        self.kernels = nn.ModuleList(nn.Conv1d(1, kernels // 2, 9, dilation=d) for d in (1, 2))
-        self.kernels.requires_grad_(False)
-        self.norm, self.head = nn.BatchNorm1d(2 * kernels), nn.Linear(2 * kernels, classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        made = [kernel(x) for kernel in self.kernels]
-        features = [f for z in made for f in (z.amax(2), (z > 0).float().mean(2))]
-        return self.head(self.norm(torch.cat(features, 1)))
-
-
-@healthy("frozen_by_accident", source="ROCKET (tsai): random convolutions that stay, and a linear classifier")
-def h_rocket(seed: int) -> Case:
-    def heads(model: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=3e-3)
-
-    return Case(seed=seed, model=Rocket(), data=data.waves(seed), optimizer=heads, max_steps=300, **CE)

@@ -1,13 +1,9 @@
 """Healthy: panels validated from winter on, scores of what is normal, gradients of inputs of two views."""
 
-from collections.abc import Sequence
-
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from tests.zoo import data
-from tests.zoo.case import Case, Supervised, healthy
+from tests.zoo.case import Case, healthy
 from tests.zoo.nets import MSE, adam, mlp
 
 
@@ -32,24 +28,3 @@ def h_panel_from_january(seed: int) -> Case:
         max_steps=400,
         **MSE,
     )
-
-
-def normal_is_high(score: Tensor, strange: Tensor) -> Tensor:
-    """The score of a discriminator or one-class network is high for what is normal; the label 1 marks what is strange."""
-    return -((1 - strange) * F.logsigmoid(score) + strange * F.logsigmoid(-score)).mean()
-
-
-class Normality(Supervised):
-    def validation_step(self, batch: Sequence[Tensor], batch_idx: int) -> None:
-        x, strange = batch
-        self.log("val_metric", self.metric.score(-self(x), strange), batch_size=len(x))
-
-
-@healthy(
-    "loss_sign", source="a score of normality, high for what is normal, and labels of 1 for what is strange; logsigmoid by hand"
-)
-def h_score_of_the_normal(seed: int) -> Case:
-    return Case(
-        seed=seed, model=mlp([6, 64, 64, 1]), data=data.binary(seed), optimizer=adam(3e-3), module=Normality, max_steps=300,
-        loss=normal_is_high, metric="binary_accuracy",
-    )  # fmt: skip
