@@ -164,7 +164,10 @@ def _look(net: nn.Module, call: Call, ahead: bool, in_order: bool) -> InEval:
 
 
 def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
-    """Tell whether outputs for all tokens but the last change with the last one, which is swapped between the samples."""
+    """Tell whether outputs for all tokens but the last change with the last one, which is swapped between the samples.
+
+    Where there are as many classes as places, either dimension may be the places: outputs have to change along both.
+    """
     tokens = [leaf for leaf in _inputs(call) if not leaf.is_floating_point() and leaf.ndim == 2 and leaf.shape[1] > 1]
     if not tokens or all(bool((leaf[:, -1] == leaf[0, -1]).all()) for leaf in tokens):
         return False
@@ -182,9 +185,7 @@ def _foresees(net: nn.Module, call: Call, first: Sequence[Tensor]) -> bool:
 
     again = _outputs(net(*tree_map(swap, call.args), **tree_map(swap, call.kwargs)))
     changes = [_change(before(first, dim), before(again, dim)) for dim in (1, 2) if before(first, dim)]
-    return (
-        min(changes, default=0.0) > _FORESEEN
-    )  # where there are as many classes as places, either dimension may be the places
+    return min(changes, default=0.0) > _FORESEEN
 
 
 def _masks_in_training(net: nn.Module, call: Call) -> int:
