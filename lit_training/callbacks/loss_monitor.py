@@ -17,7 +17,7 @@ from lit_training.diagnosis.rules.course import diverged, judge_course
 from lit_training.diagnosis.rules.forgetting import forgot
 from lit_training.diagnosis.rules.guessing import Guess
 from lit_training.diagnosis.rules.idle import never_stepped
-from lit_training.diagnosis.rules.mirrored import turned_apart
+from lit_training.diagnosis.rules.mirrored import turned_apart, turned_targets
 from lit_training.diagnosis.rules.rewards import reward_fell, reward_name
 from lit_training.diagnosis.samples import Columns
 from lit_training.loss_curve import LossCurve, validation_loss
@@ -42,14 +42,13 @@ class LossMonitor(Callback):
     Attributes:
         diverged: `lr_too_high` or `nan_loss` for a training loss that diverged.
         compared: whether an optimiser never stepped (`rules.idle.never_stepped`), else whether a logged reward fell
-            (`rules.rewards.reward_fell`), else whether outputs hold mirrored targets (`rules.mirrored.turned_apart`), else what
-            the training loss tells beside the validation loss (`loss_curve.validation_loss`) and beside a guess's
-            (`rules.course.judge_course`, `rules.forgetting.forgot`). Anything else that is wrong explains it.
-        learned: whether training and validation loss ended far below a guess's.
-        holds: whether the validation loss ended at a tenth of a guess's, or below.
-        findings: both.
-        mapped: some samples whose targets are maps; set by `Diagnostics`, `None` if there are none.
-        guess: what saying the same for every sample costs; set by `Diagnostics`, `None` if that is not known.
+            (`rules.rewards.reward_fell`), else whether targets are turned (`rules.mirrored.turned_targets`) or outputs hold
+            mirrored ones (`turned_apart`), else what the training loss tells beside the validation loss
+            (`loss_curve.validation_loss`) and beside a guess's (`rules.course.judge_course`, `rules.forgetting.forgot`).
+            Anything else that is wrong explains it. learned: whether training and validation loss ended far below a guess's.
+            holds: whether the validation loss ended at a tenth of a guess's, or below. findings: both. mapped: some samples
+            whose targets are maps; set by `Diagnostics`, `None` if there are none. guess: what saying the same for every sample
+            costs; set by `Diagnostics`, `None` if that is not known.
 
     Example:
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
@@ -214,7 +213,10 @@ class LossMonitor(Callback):
 
     @harmless
     def _mirrored(self, trainer: Trainer) -> list[Finding]:
-        return [] if self.mapped is None else turned_apart(self.mapped.mirror(), trainer.global_step)
+        if self.mapped is None:
+            return []
+        step = trainer.global_step
+        return turned_targets(self.mapped.turn(), step) or turned_apart(self.mapped.mirror(), step)
 
     def _course(self, trainer: Trainer) -> Course:
         guess = self.guess

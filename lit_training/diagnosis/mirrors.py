@@ -1,4 +1,4 @@
-"""Whether what a network learned of maps is half mirrored: what comes of flipping pictures without their masks."""
+"""Maps beside pictures: did a network learn mirror images of them, as if pictures were flipped without them; are they turned?"""
 
 import copy
 from collections.abc import Sequence
@@ -15,13 +15,14 @@ from lit_training.running import undisturbed
 from lit_training.tracing.loss_calls import before_reshaping
 from lit_training.tracing.probe import Probe
 
-__all__ = ["MappedSamples", "Mirror", "mapped_samples", "mirror"]
+__all__ = ["MappedSamples", "Mirror", "Turn", "mapped_samples", "mirror", "turn"]
 
 _MOST, _LEAST = 64, 8
 _ENOUGH_NUMBERS = 2**22  # of all inputs together, so that they stay below 16 MB; of large pictures the least number of samples
 _SMALLEST = 8
 _FLIPS = {"left and right": (-1,), "top and bottom": (-2,), "both ways": (-2, -1)}
 _SYMMETRIC = 0.95
+_QUARTERS = {"upside down": 2, "a quarter to the left": 1, "a quarter to the right": -1}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class Mirror:
     way: str
     share: float
     correlation: float
+
+
+@dataclass(frozen=True)
+class Turn:
+    """How pictures and targets fit: which way targets have to be turned to fit best, and the correlations then and as they are."""
+
+    way: str
+    turned: float
+    straight: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,13 @@ class MappedSamples:
             output = copied(*self.call.args, **self.call.kwargs)
         maps = _alike(output, self.targets) if isinstance(output, Tensor) else None
         return None if maps is None else mirror(*maps)
+
+    def turn(self) -> Turn | None:
+        """Compare the pictures themselves with the targets, by `turn`; `None` where targets are no masks of one kind."""
+        pictures = next(x for x in tree_leaves((self.call.args, self.call.kwargs)) if isinstance(x, Tensor))
+        masks = self.targets[:, None] if self.targets.ndim == 3 else self.targets
+        fits = pictures.ndim == masks.ndim == 4 and masks.shape[1] == 1 and pictures.is_floating_point()
+        return turn(pictures, masks.to(pictures.dtype)) if fits else None
 
 
 def mapped_samples(probe: Probe, calls: Sequence[Call]) -> MappedSamples | None:
@@ -110,6 +127,35 @@ def mirror(outputs: Tensor, targets: Tensor) -> Mirror | None:
         if own > 0:
             found.append(Mirror(way, share / own, correlation))
     return max(found, key=lambda each: each.share, default=None)
+
+
+@torch.no_grad()
+def turn(pictures: Tensor, targets: Tensor) -> Turn:
+    """Return which of the other symmetries of a square brings targets nearest to what pictures show.
+
+    Args:
+        pictures: `[samples, channels, height, width]`, of which the channel counts that fits best.
+        targets: `[samples, 1, height, width]`.
+
+    >>> masks = torch.rand(32, 1, 16, 16)
+    >>> turn(2 * masks.transpose(-1, -2) - 1, masks).way
+    'rows for columns'
+    """
+    seen, meant = (x.double() - x.double().mean(0) for x in (pictures, targets))
+    turned = {way: meant.flip(dims) for way, dims in _FLIPS.items()}
+    if meant.shape[-1] == meant.shape[-2]:
+        turned |= {way: meant.rot90(k, (-2, -1)) for way, k in _QUARTERS.items()} | {
+            "rows for columns": meant.transpose(-1, -2)
+        }
+    fits = {way: _fit(seen, x) for way, x in turned.items()}
+    way = max(fits, key=lambda each: fits[each])
+    return Turn(way, fits[way], _fit(seen, meant))
+
+
+def _fit(seen: Tensor, meant: Tensor) -> float:
+    """Return the largest size of a correlation between a channel and a map."""
+    lengths = seen.square().sum((0, 2, 3)) * meant.square().sum()
+    return float(((seen * meant).sum((0, 2, 3)).abs() / lengths.sqrt().clamp(min=1e-30)).max())
 
 
 def _along(x: Tensor, direction: Tensor) -> float:

@@ -3,10 +3,11 @@
 from lit_training.tracing.graph import LINEAR, Graph, Node
 from lit_training.tracing.loss_calls import RESHAPED, from_loader
 
-__all__ = ["meant_to_rise", "overlaps"]
+__all__ = ["are_distances", "meant_to_rise", "overlaps"]
 
 _SCORES = frozenset("log_softmax softmax sigmoid log_sigmoid tanh".split())
-_AVERAGED = RESHAPED | frozenset("sum mean unflatten".split())
+_AVERAGED = RESHAPED | frozenset("sum mean unflatten sqrt add clamp clamp_min".split())
+_DISTANCES = frozenset("sum mean sqrt linalg_vector_norm _cdist_forward".split())
 _SQUARED = frozenset("square linalg_vector_norm _cdist_forward".split())
 
 
@@ -45,6 +46,13 @@ def overlaps(graph: Graph, node: Node) -> bool:
     a, b = (_unshaped(graph, graph.nodes[p]) for p in node.parents)
     made, given = (a, b) if from_loader(graph, b) else (b, a)
     return made.op in ("sigmoid", "softmax") and given.name == "batch" and _only_target(graph, made) == given.index
+
+
+def are_distances(graph: Graph, node: Node, rows: int) -> bool:
+    """Tell whether a node holds the distances between all samples of a batch that layers encoded, `[rows, rows]`."""
+    if node.op not in _DISTANCES or node.shape != (rows, rows):
+        return False
+    return _meaning(graph, node) < 0 and any(graph.nodes[i].weight for i in graph.ancestors(node.index))
 
 
 def _only_target(graph: Graph, output: Node) -> int | None:

@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lit_training.tracing.choices import meant_to_rise, overlaps
+from lit_training.tracing.choices import are_distances, meant_to_rise, overlaps
 from lit_training.tracing.graph import Graph, Node
 from lit_training.tracing.loss_calls import LossCall, difference, difference_loss
 
-__all__ = ["Comparisons", "Direction", "parts_partners", "widens"]
+__all__ = ["Comparisons", "Direction", "joins_alike", "parts_partners", "widens"]
 
 _LEAST = 8
 _NEARLY_ALL = 0.99
@@ -36,12 +36,18 @@ class Direction:
 
 @dataclass
 class Comparisons:
-    """Follow differences and similarities of one forward, and look at the gradients that arrive at them."""
+    """Follow differences and similarities of one forward, and look at the gradients that arrive at them.
 
+    Args:
+        labels: of the samples, `[samples]`, where the batch holds one such tensor.
+    """
+
+    labels: Tensor | None = None
     directions: list[Direction] = field(default_factory=list)
     _differences: dict[int, tuple[LossCall, Tensor]] = field(default_factory=dict)
     _similarities: dict[int, bool] = field(default_factory=dict)
     _choices: dict[int, int] = field(default_factory=dict)
+    _distances: set[int] = field(default_factory=set)
 
     def note(self, graph: Graph, node: Node, tensor: Tensor, operands: Sequence[Tensor]) -> LossCall | None:
         """Look at an operation's result: is it a comparison? If it squares one or takes its size, return that as a loss."""
@@ -51,6 +57,8 @@ class Comparisons:
                 self._differences[node.index] = compared, tensor.detach()
         elif rises := meant_to_rise(graph, node) or int(overlaps(graph, node)):
             self._choices[node.index] = rises
+        elif self.labels is not None and are_distances(graph, node, len(self.labels)):
+            self._distances.add(node.index)
         elif node.op in ("mm", "bmm") and _compares_samples(graph, node):
             self._similarities[node.index] = len({_rows(graph, parent) for parent in node.parents}) == 1
         elif len(set(node.parents)) == 1 and node.parents[0] in self._differences:
@@ -63,7 +71,7 @@ class Comparisons:
 
     def wants(self, node: Node) -> bool:
         """Tell whether the gradient at a node shows a direction."""
-        return node.index in self._differences or node.index in self._similarities or node.index in self._choices
+        return any(node.index in kind for kind in (self._differences, self._similarities, self._choices, self._distances))
 
     def on_gradient(self, graph: Graph, node: Node, gradient: Tensor) -> None:
         """Judge the gradient that arrived at a comparison, unless some layer reads it."""
@@ -79,6 +87,27 @@ class Comparisons:
             self.directions.append(Direction("similarity", node.index, towards))
         elif node.index in self._choices:
             self.directions.append(Direction("choice", node.index, self._choices[node.index] * _raises(gradient)))
+        elif self.labels is not None:
+            self.directions.append(Direction("choice", node.index, joins_alike(gradient, self.labels)))
+
+
+@torch.no_grad()
+def joins_alike(gradient: Tensor, labels: Tensor) -> int:
+    """Tell whether a step brings samples of one label nearer, and parts others (1), or the other way round (-1); 0 if neither.
+
+    Args:
+        gradient: with respect to the distances between all samples, `[samples, samples]`.
+        labels: `[samples]`.
+
+    >>> y = torch.arange(12) % 3
+    >>> apart = 1.0 - 2.0 * (y[:, None] != y)
+    >>> joins_alike(apart, y), joins_alike(-apart, y)
+    (1, -1)
+    """
+    same = labels[:, None] == labels
+    others = ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    nearer, parted = -_raises(gradient[same & others]), _raises(gradient[~same])
+    return nearer if nearer == parted else 0
 
 
 def _raises(gradient: Tensor) -> int:

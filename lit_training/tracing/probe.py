@@ -28,7 +28,7 @@ from lit_training.tracing.trace import Tracer
 
 __all__ = ["Layer", "Probe"]
 
-_OF_COMPARISONS = frozenset(["sub", "abs", "square", "pow", "mul", "mm", "bmm", "gather"])
+_OF_COMPARISONS = frozenset("sub abs square pow mul mm bmm gather sum mean sqrt linalg_vector_norm _cdist_forward".split())
 _BREAKING = LOSSES | frozenset(
     "log log2 log10 log1p sqrt rsqrt div reciprocal exp expm1 pow acos asin atanh acosh xlogy".split()
 )
@@ -105,6 +105,8 @@ class Probe:
             wants_gradient=lambda node: bool(node.weight) or self.comparisons.wants(node),
             batch=self.batch,
         )
+        labels = [x for x in self.tracer.batch if x.ndim == 1 and not x.is_floating_point() and len(x) == self.batch_size]
+        self.comparisons.labels = labels[0] if len(labels) == 1 else None
         self.trainable = {id(p) for p in self.module.parameters() if p.requires_grad}
         self._by_node: dict[int, Layer] = {}
         self._finite: list[tuple[Node, Tensor]] = []

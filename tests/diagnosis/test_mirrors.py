@@ -10,8 +10,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lit_training import LitModule
 from lit_training.callbacks import Diagnostics
 from lit_training.diagnosis.experiments import Call
-from lit_training.diagnosis.mirrors import MappedSamples, mirror
-from lit_training.diagnosis.rules.mirrored import turned_apart
+from lit_training.diagnosis.mirrors import MappedSamples, mirror, turn
+from lit_training.diagnosis.rules.mirrored import turned_apart, turned_targets
 
 
 def blots(n: int = 64, size: int = 12) -> Tensor:
@@ -122,3 +122,28 @@ def test_outputs_of_another_size_than_the_labels_tell_nothing(pool: nn.Module) -
     network, pictures = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), pool), blots(16)
     samples = MappedSamples(Call("", network, (pictures,), {}), pictures[:, 0].long())
     assert samples.mirror() is None
+
+
+@pytest.mark.parametrize(
+    ("shown", "way"),
+    [
+        (lambda x: x.transpose(-1, -2), "rows for columns"),
+        (lambda x: x.flip(-1), "left and right"),
+        (lambda x: x.rot90(1, (-2, -1)), "a quarter to the left"),
+        (lambda x: -x.flip(-2), "top and bottom"),
+    ],
+)
+def test_pictures_that_are_turned_against_their_masks_are_found(shown, way: str) -> None:
+    masks = blots()
+    pictures = torch.cat([torch.randn(masks.shape, generator=torch.Generator().manual_seed(2)), shown(masks)], 1)
+    found = turn(pictures, masks)
+    assert found.way == way
+    assert [f.rule for f in turned_targets(found, 1)] == ["labels_broken"]
+
+
+def test_pictures_and_masks_that_fit_as_they_are_or_not_at_all_are_silent() -> None:
+    masks = blots()
+    noise = torch.randn(masks.shape, generator=torch.Generator().manual_seed(3))
+    assert turned_targets(turn(1 - masks + noise, masks), 1) == []
+    assert turned_targets(turn(noise, masks), 1) == []
+    assert turned_targets(turn(masks + masks.flip(-1), masks), 1) == []

@@ -121,7 +121,7 @@ def _of_comparisons(evidence: Evidence) -> _Verdict:
     if away_from_targets(evidence, climbs):
         return "Each step makes every difference between outputs and targets larger.", {}
     if away_from_choices(evidence, climbs):
-        return "Each step lowers the scores that the targets pick, or the overlap with them.", {}
+        return "Each step lowers scores, similarities or overlaps that belong to the targets, or parts what has one label.", {}
     if away_from_partners(evidence, climbs):
         return "Each step makes partners less alike, and every sample more like all others.", {}
     if (likelihood := sunk_likelihood(evidence)) is not None:

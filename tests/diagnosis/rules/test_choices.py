@@ -123,3 +123,16 @@ def test_one_target_for_all_rows_makes_them_parts_of_one_sample(rows: int, said:
     x, y = numbers()
     found = alarms(Total(), (x, y[:rows]), lambda z, y: F.mse_loss(z, y.mean(0)), optimizer=adam, steps=1)
     assert ("wrong_loss" in found) == said
+
+
+@pytest.mark.parametrize("distances", [torch.cdist, lambda a, b: ((a[:, None] - b).square().sum(2) + 1e-8).sqrt()])
+@pytest.mark.parametrize(("sign", "said"), [(1, []), (-1, ["loss_sign"])])
+def test_a_step_that_parts_what_has_one_label_is_found(
+    distances: Callable[[Tensor, Tensor], Tensor], sign: int, said: list[str]
+) -> None:
+    def triplets(z: Tensor, y: Tensor) -> Tensor:
+        apart, same = distances(z, z), y[:, None] == y
+        far, near = apart.masked_fill(~same, 0).amax(1), apart.masked_fill(same, 9).amin(1)
+        return F.relu(sign * (far - near) + 2).mean()
+
+    assert alarms(mlp(16, 32, 8), vectors(), triplets, optimizer=adam) == said
