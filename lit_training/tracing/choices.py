@@ -7,8 +7,8 @@ __all__ = ["are_distances", "meant_to_rise", "overlaps"]
 
 _SCORES = frozenset("log_softmax softmax sigmoid log_sigmoid tanh".split())
 _AVERAGED = RESHAPED | frozenset("sum mean unflatten sqrt add clamp clamp_min".split())
-_DISTANCES = frozenset("sum mean sqrt linalg_vector_norm _cdist_forward".split())
-_SQUARED = frozenset("square linalg_vector_norm _cdist_forward".split())
+_DISTANCES = frozenset("sum mean sqrt linalg_vector_norm _cdist_forward _euclidean_dist".split())
+_SQUARED = frozenset("square linalg_vector_norm _cdist_forward _euclidean_dist".split())
 
 
 def meant_to_rise(graph: Graph, node: Node) -> int:

@@ -28,7 +28,9 @@ from lit_training.tracing.trace import Tracer
 
 __all__ = ["Layer", "Probe"]
 
-_OF_COMPARISONS = frozenset("sub abs square pow mul mm bmm gather sum mean sqrt linalg_vector_norm _cdist_forward".split())
+_OF_COMPARISONS = frozenset(
+    "sub abs square pow mul mm bmm gather sum mean sqrt linalg_vector_norm _cdist_forward _euclidean_dist".split()
+)
 _BREAKING = LOSSES | frozenset(
     "log log2 log10 log1p sqrt rsqrt div reciprocal exp expm1 pow acos asin atanh acosh xlogy".split()
 )
