@@ -80,8 +80,13 @@ class Course:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """Return the validation losses over what a guess costs on those data."""
+        """Return the validation losses over what a guess costs on those data.
+
+        Of classes that training draws more evenly, the guess that training teaches: it cannot know how rare they are in validation.
+        """
         guess = self.guess_apart or self.guess or math.inf
+        if self.classes and self.guess and self.guess_apart:
+            guess = max(self.guess_apart, self.guess)
         return tuple(loss / guess for loss in self.validation)
 
     @property

@@ -152,3 +152,10 @@ def test_a_guess_known_from_one_batch_of_small_targets_is_doubted(best: float, b
 def test_few_validation_samples_do_not_tell_that_all_was_lost(samples: int, cause: list[str]) -> None:
     patients = {"training": (1.4, *[1.38] * 30), "validation": (1.24, 1.40), "first_pass": 1.2, "guess_apart": LN4}
     assert rules(**patients, samples_apart=samples, classes=4) == cause
+
+
+@pytest.mark.parametrize(("classes", "cause"), [(2, []), (0, ["train_val_mismatch"])])
+def test_classes_that_training_draws_evenly_cannot_be_known_to_be_rare_in_validation(classes: int, cause: list[str]) -> None:
+    drawn = Course((0.67, 0.18, 0.08), (0.21, 0.13, 0.12), 250, guess=0.69, before=0.58, first_pass=0.1, passes=4, classes=classes,
+                   guess_apart=0.14, samples_apart=1000, samples=2000, moved=1.4)  # fmt: skip
+    assert rules(drawn) == cause
