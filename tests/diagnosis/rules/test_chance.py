@@ -158,4 +158,4 @@ def test_few_validation_samples_do_not_tell_that_all_was_lost(samples: int, caus
 def test_classes_that_training_draws_evenly_cannot_be_known_to_be_rare_in_validation(classes: int, cause: list[str]) -> None:
     drawn = Course((0.67, 0.18, 0.08), (0.21, 0.13, 0.12), 250, guess=0.69, before=0.58, first_pass=0.1, passes=4, classes=classes,
                    guess_apart=0.14, samples_apart=1000, samples=2000, moved=1.4)  # fmt: skip
-    assert rules(drawn) == cause
+    assert [finding.rule for finding in judge_course(drawn)] == cause
