@@ -97,15 +97,19 @@ def is_turned(evidence: Evidence, output: int) -> bool:
     Then they may rightly fall as targets rise: `margin - distance`, `1 / depth`, `log_softmax(-energy)`.
     """
     graph = evidence.graph
-    given = {node.index for node in graph.nodes if node.name == "batch"} - graph.ancestors(output)
+    batch = {node.index for node in graph.nodes if node.name == "batch"}
+    given = batch - graph.ancestors(output) or batch
     readers, seen, stack = graph.consumers(), {output}, [output]
     meets = False
     while stack:
         for reader in (graph.nodes[r] for r in readers[stack.pop()] if r not in seen):
-            seen.add(reader.index)
-            if not given.isdisjoint(graph.ancestors(reader.index)):
+            others = [p for p in reader.parents if output not in graph.ancestors(p)]
+            if any(not given.isdisjoint(graph.ancestors(p)) for p in others):
                 meets = True
-            elif not _turns(graph, reader, seen):
+                continue
+            turns = _turns(graph, reader, seen)
+            seen.add(reader.index)
+            if not turns:
                 stack.append(reader.index)
             elif any(graph.nodes[r].op in _PROBABILITIES for r in readers[reader.index]):
                 return True
@@ -114,9 +118,12 @@ def is_turned(evidence: Evidence, output: int) -> bool:
 
 def _turns(graph: Graph, node: Node, rising: set[int]) -> bool:
     """Tell whether an operation gives the less, the more it gets."""
-    below = node.op == "div" and len(node.parents) == 2 and node.parents[1] in rising
-    after = node.op == "sub" and len(node.parents) == 2 and node.parents[1] in rising and node.parents[0] not in rising
-    return below or after or node.op in ("neg", "rsub", "reciprocal") or (node.op == "mul" and node.scalars[:1] < (0.0,))
+    second = len(node.parents) == 2 and node.parents[1] in rising and node.parents[0] not in rising
+    return (
+        (second and node.op in ("div", "sub"))
+        or node.op in ("neg", "rsub", "reciprocal")
+        or (node.op == "mul" and node.scalars[:1] < (0.0,))
+    )
 
 
 def _made_of(graph: Graph, index: int) -> int:
