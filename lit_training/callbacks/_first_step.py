@@ -55,9 +55,9 @@ class HandedOut:
         self._val_modes: tuple[str, ...] | None = None
 
     @harmless
-    def note_training(self, batch: Any, epoch: int) -> None:
+    def note_training(self, batch: Any) -> None:
         """Keep the targets of one of the first few batches."""
-        self._batches.note(batch, seen_before=epoch > 0)
+        self._batches.note(batch)
 
     @harmless
     def before_validation(self, module: LightningModule, batch: Any) -> None:

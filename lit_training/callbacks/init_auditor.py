@@ -147,7 +147,7 @@ class InitAuditor(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Start observing the first batch of a run that was not resumed; keep the targets of the first few."""
         if self._step is not None or self._evidence is not None or not self._done:
-            self._handed_out.note_training(batch, trainer.current_epoch)
+            self._handed_out.note_training(batch)
         if self._done or (self._step is not None and not self._left_out.again):
             return
         if trainer.global_step > 0 and not self._left_out.again:

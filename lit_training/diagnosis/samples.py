@@ -45,7 +45,7 @@ class Samples:
         numbers: of each of the first batches the targets, where they are up to 64 numbers a sample.
         wild: of them those that hold a number far beyond any that the very first one holds at that place: which, the largest size
             in it, and in the first.
-        different: of the first epoch's first batches, how many samples there are, and how many of them differ in some tensor of
+        different: of the first batches, how many samples there are, and how many of them differ in some tensor of
             several numbers a sample, the target aside; zeros where samples hold something else.
     """
 
@@ -102,15 +102,15 @@ class FirstBatches:
     extremes: list[list[Tensor]] = field(default_factory=list)
     marks: list[dict[int, Tensor | None]] = field(default_factory=list)
 
-    def note(self, batch: Any, *, seen_before: bool = False) -> None:
-        """Take the next batch, unless enough were seen; `seen_before` tells that it is not of the first epoch."""
+    def note(self, batch: Any) -> None:
+        """Take the next batch, unless enough were seen."""
         if len(self.columns) < BATCHES:
             tensors = _dense(batch)
             self.columns.append(_one_a_sample(tensors))
             self.few.append(_some_a_sample(tensors))
             numbers = [x for x in tensors.values() if x.is_floating_point() and x.numel()]
             self.extremes.append([extreme for x in numbers for extreme in torch.aminmax(x)])
-            self.marks += [] if seen_before else [_marks(batch)]
+            self.marks.append(_marks(batch))
 
     def targets(self, place: int | None) -> Tensor | None:
         """Return the values at a place of all batches, in order, on the host."""

@@ -160,3 +160,22 @@ def test_labels_that_are_smoothed_are_judged_by_what_is_above_their_floor(shuffl
     assert [f.rule for f in watch.findings if f.severity != "note"] == rules
     assert course.guess == pytest.approx(math.log(4) - watch.losses.guess.floor, rel=0.01)  # type: ignore[union-attr]
     assert shuffled or course.end < 0.5 * course.guess  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("back", "rules"), [(0.95, ["no_update"]), (0.0, [])])
+def test_an_average_that_is_written_into_the_weights_undoes_the_updates(back: float, rules: list[str]) -> None:
+    class Averaged(LitModule):
+        def on_train_start(self) -> None:
+            self.average = [p.detach().clone() for p in self.parameters()]
+
+        @torch.no_grad()
+        def on_train_batch_end(self, *_: object) -> None:
+            for p, mean in zip(self.parameters(), self.average, strict=True):
+                p.lerp_(mean, back)
+
+    torch.manual_seed(0)
+    monitor, x = LossMonitor(), torch.randn(320, 4)
+    module = Averaged(nn.Linear(4, 1), loss="mse_loss", lr=0.1, metrics=[])
+    trainer = pl.Trainer(max_epochs=1, barebones=True, accelerator="cpu", callbacks=[monitor])
+    trainer.fit(module, DataLoader(TensorDataset(x, x[:, :1]), 16))
+    assert [finding.rule for finding in monitor.findings] == rules

@@ -159,3 +159,20 @@ def test_classes_that_training_draws_evenly_cannot_be_known_to_be_rare_in_valida
     drawn = Course((0.67, 0.18, 0.08), (0.21, 0.13, 0.12), 250, guess=0.69, before=0.58, first_pass=0.1, passes=4, classes=classes,
                    guess_apart=0.14, samples_apart=1000, samples=2000, moved=1.4)  # fmt: skip
     assert [finding.rule for finding in judge_course(drawn)] == cause
+
+
+@pytest.mark.parametrize(
+    ("end", "best", "last", "cause"),
+    [
+        (0.04, 0.45, 0.5, ["overfit_no_regularisation"]),
+        (0.17, 0.45, 1.1, []),
+        (0.04, 0.2, 0.5, []),
+        (0.1, 0.45, 0.5, []),
+    ],
+)
+def test_what_is_learned_by_heart_over_many_epochs_leaves_little_in_training_only(
+    end: float, best: float, last: float, cause: list[str]
+) -> None:
+    course = Course((0.9, 0.3, end, end), (0.8, best, last), 400, guess=1.0, guess_apart=1.0, before=1.1, first_pass=0.8,
+                    passes=80, samples=160, samples_apart=600, moved=0.3, sampled=True)  # fmt: skip
+    assert [finding.rule for finding in judge_course(course)] == cause

@@ -172,3 +172,24 @@ def test_gates_may_start_nearly_shut(bias: float, said: list[str]) -> None:
 
     torch.manual_seed(0)
     assert alarms(Gated(), optimizer=adam)[:1] == said
+
+
+class NextToken(nn.Module):
+    """Looks one place back, or one ahead; as many classes as places, along either dimension."""
+
+    def __init__(self, ahead: bool, transposed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.conv, self.ahead, self.transposed = nn.Embedding(12, 12), nn.Conv1d(12, 12, 2), ahead, transposed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        seen = nn.functional.pad(self.embed(tokens).transpose(1, 2), (0, 1) if self.ahead else (1, 0))
+        logits: Tensor = self.conv(seen)
+        return logits.transpose(1, 2) if self.transposed else logits
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_classes_as_many_as_places_are_not_taken_for_them(ahead: bool, transposed: bool) -> None:
+    tokens = torch.randint(12, (8, 12), generator=torch.Generator().manual_seed(1))
+    assert try_in_eval([Call("", NextToken(ahead, transposed), (tokens,), {})], ahead=True)[0].foresees == ahead

@@ -123,3 +123,11 @@ def test_a_norm_that_rests_is_why_inputs_are_raw(training: bool) -> None:
     said = alarms(model, (300 + 200 * x, y), optimizer=lambda m: torch.optim.Adam(m.parameters(), lr=1e-3))
     assert said[:1] == ([] if training else ["bn_eval_in_train"])
     assert "unnormalised_input" not in said
+
+
+@pytest.mark.parametrize("affine", [False, True])
+def test_a_norm_of_the_inputs_in_eval_mode_is_found(affine: bool) -> None:
+    net = nn.Sequential(nn.BatchNorm1d(16, affine=affine), *mlp(16, 32, 4))
+    assert "bn_eval_in_train" not in alarms(net)
+    net = nn.Sequential(nn.BatchNorm1d(16, affine=affine).eval(), *mlp(16, 32, 4))
+    assert alarms(net) == ["bn_eval_in_train"]
